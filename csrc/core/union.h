@@ -1,0 +1,117 @@
+// From every member's top-k to the slots of the union, each with one tagged id per member.
+//
+// The walk is the concatenation of the members' top-k lists, primary first. An entry whose class was not seen
+// earlier in the walk opens a slot; slots stand in the order of the entries that opened them.
+#pragma once
+
+#include <cstdint>
+
+#include "block.h"
+#include "hash_map.h"
+#include "index_table.h"
+#include "step_params.h"
+#include "top_k.h"
+
+namespace unite {
+
+// Working memory of one row. `top` is filled before the union is built; the rest is written by it.
+struct RowScratch {
+  uint64_t* top;          // [members, k] keys in walk order, each list by rank, kNoKey padded
+  int32_t* entry_class;   // [members * k], kNoClass for padding
+  int32_t* slot_class;    // [num_slots]
+  int32_t* slot_id;       // [num_slots, members] tagged ids
+  float* slot_score;      // [num_slots, members]
+  IndexTable table;       // capacity for num_slots entries
+  float* log_normalizer;  // [members] log-sum-exp over eligible ids; read for Score::kProbs only
+  int32_t* size;          // [1] number of slots
+};
+
+namespace detail {
+
+// While own top-k entries compete for a slot, slot_id holds kRankBase + rank: below every id, smaller is better.
+constexpr int32_t kRankBase = INT32_MIN;
+UNITE_HOST_DEVICE inline bool holds_rank(int32_t field) {
+  return field < kNoId;
+}
+
+UNITE_HOST_DEVICE inline void open_slot(const StepParams& p, const RowScratch& s, int slot, int owner,
+                                        const MapEntry& entry) {
+  s.slot_class[slot] = entry.cls;
+  int32_t* ids = s.slot_id + slot * p.members;
+  if (p.members <= kMaxInlineMembers) {
+    // The owner's field is overwritten by its rank, which is what opened the slot.
+    for (int m = 0; m < p.members; ++m) ids[m] = m == owner ? kNoId : entry.other[other_index(owner, m)];
+  } else {
+    const int32_t* row = p.class_ids + static_cast<int64_t>(entry.cls) * p.members;
+    for (int m = 0; m < p.members; ++m) ids[m] = row[m];
+  }
+}
+
+// The slot of `include`, appended last when the walk did not open it. False when the id is not eligible.
+UNITE_HOST_DEVICE inline bool append_include(const StepParams& p, const RowScratch& s, int64_t include) {
+  if (include < 0) return include == -1;
+  if (include >= p.logits[p.primary].vocab_size) return false;
+  const MapEntry entry = find(p.map, p.log2_capacity, map_key(p.primary, static_cast<int32_t>(include)));
+  if (entry.cls == kNoClass) return false;
+  if (s.table.find(entry.cls) != IndexTable::kAbsent) return true;
+  const int slot = (*s.size)++;
+  s.slot_class[slot] = entry.cls;
+  const int32_t* row = p.class_ids + static_cast<int64_t>(entry.cls) * p.members;
+  for (int m = 0; m < p.members; ++m) s.slot_id[slot * p.members + m] = row[m];
+  return true;
+}
+
+}  // namespace detail
+
+// Builds slots, slot ids and, where a member's own top-k holds the class, its score straight from the key.
+// Ends with a sync. Returns false (to every thread) when the row's `include` is not an eligible id.
+template <class Block>
+UNITE_HOST_DEVICE bool build_union(Block& block, const StepParams& p, int64_t row, const RowScratch& s) {
+  const int walk = p.members * p.k;
+  s.table.clear(block);
+  block.sync();
+
+  for (int w = block.thread_rank(); w < walk; w += block.size()) {
+    int32_t cls = kNoClass;
+    if (s.top[w] != kNoKey) {
+      const int member = walk_member(w / p.k, p.primary);
+      cls = find(p.map, p.log2_capacity, map_key(member, key_id(s.top[w]))).cls;
+      if (cls != kNoClass) s.table.insert_min(block, cls, w);
+    }
+    s.entry_class[w] = cls;
+  }
+  block.sync();
+
+  // Number the slots in walk order; the table then leads from a class to its slot.
+  int slots = 0;
+  for (int base = 0; base < walk; base += block.size()) {
+    const int w = base + block.thread_rank();
+    const int32_t cls = w < walk ? s.entry_class[w] : kNoClass;
+    const bool opens = cls != kNoClass && s.table.find(cls) == w;
+    int total;
+    const int slot = slots + block.exclusive_sum(opens ? 1 : 0, total);
+    slots += total;
+    if (opens) {
+      const int member = walk_member(w / p.k, p.primary);
+      const MapEntry entry = find(p.map, p.log2_capacity, map_key(member, key_id(s.top[w])));
+      detail::open_slot(p, s, slot, member, entry);
+      s.entry_class[w] = -2 - slot;  // an opener names its slot, below kNoClass
+    }
+  }
+  if (block.thread_rank() == 0) *s.size = slots;
+  block.sync();
+
+  // Rule 1 of the fill: a class in a member's own top-k takes its highest-ranked id there.
+  for (int w = block.thread_rank(); w < walk; w += block.size()) {
+    if (s.entry_class[w] == kNoClass) continue;
+    const int opener = s.entry_class[w] < kNoClass ? w : s.table.find(s.entry_class[w]);
+    const int slot = -2 - s.entry_class[opener];
+    const int member = walk_member(w / p.k, p.primary);
+    block.fetch_min(s.slot_id + slot * p.members + member, detail::kRankBase + w % p.k);
+  }
+  if (p.include != nullptr && block.thread_rank() == 0 && !detail::append_include(p, s, p.include[row])) *s.size = -1;
+  block.sync();
+  return *s.size >= 0;
+}
+
+}  // namespace unite
