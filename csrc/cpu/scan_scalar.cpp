@@ -1,0 +1,73 @@
+// ScanKernels in plain C++: what runs where no wider instruction set is known. Lanes are a small array, so that
+// the compiler vectorises with whatever the build's baseline offers (SSE2, NEON).
+#include <cstring>
+
+#include "../core/top_k.h"
+#include "scan_kernels.h"
+
+namespace unite {
+namespace {
+
+struct Vec {
+  static constexpr int32_t kLanes = 8;
+  float lane[kLanes];
+
+  static Vec broadcast(float x) {
+    Vec v;
+    for (int i = 0; i < kLanes; ++i) v.lane[i] = x;
+    return v;
+  }
+  template <Dtype D>
+  static Vec load(const char* p) {
+    Vec v;
+    if (D == Dtype::kFloat32) {
+      memcpy(v.lane, p, sizeof v.lane);
+    } else {
+      uint16_t bits[kLanes];
+      memcpy(bits, p, sizeof bits);
+      for (int i = 0; i < kLanes; ++i)
+        v.lane[i] = D == Dtype::kBFloat16 ? bfloat16_to_float(bits[i]) : float16_to_float(bits[i]);
+    }
+    return v;
+  }
+  template <Dtype D>
+  static void load_two(const char* p, Vec& a, Vec& b) {
+    a = load<D>(p);
+    b = load<D>(p + kLanes * (D == Dtype::kFloat32 ? 4 : 2));
+  }
+  static Vec max(const Vec& x, const Vec& acc) {
+    Vec v;
+    for (int i = 0; i < kLanes; ++i) v.lane[i] = x.lane[i] > acc.lane[i] ? x.lane[i] : acc.lane[i];
+    return v;
+  }
+  static Vec min(const Vec& a, const Vec& b) {
+    Vec v;
+    for (int i = 0; i < kLanes; ++i) v.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
+    return v;
+  }
+  static Vec select(uint32_t bits, const Vec& x) {
+    Vec v;
+    for (int i = 0; i < kLanes; ++i) v.lane[i] = (bits >> i & 1u) ? x.lane[i] : negative_infinity();
+    return v;
+  }
+  static uint32_t at_least(const Vec& x, const Vec& bound) {
+    uint32_t bits = 0;
+    for (int i = 0; i < kLanes; ++i) bits |= (x.lane[i] >= bound.lane[i] ? 1u : 0u) << i;
+    return bits;
+  }
+  void store(float* p) const { memcpy(p, lane, sizeof lane); }
+  float reduce_max() const {
+    float largest = lane[0];
+    for (int i = 1; i < kLanes; ++i) largest = lane[i] > largest ? lane[i] : largest;
+    return largest;
+  }
+};
+
+}  // namespace
+}  // namespace unite
+
+#include "scan_kernels_impl.h"
+
+namespace unite {
+const ScanKernels kScalarKernels = kKernels;
+}
