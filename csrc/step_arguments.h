@@ -1,0 +1,150 @@
+// From the operator's arguments to StepParams, checked, with its outputs allocated. Shared by every backend.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cmath>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+#include "core/step_params.h"
+
+namespace unite {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// next_ids, union_ids, union_size, winner, union_probs, member_probs, status
+using StepOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+namespace detail {
+
+inline Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype, const Tensor& like) {
+  int64_t strides[3] = {1, 1, 1};
+  for (int i = static_cast<int>(sizes.size()) - 2; i >= 0; --i) strides[i] = strides[i + 1] * sizes.begin()[i + 1];
+  const int32_t device_type = like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
+  AtenTensorHandle handle;
+  if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype, device_type,
+                               like.get_device_index(), &handle) != AOTI_TORCH_SUCCESS)
+    fail("out of memory for the outputs");
+  return Tensor(handle);
+}
+
+inline Dtype member_dtype(const std::string& name, const Tensor& logits) {
+  switch (logits.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      fail(name, " must be float32, bfloat16 or float16");
+  }
+}
+
+inline MemberLogits member_logits(int member, const Tensor& logits, int64_t batch, const Tensor& first,
+                                  const Tensor& eligible, int64_t eligible_offset, int64_t vocab_size) {
+  const std::string name = "logits[" + std::to_string(member) + "]";
+  if (logits.dim() != 2) fail(name, " must be [batch, vocabulary], got ", logits.dim(), " dimensions");
+  if (logits.size(0) != batch) fail(name, " must have ", batch, " rows like logits[0], got ", logits.size(0));
+  if (logits.stride(1) != 1 && logits.size(1) > 1) fail(name, " must be contiguous in its last dimension");
+  check_same_device(name, logits, first);
+  check_range("vocab_sizes", vocab_size, 1, kIdMask);
+  if (logits.size(1) < vocab_size)
+    fail(name, " must hold the highest eligible id, ", vocab_size - 1, ", got a width of ", logits.size(1));
+  const int64_t words = (vocab_size + 31) / 32;
+  if (eligible_offset < 0 || eligible_offset + words > eligible.size(0))
+    fail("eligible must hold ", words, " words from eligible_offsets[", member, "]");
+  MemberLogits result;
+  result.data = logits.data_ptr();
+  result.row_stride = batch > 1 ? logits.stride(0) : 0;
+  result.eligible = static_cast<const uint32_t*>(eligible.data_ptr()) + eligible_offset;
+  result.vocab_size = static_cast<int32_t>(vocab_size);
+  result.dtype = member_dtype(name, logits);
+  return result;
+}
+
+}  // namespace detail
+
+struct StepArguments {
+  StepParams params;
+  StepOutputs outputs;
+
+  StepArguments(const std::vector<Tensor>& logits, const Tensor& table, const Tensor& class_ids, const Tensor& eligible,
+                const std::vector<int64_t>& eligible_offsets, const std::vector<int64_t>& vocab_sizes, int64_t k,
+                int64_t primary, const std::vector<double>& weights, bool score_probs, bool drop_duplicates,
+                const std::optional<Tensor>& include) {
+    const int64_t members = static_cast<int64_t>(logits.size());
+    check_range("the number of logits", members, 1, kMaxMembers);
+    check_range("k", k, 1, kMaxTopK);
+    check_range("members * k", members * k, 1, kMaxWalk);
+    check_range("primary", primary, 0, members - 1);
+    check_length("eligible_offsets", eligible_offsets.size(), logits.size());
+    check_length("vocab_sizes", vocab_sizes.size(), logits.size());
+    check_length("weights", weights.size(), logits.size());
+
+    const Tensor& first = logits[0];
+    check_dense("table", table, ScalarType::Int, 2, first);
+    check_dense("class_ids", class_ids, ScalarType::Int, 2, first);
+    check_dense("eligible", eligible, ScalarType::Int, 1, first);
+    const int64_t capacity = table.size(0);
+    if (table.size(1) != 4 || capacity < 2 || (capacity & (capacity - 1)) != 0)
+      fail("table must be [a power of two, 4], got [", capacity, ", ", table.size(1), "]");
+    if (class_ids.size(1) != members) fail("class_ids must be [classes, ", members, "]");
+    if (first.dim() != 2) fail("logits[0] must be [batch, vocabulary], got ", first.dim(), " dimensions");
+
+    const int64_t batch = first.size(0);
+    check_range("the batch", batch, 0, INT32_MAX);
+    StepParams& p = params;
+    p.batch = static_cast<int32_t>(batch);
+    p.members = static_cast<int32_t>(members);
+    p.k = static_cast<int32_t>(k);
+    p.primary = static_cast<int32_t>(primary);
+    p.num_slots = static_cast<int32_t>(members * k + (include.has_value() ? 1 : 0));
+    p.score = score_probs ? Score::kProbs : Score::kLogits;
+    p.duplicates = drop_duplicates ? Duplicates::kDrop : Duplicates::kRepeat;
+    for (int m = 0; m < members; ++m) {
+      p.weights[m] = static_cast<float>(weights[m]);
+      p.logits[m] =
+          detail::member_logits(m, logits[m], batch, first, eligible, eligible_offsets[m], vocab_sizes[m]);
+    }
+    p.map = static_cast<const MapEntry*>(table.data_ptr());
+    p.log2_capacity = 0;
+    while ((int64_t{1} << p.log2_capacity) < capacity) ++p.log2_capacity;
+    p.class_ids = static_cast<const int32_t*>(class_ids.data_ptr());
+    p.include = nullptr;
+    if (include.has_value()) {
+      check_dense("include", *include, ScalarType::Long, 1, first);
+      if (include->size(0) != batch) fail("include must have ", batch, " entries, got ", include->size(0));
+      p.include = static_cast<const int64_t*>(include->data_ptr());
+    }
+    allocate(first);
+  }
+
+ private:
+  void allocate(const Tensor& first) {
+    StepParams& p = params;
+    const int64_t batch = p.batch, slots = p.num_slots, members = p.members;
+    const int32_t i64 = aoti_torch_dtype_int64(), i32 = aoti_torch_dtype_int32(), f32 = aoti_torch_dtype_float32();
+    outputs = StepOutputs(detail::empty({batch, members}, i64, first), detail::empty({batch, slots, members}, i64, first),
+                          detail::empty({batch}, i32, first), detail::empty({batch}, i32, first),
+                          detail::empty({batch, slots}, f32, first), detail::empty({batch, slots, members}, f32, first),
+                          detail::empty({batch}, i32, first));
+    p.next_ids = static_cast<int64_t*>(std::get<0>(outputs).data_ptr());
+    p.union_ids = static_cast<int64_t*>(std::get<1>(outputs).data_ptr());
+    p.union_size = static_cast<int32_t*>(std::get<2>(outputs).data_ptr());
+    p.winner = static_cast<int32_t*>(std::get<3>(outputs).data_ptr());
+    p.union_probs = static_cast<float*>(std::get<4>(outputs).data_ptr());
+    p.member_probs = static_cast<float*>(std::get<5>(outputs).data_ptr());
+    p.status = static_cast<int32_t*>(std::get<6>(outputs).data_ptr());
+  }
+};
+
+}  // namespace unite

@@ -1,0 +1,19 @@
+"""UNITE: several language models of different families decode together.
+
+`VocabAlignment` relates the members' vocabularies by bytes; `unite_step` takes one row of logits per model and gives
+every model's next id. `unite_ext.reference` states the same in plain PyTorch.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from .alignment import VocabAlignment
+from .ops import unite_step
+from .reference import StepResult
+from .vocab import Vocabulary
+
+try:
+    __version__ = version("unite_ext")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "unknown"
+
+__all__ = ["StepResult", "VocabAlignment", "Vocabulary", "__version__", "unite_step"]

@@ -1,0 +1,5 @@
+"""`python -m unite_ext` is the `unite` command."""
+
+from .cli import app
+
+app()

@@ -1,0 +1,112 @@
+"""Checks of the step's arguments, before any work: what was expected, what came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .alignment import VocabAlignment
+
+MAX_MEMBERS = 8
+MAX_K = 256
+MAX_WALK = 1024
+SCORES = ("logits", "probs")
+DUPLICATES = ("repeat", "drop")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_integer(name: str, value: object, low: int, high: int) -> None:
+    """`value` is an int (not a bool) from low to high."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, got {value}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """`value` is one of the strings in `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_step_options(members: int, k: int, primary: int, score: str, duplicates: str) -> None:
+    """The options of a step that do not depend on its tensors."""
+    check_integer("k", k, 1, MAX_K)
+    if members * k > MAX_WALK:
+        raise ValueError(f"members * k must be at most {MAX_WALK}, got {members} * {k} = {members * k}")
+    check_integer("primary", primary, 0, members - 1)
+    check_choice("score", score, SCORES)
+    check_choice("duplicates", duplicates, DUPLICATES)
+
+
+def normalize_weights(weights: Sequence[float] | None, members: int) -> list[float]:
+    """Non-negative weights, one per member, scaled to sum 1; uniform for None."""
+    if weights is None:
+        return [1.0 / members] * members
+    if isinstance(weights, Tensor):
+        weights = weights.tolist()
+    try:
+        values = [float(weight) for weight in weights]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"weights must be numbers, one per member, got {weights!r}") from error
+    if len(values) != members:
+        raise ValueError(f"weights must have one entry per member, {members}, got {len(values)}")
+    if any(not math.isfinite(value) or value < 0 for value in values):
+        raise ValueError(f"weights must be finite and not negative, got {values}")
+    total = sum(values)
+    if total == 0:
+        raise ValueError("weights must not all be zero")
+    if not math.isfinite(total):
+        raise ValueError(f"weights must have a finite sum, got {values}")
+    return [value / total for value in values]
+
+
+def check_logits(logits: Sequence[Tensor], alignment: VocabAlignment) -> None:
+    """One [B, V_m] tensor per member of the alignment, wide enough, on its device."""
+    if isinstance(logits, Tensor) or not isinstance(logits, (list, tuple)):
+        raise TypeError(f"logits must be a list of one [batch, vocabulary] tensor per member, got {type(logits).__name__}")
+    if not 1 <= len(logits) <= MAX_MEMBERS:
+        raise ValueError(f"logits must hold 1 to {MAX_MEMBERS} members, got {len(logits)}")
+    if len(logits) != alignment.num_members:
+        raise ValueError(f"logits must hold one tensor per member of the alignment, {alignment.num_members}, got {len(logits)}")
+    batch = None
+    for m, (tensor, size) in enumerate(zip(logits, alignment.vocab_sizes)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"logits[{m}] must be a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"logits[{m}] must be float32, bfloat16 or float16, got {tensor.dtype}")
+        if tensor.dim() != 2:
+            raise ValueError(f"logits[{m}] must be [batch, vocabulary], got shape {tuple(tensor.shape)}")
+        rows, width = tensor.shape
+        batch = rows if batch is None else batch
+        if rows != batch:
+            raise ValueError(f"logits[{m}] must have {batch} rows like logits[0], got {rows}")
+        if width < size:
+            raise ValueError(
+                f"logits[{m}] must hold the member's highest eligible id, {size - 1}, got a width of {width}: "
+                "is the alignment made from this model's tokenizer?"
+            )
+        if tensor.stride(1) != 1 and width > 1:
+            raise ValueError(f"logits[{m}] must be contiguous in its last dimension, got strides {tensor.stride()}")
+        if tensor.device != alignment.device:
+            raise ValueError(
+                f"logits[{m}] must be on the alignment's device, {alignment.device}, got {tensor.device}: "
+                "move the alignment with alignment.to(device)"
+            )
+
+
+def check_include(include: Tensor, batch: int, device: torch.device) -> None:
+    """An int64 [B] tensor on `device`; its values are checked by the step."""
+    if not isinstance(include, Tensor):
+        raise TypeError(f"include must be an int64 tensor [batch], got {type(include).__name__}")
+    if include.dtype != torch.int64:
+        raise TypeError(f"include must be int64, got {include.dtype}")
+    if tuple(include.shape) != (batch,):
+        raise ValueError(f"include must have shape ({batch},), got {tuple(include.shape)}")
+    if include.device != device:
+        raise ValueError(f"include must be on {device} like the logits, got {include.device}")

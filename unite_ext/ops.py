@@ -1,0 +1,149 @@
+"""`unite_step`: the fused step as one operator, on the CPU and on CUDA devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _arguments, _backend
+from .alignment import VocabAlignment
+from .reference import StepResult
+
+
+def unite_step(
+    logits: Sequence[Tensor],
+    alignment: VocabAlignment,
+    *,
+    k: int = 10,
+    primary: int = 0,
+    weights: Sequence[float] | None = None,
+    score: str = "logits",
+    duplicates: str = "repeat",
+    include: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> StepResult:
+    """One UNITE step (arXiv 2410.03777, Algorithm 1): from every member's logits to every member's next id.
+
+    `unite_ext.reference.unite_step` states the same step in plain PyTorch; ids agree exactly.
+
+    Parameters
+    ----------
+    logits : list of Tensor
+        One [B, V_m] tensor per member: float32, bfloat16 or float16, any row stride, contiguous in the last
+        dimension. V_m may exceed the tokenizer (padded heads). NaN counts as -inf, +inf as the dtype's largest
+        finite value.
+    alignment : VocabAlignment
+        The members' vocabularies, on the logits' device.
+    k : int
+        How many tokens each member proposes, 1 to 256; at most 1024 for all members together.
+    primary : int
+        The member that leads: its proposals come first, ties go to them, and a slot wins only if it has an id there.
+    weights : sequence of float, optional
+        One weight per member, non-negative, scaled to sum 1. Uniform by default.
+    score : {"logits", "probs"}
+        "logits": softmax over the union's logits, as the authors' code does. "probs": softmax of the members'
+        probabilities, which is Algorithm 1 read literally, and much flatter.
+    duplicates : {"repeat", "drop"}
+        What happens when several slots point at one id of a member: each keeps its logit, or only the one that is
+        not a mere first sub-token (else the first) does.
+    include : Tensor, optional
+        [B] int64: an eligible id of the primary whose class becomes a slot whatever the proposals are; -1 for none.
+    workspace : Tensor, optional
+        CUDA only: scratch memory owned by the caller, see `unite_ext.step_workspace`. Needed for calls captured into a CUDA
+        graph; by default one per device and stream is kept.
+
+    Returns
+    -------
+    StepResult
+        Tensors on the logits' device, with static shapes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong; nothing has been computed. On the CPU also when a row of a member has no eligible logit
+        above -inf, or an `include` id is not eligible; on CUDA nothing waits, and `StepResult.check` raises.
+    RuntimeError
+        CUDA tensors without the CUDA module, or an error of the device.
+    """
+    if not isinstance(alignment, VocabAlignment):
+        raise TypeError(f"alignment must be a VocabAlignment, got {type(alignment).__name__}")
+    _arguments.check_logits(logits, alignment)
+    _arguments.check_step_options(len(logits), k, primary, score, duplicates)
+    normalized = _arguments.normalize_weights(weights, len(logits))
+    first = logits[0]
+    if include is not None:
+        _arguments.check_include(include, first.shape[0], first.device)
+    if first.is_cuda and _backend.cuda_unavailable_reason is not None:
+        raise RuntimeError(_backend.cuda_help())
+
+    step = StepResult(
+        *torch.ops.unite_ext.fused_step(
+            logits,
+            alignment.table,
+            alignment.class_ids,
+            alignment.eligible,
+            alignment.eligible_offsets,
+            alignment.vocab_sizes,
+            k,
+            primary,
+            normalized,
+            score == "probs",
+            duplicates == "drop",
+            include,
+            workspace,
+        )
+    )
+    if first.is_cpu and not torch.compiler.is_compiling():
+        step.check()
+    return step
+
+
+@torch.library.register_fake("unite_ext::fused_step")
+def _(
+    logits,
+    table,
+    class_ids,
+    eligible,
+    eligible_offsets,
+    vocab_sizes,
+    k,
+    primary,
+    weights,
+    score_probs,
+    drop_duplicates,
+    include=None,
+    workspace=None,
+):
+    first, members = logits[0], len(logits)
+    batch, slots = first.shape[0], members * k + (include is not None)
+
+    def empty(*shape, dtype):
+        return first.new_empty(shape, dtype=dtype)
+
+    return (
+        empty(batch, members, dtype=torch.int64),
+        empty(batch, slots, members, dtype=torch.int64),
+        empty(batch, dtype=torch.int32),
+        empty(batch, dtype=torch.int32),
+        empty(batch, slots, dtype=torch.float32),
+        empty(batch, slots, members, dtype=torch.float32),
+        empty(batch, dtype=torch.int32),
+    )
+
+
+def cpu_instruction_set(name: str | None = None) -> str:
+    """The instruction set that the CPU kernel uses: "avx512", "avx2" or "scalar".
+
+    With `name`, switch to it first (for tests and measurements).
+
+    Raises
+    ------
+    ValueError
+        This machine does not have it, or it is unknown.
+    """
+    try:
+        return torch.ops.unite_ext.cpu_instruction_set(name or "")
+    except RuntimeError as error:
+        raise ValueError(f"name must be an instruction set of this machine, got {name!r}") from error
