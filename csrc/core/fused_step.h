@@ -36,7 +36,11 @@ UNITE_HOST_DEVICE void fill(const Block& block, const StepParams& p, int64_t row
     } else if (field != kNoId) {
       logit = load_logit(row_pointer(p.logits[member], row), p.logits[member].dtype, untag(field));
     }
-    if (p.score == Score::kProbs && field != kNoId) logit = expf(logit - s.log_normalizer[member]);
+    if (p.score == Score::kProbs && field != kNoId) {
+      // The largest logit apart from the log of the sum: together they would round the log away.
+      const float largest = key_value(s.top[walk_position(member, p.primary) * p.k]);
+      logit = expf((logit - largest) - s.log_sum[member]);
+    }
     s.slot_score[i] = logit;
   }
   block.sync();
@@ -101,7 +105,7 @@ UNITE_HOST_DEVICE inline float average(const StepParams& p, const float* probs) 
 
 }  // namespace detail
 
-// s.top (and s.log_normalizer for Score::kProbs) must be visible to the whole block.
+// s.top (and s.log_sum for Score::kProbs) must be visible to the whole block.
 template <class Block>
 UNITE_HOST_DEVICE void fuse_row(Block& block, const StepParams& p, int64_t row, const RowScratch& s) {
   const int missing = detail::member_without_logits(p, s);

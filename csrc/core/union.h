@@ -16,14 +16,14 @@ namespace unite {
 
 // Working memory of one row. `top` is filled before the union is built; the rest is written by it.
 struct RowScratch {
-  uint64_t* top;          // [members, k] keys in walk order, each list by rank, kNoKey padded
-  int32_t* entry_class;   // [members * k], kNoClass for padding
-  int32_t* slot_class;    // [num_slots]
-  int32_t* slot_id;       // [num_slots, members] tagged ids
-  float* slot_score;      // [num_slots, members]
-  IndexTable table;       // capacity for num_slots entries
-  float* log_normalizer;  // [members] log-sum-exp over eligible ids; read for Score::kProbs only
-  int32_t* size;          // [1] number of slots
+  uint64_t* top;         // [members, k] keys in walk order, each list by rank, kNoKey padded
+  int32_t* entry_class;  // [members * k], kNoClass for padding
+  int32_t* slot_class;   // [num_slots]
+  int32_t* slot_id;      // [num_slots, members] tagged ids
+  float* slot_score;     // [num_slots, members]
+  IndexTable table;      // capacity for num_slots entries
+  float* log_sum;  // [members] log of the sum of exp(logit - first key's) over eligible ids; for Score::kProbs only
+  int32_t* size;   // [1] number of slots
 };
 
 namespace detail {

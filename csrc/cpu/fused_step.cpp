@@ -97,7 +97,7 @@ struct ThreadScratch {
     s.table.capacity = static_cast<int32_t>(capacity);
     s.size = take(1);
     s.slot_score = scores.data();
-    s.log_normalizer = scores.data() + slots * p.members;
+    s.log_sum = scores.data() + slots * p.members;
     return s;
   }
 
@@ -154,7 +154,7 @@ class Step {
       kernels.sum_exp(view, at, std::min(at + kChunk, end), &sum->largest, &sum->sum);
   }
 
-  float log_normalizer(int64_t row, int member) const {
+  float log_sum(int64_t row, int member) const {
     const ChunkSum* chunk = sums_.data() + row * slices_.chunks_per_row + slices_.first_chunk[member];
     const int32_t chunks = ceil_div(p_.logits[member].vocab_size, kChunk);
     float largest = negative_infinity();
@@ -162,7 +162,7 @@ class Step {
     double sum = 0.0;
     for (int32_t c = 0; c < chunks; ++c)
       if (chunk[c].sum > 0.0) sum += chunk[c].sum * std::exp(static_cast<double>(chunk[c].largest) - largest);
-    return static_cast<float>(largest + std::log(sum));
+    return static_cast<float>(std::log(sum));
   }
 
   void finish_row(int64_t row) {
@@ -172,7 +172,7 @@ class Step {
       std::copy_n(slice_keys(row, slices_.first[m]), p_.k, top);
       for (int32_t slice = slices_.first[m] + 1; slice < slices_.first[m + 1]; ++slice)
         merge_top_k(top, slice_keys(row, slice), p_.k);
-      if (p_.score == Score::kProbs) s.log_normalizer[m] = log_normalizer(row, m);
+      if (p_.score == Score::kProbs) s.log_sum[m] = log_sum(row, m);
     }
     SerialBlock block;
     fuse_row(block, p_, row, s);
