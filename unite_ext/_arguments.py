@@ -69,11 +69,15 @@ def normalize_weights(weights: Sequence[float] | None, members: int) -> list[flo
 def check_logits(logits: Sequence[Tensor], alignment: VocabAlignment) -> None:
     """One [B, V_m] tensor per member of the alignment, wide enough, on its device."""
     if isinstance(logits, Tensor) or not isinstance(logits, (list, tuple)):
-        raise TypeError(f"logits must be a list of one [batch, vocabulary] tensor per member, got {type(logits).__name__}")
+        raise TypeError(
+            f"logits must be a list of one [batch, vocabulary] tensor per member, got {type(logits).__name__}"
+        )
     if not 1 <= len(logits) <= MAX_MEMBERS:
         raise ValueError(f"logits must hold 1 to {MAX_MEMBERS} members, got {len(logits)}")
     if len(logits) != alignment.num_members:
-        raise ValueError(f"logits must hold one tensor per member of the alignment, {alignment.num_members}, got {len(logits)}")
+        raise ValueError(
+            f"logits must hold one tensor per member of the alignment, {alignment.num_members}, got {len(logits)}"
+        )
     batch = None
     for m, (tensor, size) in enumerate(zip(logits, alignment.vocab_sizes)):
         if not isinstance(tensor, Tensor):

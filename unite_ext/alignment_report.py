@@ -99,7 +99,9 @@ def report_alignment(alignment: VocabAlignment, tokenizers: Sequence[Any], names
             )
         )
     pairs = [
-        _report_pair(alignment, surfaces, by_id, names, i, j) for i in range(len(names)) for j in range(i + 1, len(names))
+        _report_pair(alignment, surfaces, by_id, names, i, j)
+        for i in range(len(names))
+        for j in range(i + 1, len(names))
     ]
     tensors = (alignment.table, alignment.class_ids, alignment.eligible)
     device_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

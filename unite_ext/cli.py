@@ -71,7 +71,9 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 
 @app.command()
 def align(
-    tokenizers: Annotated[list[str], typer.Argument(help="Two to eight tokenizers: Hugging Face names or local folders.")],
+    tokenizers: Annotated[
+        list[str], typer.Argument(help="Two to eight tokenizers: Hugging Face names or local folders.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all counts and examples.")] = False,
     lossy: Annotated[bool, typer.Option(help="Accept tokenizers that change the text, such as lower-casing.")] = False,
     cache: Annotated[bool, typer.Option(help="Use the cache folder of alignments.")] = True,
@@ -123,7 +125,9 @@ def align(
     for p in report.pairs:
         _print_examples(f"Same text, other surface: {p.first} / {p.second}", p.missed_examples, p)
         _print_examples(f"Only begun by {p.second}: its first sub-token", p.sub_token_examples, p)
-    console.print(f"{report.classes:,} texts in all; the alignment takes {report.device_bytes / 1e6:.1f} MB on a device.")
+    console.print(
+        f"{report.classes:,} texts in all; the alignment takes {report.device_bytes / 1e6:.1f} MB on a device."
+    )
 
 
 def _print_examples(title: str, examples: list, pair: Any) -> None:

@@ -22,9 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .alignment import FIRST_SUB_TOKEN, ID_MASK, VocabAlignment
+from .alignment import EOS_CLASS, FIRST_SUB_TOKEN, ID_MASK, VocabAlignment
 
-EOS_CLASS = 0
 BAD_INCLUDE = -1
 
 

@@ -1,0 +1,141 @@
+"""Laws that hold for every step, on alignments and logits drawn by hypothesis."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from step_cases import KINDS, assert_same_step, make_logits, synthetic_alignment
+
+from unite_ext import VocabAlignment, reference, unite_step
+from unite_ext.alignment import EOS_CLASS, ID_MASK
+
+SIZES = ((9,), (40, 60), (60, 40, 7), (33, 65, 130, 31))
+
+
+@st.composite
+def cases(draw, min_members=1):
+    sizes = draw(st.sampled_from([s for s in SIZES if len(s) >= min_members]))
+    alignment = synthetic_alignment(sizes, draw(st.integers(0, 3)))
+    logits = make_logits(
+        alignment,
+        draw(st.integers(1, 4)),
+        kind=draw(st.sampled_from(KINDS)),
+        dtype=draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])),
+        seed=draw(st.integers(0, 10**6)),
+        padding=draw(st.integers(0, 3)),
+    )
+    options = {
+        "k": draw(st.integers(1, 80)),
+        "primary": draw(st.integers(0, len(sizes) - 1)),
+        "weights": draw(st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=len(sizes), max_size=len(sizes)).filter(any)),
+        "score": draw(st.sampled_from(["logits", "probs"])),
+        "duplicates": draw(st.sampled_from(["repeat", "drop"])),
+    }  # fmt: skip
+    return alignment, logits, options
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_kernel_equals_reference(case):
+    alignment, logits, options = case
+    assert_same_step(unite_step(logits, alignment, **options), reference.unite_step(logits, alignment, **options))
+
+
+def classes_of(alignment: VocabAlignment, ids: list[int]) -> set[int]:
+    """The classes for which a slot may hold `ids`: some member says it, the others do or stand in for it."""
+
+    def stands_for(m: int, c: int) -> bool:
+        tagged = int(alignment.class_ids[c, m])
+        return alignment.class_of(m, ids[m]) == c or ids[m] == (tagged & ID_MASK if tagged >= 0 else -1)
+
+    said = {alignment.class_of(m, i) for m, i in enumerate(ids) if i >= 0}
+    fits = {c for c in said if all(stands_for(m, c) for m in range(len(ids)))}
+    assert fits, f"a slot of ids {ids} belongs to no class"
+    return fits
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_the_union_is_a_set_and_probabilities_sum_to_one(case):
+    alignment, logits, options = case
+    step = unite_step(logits, alignment, **options)
+    primary = options["primary"]
+    for row in range(len(step.winner)):
+        size = int(step.union_size[row])
+        assert (step.union_ids[row, size:] == -1).all()
+        assert (step.union_probs[row, size:] == 0).all()
+        torch.testing.assert_close(step.union_probs[row].sum(), torch.tensor(1.0), rtol=0, atol=1e-5)
+        torch.testing.assert_close(step.member_probs[row].sum(0), torch.ones(len(logits)), rtol=0, atol=1e-5)
+        classes = [
+            fits.pop() for ids in step.union_ids[row, :size].tolist() if len(fits := classes_of(alignment, ids)) == 1
+        ]
+        assert len(classes) == len(set(classes))
+        assert step.winner[row] < size
+        winner = step.union_ids[row, step.winner[row], primary]
+        assert winner >= 0 or EOS_CLASS in {
+            alignment.class_of(m, int(i)) for m, i in enumerate(step.next_ids[row]) if i >= 0
+        }
+        assert torch.equal(step.next_ids[row], step.union_ids[row, step.winner[row]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(min_members=3), st.randoms(use_true_random=False))
+def test_permuting_the_others_permutes_the_outputs(case, random):
+    """The order of non-primary members changes the order of slots only."""
+    alignment, logits, options = case
+    primary = options["primary"]
+    others = [m for m in range(len(logits)) if m != primary]
+    random.shuffle(others)
+    order = [primary, *others]
+    permuted = VocabAlignment(
+        [alignment.vocabularies[m] for m in order],
+        [alignment.classes[m].numpy() for m in order],
+        alignment.class_ids[:, order].numpy().copy(),
+    )
+    a = unite_step(logits, alignment, **options)
+    b = unite_step(
+        [logits[m] for m in order], permuted,
+        **options | {"primary": 0, "weights": [options["weights"][m] for m in order]},
+    )  # fmt: skip
+    assert torch.equal(a.union_size, b.union_size)
+    for row in range(len(a.winner)):
+        size = int(a.union_size[row])
+        slots_a = {
+            tuple(ids): p for ids, p in zip(a.union_ids[row, :size, order].tolist(), a.union_probs[row].tolist())
+        }
+        slots_b = {tuple(ids): p for ids, p in zip(b.union_ids[row, :size].tolist(), b.union_probs[row].tolist())}
+        assert slots_a.keys() == slots_b.keys()
+        if options["duplicates"] == "repeat":  # dropping prefers the first of equals, so order matters there
+            for ids, p in slots_a.items():
+                assert abs(p - slots_b[ids]) < 1e-5
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_rows_are_independent(case):
+    alignment, logits, options = case
+    together = unite_step(logits, alignment, **options)
+    for row in range(len(together.winner)):
+        alone = unite_step([x[row : row + 1] for x in logits], alignment, **options)
+        for a, b in zip(together, alone):
+            assert torch.equal(a[row], b[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.data())
+def test_include_adds_its_class_and_nothing_else(case, data):
+    alignment, logits, options = case
+    primary = options["primary"]
+    eligible = (alignment.classes[primary] >= 0).nonzero()[:, 0].tolist()
+    include = data.draw(st.sampled_from(eligible))
+    batch = logits[0].shape[0]
+    plain = unite_step(logits, alignment, **options)
+    step = unite_step(logits, alignment, include=torch.full((batch,), include), **options)
+    for row in range(batch):
+        size = int(plain.union_size[row])
+        assert torch.equal(step.union_ids[row, :size], plain.union_ids[row, :size])
+        wanted = alignment.class_of(primary, include)
+        slots = step.union_ids[row, : int(step.union_size[row])]
+        assert wanted in {alignment.class_of(primary, int(i)) for i in slots[:, primary] if i >= 0}
+        assert int(step.union_size[row]) - size in (0, 1)
