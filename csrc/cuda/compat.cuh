@@ -1,0 +1,107 @@
+// The few things that differ between nvcc and the shim that runs these kernels on a CPU (tests/cuda_on_cpu).
+//
+// Kernel source keeps to what both understand: dynamic shared memory through dynamic_shared() and Arena,
+// launches through launch_kernel(), inline PTX only under __CUDA_ARCH__ and never where a result depends on it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef CUDA_EMU
+#include "cuda_emu.h"
+#else
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+#include "../core/macros.h"
+
+namespace unite {
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullWarp = 0xFFFFFFFFu;
+
+// Deliberate bugs, which the tests of the race checker switch on one by one. Constant false under nvcc.
+enum PlantedBug {
+  kNoBug = 0,
+  kNoBarrierAfterMaxima,
+  kNoBarrierBeforeRescan,
+  kPlainCandidateCounter,
+  kReadPastTail,
+  kPublishPastEnd,
+  kNoReleaseFence,
+  kNarrowReleaseFence,
+  kNoAcquireFence,
+  kTicketNotReset,
+  kNoBarrierBeforeTicket,
+  kEarlyReturn,
+  kMergeCountsNotCleared,
+  kRankPastTop,
+  kDivergentBarrier,
+  kScanBufferReused,
+  kNumPlantedBugs
+};
+#ifdef CUDA_EMU
+inline int planted_bug = kNoBug;
+inline bool planted(PlantedBug bug) {
+  return planted_bug == bug;
+}
+#else
+__device__ constexpr bool planted(PlantedBug) {
+  return false;
+}
+#endif
+
+#ifdef CUDA_EMU
+inline char* dynamic_shared() {
+  return emu::dynamic_shared();
+}
+template <class... Params, class... Args>
+cudaError_t launch_kernel(void (*kernel)(Params...), dim3 grid, int threads, size_t shared, cudaStream_t,
+                          Args... args) {
+  emu::launch_kernel(grid, dim3(threads), shared, kernel, args...);
+  return cudaSuccess;
+}
+#else
+__device__ __forceinline__ char* dynamic_shared() {
+  extern __shared__ __align__(16) char bytes[];
+  return bytes;
+}
+// Reports this launch's own error and leaves none behind for the caller's next check.
+template <class... Params>
+cudaError_t launch_kernel(void (*kernel)(Params...), dim3 grid, int threads, size_t shared, cudaStream_t stream,
+                          Params... args) {
+  void* pointers[] = {&args...};
+  const cudaError_t error =
+      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(threads), pointers, shared, stream);
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+#endif
+
+// Hands out consecutive arrays. The launcher runs the same calls with a null base to learn the size.
+struct Arena {
+  char* base;
+  size_t used;
+
+  template <class T>
+  UNITE_HOST_DEVICE T* take(int count) {
+    T* array = reinterpret_cast<T*>(base + used);
+#ifdef CUDA_EMU
+    if (base != nullptr) emu::shared_array(array, count * sizeof(T));  // the checker knows each array's bounds
+    used += 16;
+#endif
+    used += (count * sizeof(T) + 15) / 16 * 16;
+    return array;
+  }
+};
+
+__device__ __forceinline__ void prefetch_to_l2(const void* address) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#else
+  (void)address;
+#endif
+}
+
+}  // namespace unite
