@@ -40,7 +40,9 @@ UNITE_HOST_DEVICE inline void open_slot(const StepParams& p, const RowScratch& s
   int32_t* ids = s.slot_id + slot * p.members;
   if (p.members <= kMaxInlineMembers) {
     // The owner's field is overwritten by its rank, which is what opened the slot.
-    for (int m = 0; m < p.members; ++m) ids[m] = m == owner ? kNoId : entry.other[other_index(owner, m)];
+    // No indexing by a variable: a GPU would move the entry to local memory for it.
+    for (int m = 0; m < p.members; ++m)
+      ids[m] = m == owner ? kNoId : other_index(owner, m) == 0 ? entry.other[0] : entry.other[1];
   } else {
     const int32_t* row = p.class_ids + static_cast<int64_t>(entry.cls) * p.members;
     for (int m = 0; m < p.members; ++m) ids[m] = row[m];
