@@ -174,13 +174,14 @@ def _attach(
 def _check_same(path: Path, m: int, member: dict[str, Any], opened: OpenedTokenizer) -> None:
     if opened.fingerprint != member["fingerprint"]:
         raise ValueError(
-            f"tokenizers[{m}]: expected the tokenizer with fingerprint {member['fingerprint'][:12]}, for which {path} was "
-            f"made, got {opened.fingerprint[:12]}; build the alignment again"
+            f"tokenizers[{m}]: expected the tokenizer with fingerprint {member['fingerprint'][:12]}, for which {path} "
+            f"was made, got {opened.fingerprint[:12]}; build the alignment again"
         )
     if [list(opened.eos_token_ids), opened.eos_token_id] != [member["eos_token_ids"], member["eos_token_id"]]:
         raise ValueError(
             f"tokenizers[{m}]: expected EOS ids {member['eos_token_ids']} (first of all {member['eos_token_id']}), for "
-            f"which {path} was made, got {list(opened.eos_token_ids)} ({opened.eos_token_id}); build the alignment again"
+            f"which {path} was made, got {list(opened.eos_token_ids)} ({opened.eos_token_id}); "
+            "build the alignment again"
         )
 
 

@@ -80,10 +80,7 @@ class ContinuationEncoder:
             stretches = [s for parts in layout.values() for s in parts[::2] if s]
             ids = iter(self._encode_texts(whole))
             stretch_ids = iter(self._encode_texts(stretches))
-            return [
-                self._assemble(layout[i], stretch_ids) if i in layout else next(ids)
-                for i in range(len(texts))
-            ]
+            return [self._assemble(layout[i], stretch_ids) if i in layout else next(ids) for i in range(len(texts))]
         return self._encode_texts(texts)
 
     def spells(self, data: bytes, ids: list[int]) -> bool:
@@ -179,8 +176,8 @@ class _WordSpeller:
                 self._ids.setdefault(piece.decode(), i)
         self._longest = max(map(len, self._ids), default=1)
         spaced = [t["content"] for t in parts.added_tokens if t["id"] not in specials and " " in t["content"]]
-        alternatives = [re.escape(s) for s in sorted(spaced, key=len, reverse=True)]
-        self._word = re.compile("|".join([*alternatives, " ?[^ ]+", " "]))
+        whole = "|".join(re.escape(s) for s in sorted(spaced, key=len, reverse=True))
+        self._word = re.compile(f"{whole}| ?(?:(?!{whole})[^ ])+| " if whole else " ?[^ ]+| ")
         self._normalizer = _normalizer(parts)
         self._spell = lru_cache(maxsize=1 << 16)(self._spell_word)
 

@@ -166,9 +166,8 @@ def _kind_of(decoders: list[dict[str, Any]], argument: str) -> tuple[str, bool, 
     rest = []
     metaspace = False
     for decoder in decoders:
-        if decoder["type"] == "Metaspace" and decoder["replacement"] == META_SPACE:
-            metaspace = True
-        elif _is_space_replace(decoder, old=META_SPACE, new=" "):
+        is_metaspace = decoder["type"] == "Metaspace" and decoder["replacement"] == META_SPACE
+        if is_metaspace or _is_space_replace(decoder, old=META_SPACE, new=" "):
             metaspace = True
         elif decoder["type"] == "Strip" and decoder["content"] == " " and not decoder["stop"]:
             continue  # undoes the dummy prefix at the start of a text only
@@ -178,8 +177,8 @@ def _kind_of(decoders: list[dict[str, Any]], argument: str) -> tuple[str, bool, 
         return SENTENCEPIECE, "ByteFallback" in types, ""
     what = "no decoder" if not types else "decoder " + " + ".join(types)
     raise ValueError(
-        f"{argument}: expected a decoder that spells bytes (ByteLevel; Metaspace, or Replace '{META_SPACE}' -> ' ' with "
-        f"ByteFallback, Fuse, Strip; WordPiece), got {what}; the bytes of its ids cannot be established"
+        f"{argument}: expected a decoder that spells bytes (ByteLevel; Metaspace, or Replace '{META_SPACE}' -> ' ' "
+        f"with ByteFallback, Fuse, Strip; WordPiece), got {what}; the bytes of its ids cannot be established"
     )
 
 
@@ -199,15 +198,13 @@ def _check_consistent(
         )
     types = [p["type"] for p in normalizers + pre_tokenizers]
     if kind == BYTE_LEVEL and "ByteLevel" not in types:
-        raise ValueError(
-            f"{argument}: expected a ByteLevel pre-tokenizer beside the ByteLevel decoder, got {types}"
-        )
+        raise ValueError(f"{argument}: expected a ByteLevel pre-tokenizer beside the ByteLevel decoder, got {types}")
     if kind == SENTENCEPIECE:
         replaces = any(_is_space_replace(n, old=" ", new=META_SPACE) for n in normalizers)
         if not replaces and "Metaspace" not in types:
             raise ValueError(
-                f"{argument}: expected a Metaspace pre-tokenizer or a Replace ' ' -> '{META_SPACE}' normalizer beside the "
-                f"decoder, got {types}"
+                f"{argument}: expected a Metaspace pre-tokenizer or a Replace ' ' -> '{META_SPACE}' normalizer "
+                f"beside the decoder, got {types}"
             )
 
 
@@ -228,12 +225,9 @@ def surface_tokens(parts: TokenizerParts) -> list[str | None]:
     """The tokenizer's string of every id, None for ids in no vocabulary; length highest id + 1."""
     vocab = parts.backend.get_vocab(True)
     highest = max(vocab.values(), default=-1)
-    highest = max([highest, *(t["id"] for t in parts.added_tokens)])
     tokens: list[str | None] = [None] * (highest + 1)
     for token, i in vocab.items():
         tokens[i] = token
-    for added in parts.added_tokens:  # an added token hides a model piece of the same id
-        tokens[added["id"]] = added["content"]
     return tokens
 
 
@@ -259,8 +253,7 @@ def piece_bytes(parts: TokenizerParts, tokens: list[str | None]) -> tuple[list[b
     else:
         n = len(parts.word_prefix)
         pieces = [
-            b"" if t is None else (t[n:] if n and t.startswith(parts.word_prefix) else " " + t).encode()
-            for t in tokens
+            b"" if t is None else (t[n:] if n and t.startswith(parts.word_prefix) else " " + t).encode() for t in tokens
         ]
     in_model = parts.backend.model.token_to_id
     for added in parts.added_tokens:
@@ -311,7 +304,8 @@ def check_against_decode(
     picks = {texts[i] for i in np.linspace(0, len(texts) - 1, samples).astype(int).tolist()}
     picks |= {i for i in added if pieces[i] and tokens[i].isascii()}  # decoders mangle other added tokens
     # A dummy prefix or a word start is dropped at the start of a text, so each id is decoded behind an anchor
-    anchor = next((i for i in texts if pieces[i].strip().isalpha() and not pieces[i].endswith(b" ")), None)
+    # that is a plain word: neither a byte piece nor a word's continuation
+    anchor = next((i for i in texts if tokens[i].lstrip(META_SPACE).isalpha()), None)
     if parts.kind == BYTE_LEVEL or anchor is None:
         before, anchor_text = [], b""
     else:

@@ -61,9 +61,7 @@ class VocabAlignment:
         Of the members' tokenizers.
     """
 
-    def __init__(
-        self, vocabularies: Sequence[Vocabulary], classes: list[np.ndarray], class_ids: np.ndarray
-    ) -> None:
+    def __init__(self, vocabularies: Sequence[Vocabulary], classes: list[np.ndarray], class_ids: np.ndarray) -> None:
         self.vocabularies = tuple(vocabularies)
         self.num_members = len(self.vocabularies)
         self.num_classes = len(class_ids)
@@ -169,9 +167,7 @@ class VocabAlignment:
         return member
 
     def __repr__(self) -> str:
-        members = ", ".join(
-            f"{v.kind} with {int(v.eligible.sum()):,} of {v.size:,} ids" for v in self.vocabularies
-        )
+        members = ", ".join(f"{v.kind} with {int(v.eligible.sum()):,} of {v.size:,} ids" for v in self.vocabularies)
         size = sum(t.numel() * t.element_size() for t in (self.table, self.class_ids, self.eligible))
         return (
             f"VocabAlignment({self.num_members} members: {members}; {self.num_classes:,} classes; "
@@ -187,13 +183,9 @@ def _open_all(tokenizers: Any, eos_token_ids: Any, lossy: bool) -> list[OpenedTo
     if eos_token_ids is None:
         eos_token_ids = [None] * len(tokenizers)
     if not isinstance(eos_token_ids, (list, tuple)):
-        raise TypeError(
-            f"eos_token_ids: expected a list with one entry per member, got {type(eos_token_ids).__name__}"
-        )
+        raise TypeError(f"eos_token_ids: expected a list with one entry per member, got {type(eos_token_ids).__name__}")
     if len(eos_token_ids) != len(tokenizers):
-        raise ValueError(
-            f"eos_token_ids: expected one entry per member, {len(tokenizers)}, got {len(eos_token_ids)}"
-        )
+        raise ValueError(f"eos_token_ids: expected one entry per member, {len(tokenizers)}, got {len(eos_token_ids)}")
     return [
         OpenedTokenizer(t, eos_token_ids=e, lossy=lossy, name=f"tokenizers[{m}]")
         for m, (t, e) in enumerate(zip(tokenizers, eos_token_ids))
@@ -262,9 +254,7 @@ def _fill_first_sub_tokens(
                 data = [class_bytes[c - 1] for c in chunk.tolist()]
                 encoder = vocabulary.encoder
                 batch = encoder.encode_batch(data)
-                first = np.array(
-                    [ids[0] if encoder.spells(d, ids) else NO_ID for d, ids in zip(data, batch)], np.int32
-                )
+                first = np.array([ids[0] if encoder.spells(d, ids) else NO_ID for d, ids in zip(data, batch)], np.int32)
                 usable = (first >= 0) & (classes[m][first] > EOS_CLASS)
                 class_ids[chunk[usable], m] = first[usable] | FIRST_SUB_TOKEN
                 bar.update(len(chunk))
@@ -295,6 +285,4 @@ def _build_table(classes: list[np.ndarray], class_ids: np.ndarray) -> tuple[torc
         if _host.fill_table(classes, class_ids, table.numpy(), log2_capacity):
             return table, log2_capacity
         log2_capacity += 1
-    raise ValueError(
-        f"tokenizers: their {keys:,} ids do not fit into a table of 2^{_MAX_LOG2_CAPACITY} entries"
-    )
+    raise ValueError(f"tokenizers: their {keys:,} ids do not fit into a table of 2^{_MAX_LOG2_CAPACITY} entries")

@@ -81,9 +81,7 @@ class Vocabulary:
             eligible = np.fromiter(map(bool, self.token_bytes), bool, size)
             eligible[list(eos_token_ids)] = True
         if not eligible.any():
-            raise ValueError(
-                f"{name}: expected a vocabulary with at least one text token, got none in {size} ids"
-            )
+            raise ValueError(f"{name}: expected a vocabulary with at least one text token, got none in {size} ids")
         self.eligible = eligible
         self.highest_eligible_id = int(np.flatnonzero(eligible)[-1])
 
@@ -153,8 +151,8 @@ class Vocabulary:
                 if item and not encoder.spells(item, ids):
                     self._warned = True
                     warnings.warn(
-                        f"{self._name}: its vocabulary cannot spell {bytes(item)[:40]!r}; such text enters this member's "
-                        "context as its unknown token (said once)",
+                        f"{self._name}: its vocabulary cannot spell {bytes(item)[:40]!r}; such text enters "
+                        "this member's context as its unknown token (said once)",
                         stacklevel=3,
                     )
                     break
@@ -166,12 +164,10 @@ class Vocabulary:
         if self._encoder is None:
             if self._parts is None:
                 raise ValueError(
-                    f"{self._name}: continuation tokenization needs the tokenizer, but this alignment was loaded without "
-                    "tokenizers; pass them: VocabAlignment.load(path, tokenizers)"
+                    f"{self._name}: continuation tokenization needs the tokenizer, but this alignment was "
+                    "loaded without tokenizers; pass them: VocabAlignment.load(path, tokenizers)"
                 )
-            self._encoder = ContinuationEncoder(
-                self._parts, self.pieces, self.is_byte_piece, self.eos_token_ids
-            )
+            self._encoder = ContinuationEncoder(self._parts, self.pieces, self.is_byte_piece, self.eos_token_ids)
         return self._encoder
 
     def __repr__(self) -> str:
@@ -187,16 +183,14 @@ class OpenedTokenizer:
     Opening costs a fraction of reading, which is all that a cached alignment needs.
     """
 
-    def __init__(
-        self, tokenizer: Any, *, eos_token_ids: Iterable[int] | int | None, lossy: bool, name: str
-    ) -> None:
+    def __init__(self, tokenizer: Any, *, eos_token_ids: Iterable[int] | int | None, lossy: bool, name: str) -> None:
         self.name = name
         self.parts = open_tokenizer(tokenizer, name)
         if self.parts.is_lossy and not lossy:
             kinds = [n["type"] for n in self.parts.normalizers]
             raise ValueError(
-                f"{name}: expected a tokenizer that keeps the text, got normalizer {kinds}, which lower-cases or strips "
-                "accents; pass lossy=True to accept that its text differs from the other members'"
+                f"{name}: expected a tokenizer that keeps the text, got normalizer {kinds}, which lower-cases or "
+                "strips accents; pass lossy=True to accept that its text differs from the other members'"
             )
         self.eos_token_ids, self.eos_token_id = self._eos(eos_token_ids)
         # EOS ids among ordinary tokens take them out of the text; special ones are out of it anyway
