@@ -64,7 +64,7 @@ def cuda_extension() -> Extension:
         "unite_ext._C_cuda",
         sorted(glob.glob("csrc/cuda/*.cpp") + glob.glob("csrc/cuda/*.cu")),
         include_dirs=[CSRC],
-        extra_compile_args={"cxx": CXX_FLAGS + STABLE_ABI + ["-DUSE_CUDA"], "nvcc": ["-std=c++17", "-O3"] + STABLE_ABI},
+        extra_compile_args={"cxx": CXX_FLAGS + STABLE_ABI + ["-DUSE_CUDA"], "nvcc": ["-std=c++17", "-O3", *STABLE_ABI]},
     )
     # The runtime travels inside the module, so that it needs only the driver and torch.
     extension.libraries = [name for name in extension.libraries if name != "cudart"]

@@ -30,11 +30,24 @@ CASES = {
     "three dimensions": (replaced(GOOD[1][None]), {}, ValueError, r"logits\[1\] must be \[batch, vocabulary\]"),
     "integers": (replaced(GOOD[1].long()), {}, TypeError, r"logits\[1\] must be float32, bfloat16 or float16, got"),
     "float64": (replaced(GOOD[1].double()), {}, TypeError, r"got torch.float64"),
-    "too narrow": (replaced(GOOD[1][:, :50]), {}, ValueError, r"logits\[1\] must hold .* highest eligible id, \d+, got a width of 50"),
-    "last dimension strided": (
-        replaced(torch.randn(200, 2).T), {}, ValueError, r"logits\[1\] must be contiguous in its last dimension",
+    "too narrow": (
+        replaced(GOOD[1][:, :50]),
+        {},
+        ValueError,
+        r"logits\[1\] must hold .* highest eligible id, \d+, got a width of 50",
     ),
-    "other device": (replaced(GOOD[1].to("meta")), {}, ValueError, r"logits\[1\] must be on the alignment's device, cpu"),
+    "last dimension strided": (
+        replaced(torch.randn(200, 2).T),
+        {},
+        ValueError,
+        r"logits\[1\] must be contiguous in its last dimension",
+    ),
+    "other device": (
+        replaced(GOOD[1].to("meta")),
+        {},
+        ValueError,
+        r"logits\[1\] must be on the alignment's device, cpu",
+    ),
     "k too small": (GOOD, {"k": 0}, ValueError, "k must be from 1 to 256, got 0"),
     "k too large": (GOOD, {"k": 257}, ValueError, "k must be from 1 to 256, got 257"),
     "k a float": (GOOD, {"k": 10.0}, TypeError, "k must be an int, got float"),
@@ -51,10 +64,20 @@ CASES = {
     "unknown score": (GOOD, {"score": "logit"}, ValueError, "score must be one of 'logits', 'probs', got 'logit'"),
     "unknown duplicates": (GOOD, {"duplicates": "keep"}, ValueError, "duplicates must be one of 'repeat', 'drop'"),
     "include a list": (GOOD, {"include": [1, 2]}, TypeError, "include must be an int64 tensor"),
-    "include int32": (GOOD, {"include": torch.tensor([1, 2]).int()}, TypeError, "include must be int64, got torch.int32"),
-    "include too short": (GOOD, {"include": torch.tensor([1])}, ValueError, r"include must have shape \(2,\), got \(1,\)"),
+    "include int32": (
+        GOOD,
+        {"include": torch.tensor([1, 2]).int()},
+        TypeError,
+        "include must be int64, got torch.int32",
+    ),
+    "include too short": (
+        GOOD,
+        {"include": torch.tensor([1])},
+        ValueError,
+        r"include must have shape \(2,\), got \(1,\)",
+    ),
     "include elsewhere": (GOOD, {"include": torch.tensor([1, 2], device="meta")}, ValueError, "include must be on cpu"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

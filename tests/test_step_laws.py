@@ -25,13 +25,14 @@ def cases(draw, min_members=1):
         seed=draw(st.integers(0, 10**6)),
         padding=draw(st.integers(0, 3)),
     )
+    weights = st.sampled_from([0.0, 0.5, 1.0, 3.0])
     options = {
         "k": draw(st.integers(1, 80)),
         "primary": draw(st.integers(0, len(sizes) - 1)),
-        "weights": draw(st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=len(sizes), max_size=len(sizes)).filter(any)),
+        "weights": draw(st.lists(weights, min_size=len(sizes), max_size=len(sizes)).filter(any)),
         "score": draw(st.sampled_from(["logits", "probs"])),
         "duplicates": draw(st.sampled_from(["repeat", "drop"])),
-    }  # fmt: skip
+    }
     return alignment, logits, options
 
 

@@ -91,8 +91,10 @@ def write(path: Path, alignment: VocabAlignment) -> None:
                 "fingerprint": vocabulary.fingerprint,
             }
         )
-    metadata = {"format": FORMAT, "format_version": str(VERSION), "members": json.dumps(members)}
-    metadata["checksum"] = _checksum(tensors, metadata)
+    header = {"format_version": VERSION, "members": members}
+    header["checksum"] = _checksum(tensors, header)
+    # One metadata entry, because safetensors writes several in random order
+    metadata = {FORMAT: json.dumps(header)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
@@ -122,21 +124,22 @@ def _read_file(path: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]
         raise FileNotFoundError(f"path: expected an alignment file, {path} does not exist")
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            if metadata.get("format") != FORMAT:
+            metadata = file.metadata() or {}
+            if FORMAT not in metadata:
                 raise ValueError(f"{path}: expected an alignment file, got safetensors metadata {metadata}")
-            if metadata.get("format_version") != str(VERSION):
+            header = json.loads(metadata[FORMAT])
+            if header.get("format_version") != VERSION:
                 raise ValueError(
-                    f"{path}: expected alignment format version {VERSION}, got {metadata.get('format_version')}; "
+                    f"{path}: expected alignment format version {VERSION}, got {header.get('format_version')}; "
                     "build the alignment again"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, UnicodeDecodeError) as error:
+    except (safetensors.SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected an alignment file, got a damaged one: {error}") from error
-    checksum = metadata.pop("checksum", None)
-    if checksum != _checksum(tensors, metadata):
+    checksum = header.pop("checksum", None)
+    if checksum != _checksum(tensors, header):
         raise ValueError(f"{path}: the alignment file is damaged: its content does not match its checksum")
-    return tensors, json.loads(metadata["members"])
+    return tensors, header["members"]
 
 
 def _attach(
@@ -191,8 +194,8 @@ def _split_bytes(blob: np.ndarray, lengths: np.ndarray) -> list[bytes]:
     return [data[a:b] for a, b in zip([0, *ends[:-1]], ends)]
 
 
-def _checksum(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+def _checksum(tensors: dict[str, np.ndarray], header: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -51,7 +51,7 @@ def unite_step(
     include : Tensor, optional
         [B] int64: an eligible id of the primary whose class becomes a slot whatever the proposals are; -1 for none.
     workspace : Tensor, optional
-        CUDA only: scratch memory owned by the caller, see `unite_ext.step_workspace`. Needed for calls captured into a CUDA
+        CUDA only: scratch memory owned by the caller, see `step_workspace`. Needed for calls captured into a CUDA
         graph; by default one per device and stream is kept.
 
     Returns
