@@ -106,8 +106,8 @@ class Rows {
 };
 
 inline std::vector<std::string> pattern_names() {
-  return {"gaussian", "ties",  "all_equal", "ascending", "descending",  "mostly_minus_inf",
-          "specials", "zeros", "nan",       "clustered", "all_plus_inf"};
+  return {"gaussian", "ties", "all_equal", "ascending",    "descending", "mostly_minus_inf", "specials",
+          "zeros",    "nan",  "clustered", "all_plus_inf", "neighbours", "nearly_largest"};
 }
 
 inline std::vector<float> pattern(const std::string& name, int width, std::mt19937& random) {
@@ -133,6 +133,8 @@ inline std::vector<float> pattern(const std::string& name, int width, std::mt199
     if (name == "nan") x = dice % 3 == 0 ? g : dice % 3 == 1 ? nan : -nan;
     if (name == "clustered") x = i > width * 3 / 4 && i < width * 3 / 4 + 300 ? g + 50.0f : g;
     if (name == "all_plus_inf") x = inf;
+    if (name == "neighbours") x = unite::float_from_bits(0x3F800000u + static_cast<uint32_t>(i));  // ascending
+    if (name == "nearly_largest") x = i < width - 3 ? 3.40282326e38f : inf;  // one step below the largest, and it
   }
   return values;
 }
