@@ -72,7 +72,7 @@ class Vocabulary:
         self.eos_token_ids = eos_token_ids
         self.eos_token_id = eos_token_id
         self.fingerprint = fingerprint
-        self._read_pieces = pieces if callable(pieces) else lambda: pieces
+        self._source = pieces
         self._parts = parts
         self._name = name
         self._encoder: ContinuationEncoder | None = None
@@ -88,7 +88,7 @@ class Vocabulary:
     @cached_property
     def pieces(self) -> list[bytes]:
         """Bytes of every id before EOS ids are taken out of the text; ``b""`` for special tokens."""
-        return self._read_pieces()
+        return self._source() if callable(self._source) else self._source
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
@@ -169,6 +169,9 @@ class Vocabulary:
                 )
             self._encoder = ContinuationEncoder(self._parts, self.pieces, self.is_byte_piece, self.eos_token_ids)
         return self._encoder
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encoder": None}  # made again on first use
 
     def __repr__(self) -> str:
         return (

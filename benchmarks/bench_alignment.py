@@ -1,0 +1,75 @@
+"""Building an alignment of Llama-3, Qwen2 and Mistral-v0.3, and reading it from the cache.
+
+    UNITE_TEST_TOKENIZERS=<folder> pytest benchmarks/bench_alignment.py --benchmark-columns=min,median,max
+
+Targets on two cores, tokenizers already loaded: 3 s cold, 0.5 s from the cache including the fingerprints, 40 MB on
+the device. `extra_info` of the JSON output (--benchmark-json) holds the sizes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from unite_ext.alignment import VocabAlignment
+from unite_ext.vocab import OpenedTokenizer, Vocabulary
+
+NAMES = ("llama-3", "qwen2", "mistral-7b-v0.3")
+FOLDER = os.environ.get("UNITE_TEST_TOKENIZERS")
+
+pytestmark = pytest.mark.skipif(not FOLDER, reason="UNITE_TEST_TOKENIZERS does not name a folder of real tokenizers")
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    from transformers import AutoTokenizer
+
+    return [AutoTokenizer.from_pretrained(Path(FOLDER) / name) for name in NAMES]
+
+
+def device_bytes(alignment: VocabAlignment) -> int:
+    return sum(t.numel() * t.element_size() for t in (alignment.table, alignment.class_ids, alignment.eligible))
+
+
+def test_cold_build(benchmark, tokenizers):
+    alignment = benchmark.pedantic(
+        VocabAlignment.from_tokenizers, (tokenizers,), {"cache": False}, rounds=5, warmup_rounds=1
+    )
+    benchmark.extra_info["device_mb"] = device_bytes(alignment) / 1e6
+    benchmark.extra_info["classes"] = alignment.num_classes
+    assert device_bytes(alignment) < 40e6
+
+
+def test_from_cache(benchmark, tokenizers, tmp_path):
+    VocabAlignment.from_tokenizers(tokenizers, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    benchmark.extra_info["file_mb"] = file.stat().st_size / 1e6
+    benchmark.pedantic(VocabAlignment.from_tokenizers, (tokenizers,), {"cache": tmp_path}, rounds=10, warmup_rounds=1)
+
+
+def test_fingerprints(benchmark, tokenizers):
+    def fingerprints():
+        return [OpenedTokenizer(t, eos_token_ids=None, lossy=False, name="t").fingerprint for t in tokenizers]
+
+    benchmark.pedantic(fingerprints, rounds=10, warmup_rounds=1)
+
+
+def test_load_file(benchmark, tokenizers, tmp_path):
+    VocabAlignment.from_tokenizers(tokenizers, cache=False).save(tmp_path / "alignment")
+    benchmark.pedantic(VocabAlignment.load, (tmp_path / "alignment",), rounds=10, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("member", range(3), ids=NAMES)
+def test_one_short_continuation(benchmark, tokenizers, member):
+    vocabulary = Vocabulary.from_tokenizer(tokenizers[member])
+    benchmark(vocabulary.encode_continuation, b" The answer is 42.")
+
+
+@pytest.mark.parametrize("member", range(3), ids=NAMES)
+def test_batch_of_continuations(benchmark, tokenizers, member):
+    """1,024 texts of about 20 bytes."""
+    vocabulary = Vocabulary.from_tokenizer(tokenizers[member])
+    data = [f" The answer is {i} James.".encode() for i in range(1024)]
+    benchmark(vocabulary.encode_continuation_batch, data)
