@@ -27,6 +27,7 @@ enum PlantedBug {
   kNoBarrierAfterMaxima,
   kNoBarrierBeforeRescan,
   kPlainCandidateCounter,
+  kNoBarrierBeforeDigit,
   kReadPastTail,
   kPublishPastEnd,
   kNoReleaseFence,

@@ -137,7 +137,7 @@ __device__ int collect_by_radix(const CudaBlock& block, const SliceReader<Logit>
       ++run;
     });
     if (run > 0) atomicAdd(s.histogram + run_bin, run);
-    block.sync();
+    if (!planted(kNoBarrierBeforeDigit)) block.sync();
     if (block.group_rank() == 0) find_digit(block, wanted, s);
     if (block.thread_rank() == 0) *s.num_candidates = 0;
     block.sync();
@@ -159,12 +159,11 @@ __device__ int collect_by_radix(const CudaBlock& block, const SliceReader<Logit>
 template <class Logit>
 __device__ int collect_candidates(const CudaBlock& block, const SliceReader<Logit>& reader, int k,
                                   const SliceScratch& s, float& maximum) {
-  constexpr float kNone = 0.0f;
   const int edge_id = reader.edge_id();
-  const float edge = edge_id >= 0 ? load_logit(reader.slice.row, Logit::kDtype, edge_id) : kNone;
+  const float edge = edge_id >= 0 ? load_logit(reader.slice.row, Logit::kDtype, edge_id) : negative_infinity();
   maximum = sanitize(reader.thread_maximum(), largest_finite(Logit::kDtype));
   const uint32_t vector_order = order_bits(maximum);
-  if (edge_id >= 0) maximum = fmaxf(maximum, edge);
+  maximum = fmaxf(maximum, edge);
   const uint32_t mine = order_bits(maximum);
 
   if (block.thread_rank() == 0) {  // seen by all after the barriers below
@@ -174,7 +173,7 @@ __device__ int collect_candidates(const CudaBlock& block, const SliceReader<Logi
   uint32_t bound = k <= kWarpBoundK ? bound_from_warp(block, mine, k, s) : bound_from_block(mine, k, Logit::kLowBit);
   bound = bound > kLowestFinite ? bound : kLowestFinite;
 
-  if (edge_id >= 0 && order_bits(edge) >= bound) push_candidate(s, make_key(edge, edge_id));
+  if (order_bits(edge) >= bound) push_candidate(s, make_key(edge, edge_id));
   if (vector_order >= bound) s.owners[atomicAdd(s.num_owners, 1)] = block.thread_rank();
   if (!planted(kNoBarrierBeforeRescan)) block.sync();
 

@@ -1,0 +1,237 @@
+"""The CUDA step's own source, compiled for the CPU and called like `unite_step`.
+
+`build` makes two libraries: "plain", and "checked" with the race checker and the undefined-behaviour sanitizer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from unite_ext.alignment import VocabAlignment
+from unite_ext.reference import StepResult
+
+HERE = Path(__file__).resolve().parent
+KERNELS = HERE.parent.parent / "csrc" / "cuda"
+FLAGS = [
+    *("-std=c++17", "-g", "-fPIC", "-DCUDA_EMU", f"-I{HERE}", "-fvisibility=hidden"),
+    *("-fno-strict-aliasing", "-ffp-contract=off"),  # as nvcc compiles
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-attributes"),
+]
+CHECKED = [
+    *("-O1", "-fsanitize=thread,undefined", "-fno-sanitize-recover=undefined", "-fno-sanitize=vptr"),
+    "-fno-tree-loop-distribute-patterns",  # no memset or memcpy calls that the checker would not see
+]
+POLICIES = {"in order": 0, "reverse": 1, "random": 2}
+MAX_MEMBERS = 8
+COUNTER_BYTES = 16384 * 4
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+POISON = 0x5A
+
+
+def unavailable() -> str | None:
+    """Why kernels cannot run here; None when they can."""
+    if platform.machine() != "x86_64":
+        return f"the fibers of tests/cuda_on_cpu need an x86-64 processor, this is {platform.machine()}"
+    if compiler() is None:
+        return "tests/cuda_on_cpu needs g++, which is not on the PATH (set CXX to name another)"
+    return None
+
+
+def compiler() -> str | None:
+    return os.environ.get("CXX") or shutil.which("g++")
+
+
+def run(*command: object) -> str:
+    done = subprocess.run([str(c) for c in command], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}")
+    return done.stdout
+
+
+def compile_object(folder: Path, source: str, *flags: str) -> Path:
+    target = folder / f"{Path(source).stem}-{abs(hash(flags)):x}.o"
+    if not target.exists():
+        run(*compiler().split(), *FLAGS, *flags, "-x", "c++", "-c", HERE / source, "-o", target)
+    return target
+
+
+def build(folder: Path, source: str, checked: bool, *link_flags: str) -> Path:
+    """Links `source` with the shim, and with the race checker if `checked`."""
+    target = folder / f"{Path(source).stem}-{'checked' if checked else 'plain'}"
+    objects = [compile_object(folder, "cuda_emu.cpp", "-O2")]
+    if checked:
+        objects += [compile_object(folder, source, *CHECKED, "-DEMU_CHECKED")]
+        objects += [compile_object(folder, "race_checker.cpp", "-O2"), "-fsanitize=undefined", "-ldl"]
+    else:
+        objects += [compile_object(folder, source, "-O2")]
+    run(*compiler().split(), *link_flags, *objects, "-o", target)
+    return target
+
+
+class MemberLogits(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("row_stride", ctypes.c_int64),
+        ("eligible", ctypes.c_void_p),
+        ("vocab_size", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+    ]
+
+
+class StepParams(ctypes.Structure):
+    """csrc/core/step_params.h, field by field."""
+
+    _fields_ = [
+        *[(name, ctypes.c_int32) for name in ("batch", "members", "k", "primary", "num_slots", "score", "duplicates")],
+        ("weights", ctypes.c_float * MAX_MEMBERS),
+        ("logits", MemberLogits * MAX_MEMBERS),
+        ("map", ctypes.c_void_p),
+        ("class_ids", ctypes.c_void_p),
+        ("log2_capacity", ctypes.c_int32),
+        ("include", ctypes.c_void_p),
+        *[(name, ctypes.c_void_p) for name in ("next_ids", "union_ids", "union_probs", "member_probs")],
+        *[(name, ctypes.c_void_p) for name in ("union_size", "winner", "status")],
+    ]
+
+
+class LaunchConfig(ctypes.Structure):
+    _fields_ = [("threads", ctypes.c_int), ("slices", ctypes.c_int * MAX_MEMBERS)]
+
+
+@dataclass
+class Schedule:
+    """Which thread runs next, and how many blocks run interleaved."""
+
+    policy: str = "in order"
+    resident: int = 1
+    seed: int = 0
+    preempt: float = 0.0
+    preempt_access: float = 0.0
+
+
+class EmulationError(RuntimeError):
+    """A run that went wrong: a race, an access out of bounds, a deadlock, a refused launch."""
+
+
+def planted_bugs() -> dict[str, int]:
+    """The deliberate bugs that compat.cuh lists, by name."""
+    body = re.search(r"enum PlantedBug \{(.*?)\};", (KERNELS / "compat.cuh").read_text(), re.S)[1]
+    names = re.findall(r"\bk\w+", body)
+    return {name: i for i, name in enumerate(names) if name not in ("kNoBug", "kNumPlantedBugs")}
+
+
+class Emulator:
+    """The kernel and its launcher on the CPU."""
+
+    def __init__(self, library: Path) -> None:
+        lib = self.lib = ctypes.CDLL(str(library))
+        lib.emu_error.restype = ctypes.c_char_p
+        lib.emu_params_bytes.restype = lib.emu_workspace_bytes.restype = ctypes.c_size_t
+        lib.emu_options.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_double, ctypes.c_double]
+        lib.emu_buffer.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
+        lib.emu_fused_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+        assert lib.emu_params_bytes() == ctypes.sizeof(StepParams)
+
+    def plant(self, bug: int) -> None:
+        """Switches one deliberate bug on; 0: none."""
+        self.lib.emu_plant(bug)
+
+    def choose_launch(self, params: StepParams, sm_count: int) -> LaunchConfig:
+        config = LaunchConfig()
+        self.lib.emu_choose_launch(ctypes.byref(params), sm_count, ctypes.byref(config))
+        return config
+
+    def workspace_bytes(self, params: StepParams, config: LaunchConfig) -> int:
+        return self.lib.emu_workspace_bytes(ctypes.byref(params), ctypes.byref(config))
+
+    def unite_step(
+        self,
+        logits: Sequence[torch.Tensor],
+        alignment: VocabAlignment,
+        *,
+        k: int = 10,
+        primary: int = 0,
+        weights: Sequence[float] | None = None,
+        score: str = "logits",
+        duplicates: str = "repeat",
+        include: torch.Tensor | None = None,
+        workspace: torch.Tensor | None = None,
+        threads: int = 64,
+        slices: int | Sequence[int] = 2,
+        sm_count: int | None = None,
+        schedule: Schedule = Schedule(),  # noqa: B008 (never changed)
+    ) -> StepResult:
+        """As `unite_ext.unite_step`, with the launch's shape: `threads` and `slices`, or what `sm_count` gives."""
+        batch, members = logits[0].shape[0], len(logits)
+        slots = members * k + (include is not None)
+        weights = [1.0] * members if weights is None else weights
+        result = StepResult(
+            next_ids=poisoned(torch.int64, batch, members),
+            union_ids=poisoned(torch.int64, batch, slots, members),
+            union_size=poisoned(torch.int32, batch),
+            winner=poisoned(torch.int32, batch),
+            union_probs=poisoned(torch.float32, batch, slots),
+            member_probs=poisoned(torch.float32, batch, slots, members),
+            status=poisoned(torch.int32, batch),
+        )
+        p = StepParams(batch, members, k, primary, slots, ["logits", "probs"].index(score))
+        p.duplicates = ["repeat", "drop"].index(duplicates)
+        p.map, p.log2_capacity = alignment.table.data_ptr(), alignment.log2_capacity
+        p.class_ids = alignment.class_ids.data_ptr()
+        p.include = None if include is None else include.data_ptr()
+        self.lib.emu_forget_buffers()
+        for name, tensor in result._asdict().items():
+            setattr(p, name, tensor.data_ptr())
+            self.announce(name, tensor.data_ptr(), tensor.nbytes, initialised=False, writable=True)
+        for m, x in enumerate(logits):
+            p.weights[m] = weights[m] / sum(weights)
+            eligible = alignment.eligible.data_ptr() + 4 * alignment.eligible_offsets[m]
+            p.logits[m] = MemberLogits(x.data_ptr(), x.stride(0), eligible, alignment.vocab_sizes[m], DTYPES[x.dtype])
+            for row in range(batch):  # what lies between the rows is nobody's
+                self.announce(f"logits[{m}]", x[row].data_ptr(), x.shape[1] * x.element_size())
+        for name in ("table", "class_ids", "eligible"):
+            tensor = getattr(alignment, name)
+            self.announce(name, tensor.data_ptr(), tensor.nbytes)
+        if include is not None:
+            self.announce("include", include.data_ptr(), include.nbytes)
+
+        if sm_count is not None:
+            config = self.choose_launch(p, sm_count)
+        else:
+            per_member = [slices] * members if isinstance(slices, int) else list(slices)
+            config = LaunchConfig(threads, (ctypes.c_int * MAX_MEMBERS)(*per_member))
+        if workspace is None:
+            workspace = torch.zeros(self.workspace_bytes(p, config), dtype=torch.uint8)
+        start = workspace.data_ptr()
+        self.announce("arrivals", start, COUNTER_BYTES, writable=True)
+        records = max(0, workspace.nbytes - COUNTER_BYTES)
+        self.announce("records", start + COUNTER_BYTES, records, initialised=False, writable=True)
+
+        s = schedule
+        self.lib.emu_options(s.seed, POLICIES[s.policy], s.resident, s.preempt, s.preempt_access)
+        error = self.lib.emu_fused_step(ctypes.byref(p), start, workspace.nbytes, ctypes.byref(config))
+        if error == -1:
+            raise EmulationError(self.lib.emu_error().decode())
+        if error != 0:
+            raise EmulationError(f"launch_fused_step returned error {error}")
+        return result
+
+    def announce(self, name: str, address: int, size: int, initialised: bool = True, writable: bool = False) -> None:
+        self.lib.emu_buffer(address, size, name.encode(), initialised, writable)
+
+
+def poisoned(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """A tensor whose bytes are all wrong, so that what a kernel leaves unwritten shows."""
+    tensor = torch.empty(shape, dtype=dtype)
+    tensor.view(torch.uint8).fill_(POISON) if tensor.numel() else None
+    return tensor
