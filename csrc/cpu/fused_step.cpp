@@ -18,8 +18,10 @@ namespace {
 constexpr int32_t kChunk = 4096;
 // A shorter slice costs more in bookkeeping than it gains.
 constexpr int32_t kMinSlice = 4 * kChunk;
-// Tasks per thread that even out a thread that starts late.
-constexpr int64_t kTasksPerThread = 4;
+// Tasks per thread: several even out a thread that starts late, but each has its own top-k to find and sort.
+int64_t tasks_per_thread(int32_t k) {
+  return k <= 16 ? 4 : k <= 64 ? 2 : 1;
+}
 
 struct ChunkSum {
   float largest;
@@ -44,7 +46,7 @@ struct Slices {
     // One thread gains nothing from slices, and neither do many rows.
     int32_t target = INT32_MAX - kChunk;
     if (num_threads > 1) {
-      const int64_t share = row_ids * p.batch / (num_threads * kTasksPerThread);
+      const int64_t share = row_ids * p.batch / (num_threads * tasks_per_thread(p.k));
       target = static_cast<int32_t>(std::min<int64_t>(std::max<int64_t>(share, kMinSlice), target));
     }
     for (int m = 0; m < p.members; ++m) {
