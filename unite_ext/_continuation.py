@@ -28,6 +28,8 @@ from ._tokenizer_kinds import (
 
 # surrogateescape writes a byte outside valid UTF-8 as one of these characters
 _STRAY = "\udc80-\udcff"
+# Encodings are large objects: batches that stay in the cache are two to three times faster than one large batch
+_BATCH = 512
 _UNSPELLABLE_COST = 1 << 20  # one more unknown character outweighs any number of pieces
 
 
@@ -65,6 +67,8 @@ class ContinuationEncoder:
             stray = _STRAY + (META_SPACE if parts.kind == SENTENCEPIECE else "")
             self._stray = re.compile(f"([{stray}])")
         self._characters: dict[str, list[int]] = {}
+        # With every byte at hand and nothing folded, ids always spell their text: see _repair
+        self.covers = not self.lossy and None not in self.byte_ids
 
     def encode_batch(self, data: list[bytes]) -> list[list[int]]:
         """Ids of every byte string, tokenized alone."""
@@ -102,8 +106,10 @@ class ContinuationEncoder:
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        batch = [e.ids for e in encodings]
+        batch: list[list[int]] = []
+        for start in range(0, len(texts), _BATCH):
+            encodings = self._tokenizer.encode_batch_fast(texts[start : start + _BATCH], add_special_tokens=False)
+            batch.extend([e.ids for e in encodings])
         if self.lossy:
             return batch
         pieces = self.pieces

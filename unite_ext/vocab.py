@@ -146,7 +146,7 @@ class Vocabulary:
                 raise TypeError(f"data: expected bytes, got {type(item).__name__}")
         encoder = self.encoder
         batch = encoder.encode_batch(data)
-        if not self._warned:
+        if not (self._warned or encoder.covers):
             for item, ids in zip(data, batch):
                 if item and not encoder.spells(item, ids):
                     self._warned = True
