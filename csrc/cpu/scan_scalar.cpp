@@ -1,5 +1,6 @@
-// ScanKernels in plain C++: what runs where no wider instruction set is known. Lanes are a small array, so that
-// the compiler vectorises with whatever the build's baseline offers (SSE2, NEON).
+// ScanKernels without intrinsics: what runs where no wider instruction set is known. Four lanes are one register
+// of every baseline (SSE2, NEON); the compiler vectorises all but max(), where it would have to prove that there
+// is no NaN, so that is spelled with GCC's and Clang's vector type.
 #include <cstring>
 
 #include "../core/top_k.h"
@@ -9,7 +10,7 @@ namespace unite {
 namespace {
 
 struct Vec {
-  static constexpr int32_t kLanes = 8;
+  static constexpr int32_t kLanes = 4;
   float lane[kLanes];
 
   static Vec broadcast(float x) {
@@ -32,12 +33,28 @@ struct Vec {
   }
   template <Dtype D>
   static void load_two(const char* p, Vec& a, Vec& b) {
-    a = load<D>(p);
-    b = load<D>(p + kLanes * (D == Dtype::kFloat32 ? 4 : 2));
+    if (D == Dtype::kBFloat16) {
+      uint32_t pairs[kLanes];
+      memcpy(pairs, p, sizeof pairs);
+      for (int i = 0; i < kLanes; ++i) a.lane[i] = float_from_bits(pairs[i] << 16);
+      for (int i = 0; i < kLanes; ++i) b.lane[i] = float_from_bits(pairs[i] & 0xFFFF0000u);
+    } else {
+      a = load<D>(p);
+      b = load<D>(p + kLanes * (D == Dtype::kFloat32 ? 4 : 2));
+    }
   }
   static Vec max(const Vec& x, const Vec& acc) {
     Vec v;
+#if defined(__GNUC__)
+    typedef float Four __attribute__((vector_size(sizeof x.lane)));
+    Four a, b;
+    memcpy(&a, x.lane, sizeof a);
+    memcpy(&b, acc.lane, sizeof b);
+    a = a > b ? a : b;
+    memcpy(v.lane, &a, sizeof a);
+#else
     for (int i = 0; i < kLanes; ++i) v.lane[i] = x.lane[i] > acc.lane[i] ? x.lane[i] : acc.lane[i];
+#endif
     return v;
   }
   static Vec min(const Vec& a, const Vec& b) {
