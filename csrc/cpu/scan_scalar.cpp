@@ -46,7 +46,7 @@ struct Vec {
   static Vec max(const Vec& x, const Vec& acc) {
     Vec v;
 #if defined(__GNUC__)
-    typedef float Four __attribute__((vector_size(sizeof x.lane)));
+    typedef float Four __attribute__((vector_size(4 * kLanes)));
     Four a, b;
     memcpy(&a, x.lane, sizeof a);
     memcpy(&b, acc.lane, sizeof b);
