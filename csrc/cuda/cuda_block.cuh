@@ -19,7 +19,11 @@ struct CudaBlock {
 
   __device__ int thread_rank() const { return static_cast<int>(threadIdx.x); }
   __device__ int size() const { return static_cast<int>(blockDim.x); }
+#ifdef CUDA_EMU
+  void sync(int line = __builtin_LINE()) const { __syncthreads(line); }  // tells one call from another
+#else
   __device__ void sync() const { __syncthreads(); }
+#endif
 
   __device__ int group_rank() const { return thread_rank() / kWarp; }
   __device__ int num_groups() const { return size() / kWarp; }

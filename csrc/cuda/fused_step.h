@@ -10,13 +10,11 @@
 
 #include <cstddef>
 
-#include "../core/step_params.h"
-
-#ifdef CUDA_EMU
-#include "cuda_emu.h"
-#else
+#ifndef CUDA_EMU
 #include <cuda_runtime_api.h>
 #endif
+
+#include "../core/step_params.h"
 
 namespace unite {
 

@@ -1,6 +1,5 @@
 // A C interface over the kernel, its launcher and the shim, for ctypes (tests/cuda_on_cpu/emulator.py).
 #include "../../csrc/cuda/fused_step.cu"
-#include "cuda_emu.h"  // before everything of the project: it defines what __host__ and __device__ are
 
 using namespace unite;
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import re
 import shutil
@@ -24,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"
 FLAGS = [
     *("-std=c++17", "-g", "-fPIC", "-DCUDA_EMU", f"-I{HERE}", "-fvisibility=hidden"),
+    *("-include", "cuda_emu.h"),  # before every file, as nvcc includes its own header
     *("-fno-strict-aliasing", "-ffp-contract=off"),  # as nvcc compiles
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-attributes"),
 ]
@@ -43,12 +43,12 @@ def unavailable() -> str | None:
     if platform.machine() != "x86_64":
         return f"the fibers of tests/cuda_on_cpu need an x86-64 processor, this is {platform.machine()}"
     if compiler() is None:
-        return "tests/cuda_on_cpu needs g++, which is not on the PATH (set CXX to name another)"
+        return "tests/cuda_on_cpu needs g++ (its sanitizer hooks and flags), which is not on the PATH"
     return None
 
 
 def compiler() -> str | None:
-    return os.environ.get("CXX") or shutil.which("g++")
+    return shutil.which("g++")
 
 
 def run(*command: object) -> str:
@@ -61,7 +61,7 @@ def run(*command: object) -> str:
 def compile_object(folder: Path, source: str, *flags: str) -> Path:
     target = folder / f"{Path(source).stem}-{abs(hash(flags)):x}.o"
     if not target.exists():
-        run(*compiler().split(), *FLAGS, *flags, "-x", "c++", "-c", HERE / source, "-o", target)
+        run(*[compiler()], *FLAGS, *flags, "-x", "c++", "-c", HERE / source, "-o", target)
     return target
 
 
@@ -74,7 +74,7 @@ def build(folder: Path, source: str, checked: bool, *link_flags: str) -> Path:
         objects += [compile_object(folder, "race_checker.cpp", "-O2"), "-fsanitize=undefined", "-ldl"]
     else:
         objects += [compile_object(folder, source, "-O2")]
-    run(*compiler().split(), *link_flags, *objects, "-o", target)
+    run(*[compiler()], *link_flags, *objects, "-o", target)
     return target
 
 
