@@ -58,6 +58,16 @@ def test_a_worked_table():
     assert alignment.encode_continuation(0, b"abba") == [2, 1, 0]
 
 
+def test_the_lowest_id_represents_the_class():
+    tokenizer = Tokenizer.from_str(toys.byte_level().backend_tokenizer.to_str())
+    word = tokenizer.token_to_id("ĠJames")
+    tokenizer.add_tokens([" James"])
+    alignment = VocabAlignment.from_tokenizers([tokenizer], cache=False)
+    c = alignment.class_of(0, tokenizer.token_to_id(" James"))
+    assert c == alignment.class_of(0, word)
+    assert alignment.class_ids[c].tolist() == [word]
+
+
 def test_member_without_eos():
     alignment = VocabAlignment.from_tokenizers(
         [tiny(["a"]), tiny(["a"], eos=False)], eos_token_ids=[[1], None], cache=False
@@ -171,6 +181,38 @@ def test_eligibility_bits(mix):
         assert end - start - used >= 16
         assert not words[start + used : end].any()
     assert alignment.vocab_sizes == tuple(v.highest_eligible_id + 1 for v in alignment.vocabularies)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_of": []}, "class_of: expected 1 to 8 members, got 0"),
+        ({"class_of": [np.array([2], np.int32)]}, "class_of: class 2 of id 0 is no row of class_ids"),
+        ({"class_of": [np.array([-2], np.int32)]}, "class_of: class -2 of id 0"),
+        ({"class_of": [np.zeros((1, 1), np.int32)]}, "class_of: expected one dimension"),
+        ({"class_ids": np.zeros((2, 2), np.int32)}, "class_ids: expected shape"),
+        ({"log2_capacity": 5}, "table: expected shape"),
+        ({"table": np.zeros((16, 3), np.int32)}, "table: expected shape"),
+    ],
+)
+def test_the_host_module_checks_its_arguments(changes, message):
+    from unite_ext import _host
+
+    good = {
+        "class_of": [np.array([0, 1, -1], np.int32)],
+        "class_ids": np.zeros((2, 1), np.int32),
+        "table": np.zeros((16, 4), np.int32),
+        "log2_capacity": 4,
+    }
+    assert _host.fill_table(**good)
+    with pytest.raises(ValueError, match=message):
+        _host.fill_table(**{**good, **changes})
+
+
+def test_members_with_one_tokenizer_are_read_once():
+    alignment = align(toys.byte_level, toys.gemma, toys.byte_level)
+    assert alignment.vocabularies[0] is alignment.vocabularies[2]
+    assert torch.equal(alignment.class_ids[:, 0], alignment.class_ids[:, 2])
 
 
 def test_the_same_tokenizers_give_the_same_alignment():

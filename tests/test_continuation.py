@@ -129,6 +129,18 @@ def test_special_strings_are_text_and_added_tokens_match():
     assert spelled(vocabulary, vocabulary.encode_continuation(b"a <tool> b")) == b"a <tool> b"
 
 
+@pytest.mark.parametrize("make", [toys.byte_level, toys.gemma], ids=lambda m: m.__name__)
+def test_special_strings_are_tokenized_like_any_other(make):
+    """Not only spelled: merged as a tokenizer that never heard of them would."""
+    tokenizer = Tokenizer.from_str(make().backend_tokenizer.to_str())
+    bare = Tokenizer(tokenizer.model)
+    bare.pre_tokenizer, bare.normalizer = tokenizer.pre_tokenizer, tokenizer.normalizer
+    tokenizer.add_special_tokens([" James"])
+    for text in ("the<|eot|> James <|bos|>the", "the<eos> James<bos>the"):
+        got = Vocabulary.from_tokenizer(tokenizer).encode_continuation(text.encode())
+        assert got == bare.encode(text, add_special_tokens=False).ids
+
+
 def test_an_added_token_that_ends_the_text_does_not_match():
     tokenizer = toys.byte_level()
     tool = tokenizer.convert_tokens_to_ids("<tool>")
@@ -152,10 +164,11 @@ def test_prefix_space_and_normalizer_are_off(make):
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [tokenizer.pre_tokenizer[0], pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)]
         )
-        tokenizer.normalizer = normalizers.NFKC()
+        tokenizer.normalizer = normalizers.NFD()
     else:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), tokenizer.normalizer])
-    data = "The ﬁre e\u0301".encode()
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), tokenizer.normalizer])
+    data = "The ﬁre çafé naïve e\u0301".encode()
+    assert len(plain.encode_continuation("çafé".encode())) < 4, "merged, so that spelling it letter by letter differs"
     assert Vocabulary.from_tokenizer(tokenizer).encode_continuation(data) == plain.encode_continuation(data)
 
 
@@ -289,6 +302,13 @@ def test_lossy_byte_level_lower_cases():
     tokenizer.normalizer = normalizers.Lowercase()
     vocabulary = Vocabulary.from_tokenizer(tokenizer, lossy=True)
     assert spelled(vocabulary, vocabulary.encode_continuation(b" The James")) == b" the james"
+
+
+def test_lossy_sentencepiece_has_no_dummy_prefix():
+    tokenizer = Tokenizer.from_str(toys.sentencepiece().backend_tokenizer.to_str())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), tokenizer.normalizer])
+    vocabulary = Vocabulary.from_tokenizer(tokenizer, lossy=True)
+    assert spelled(vocabulary, vocabulary.encode_continuation(b"The Theory")) == b"the theory"
 
 
 def test_bad_data():

@@ -51,7 +51,7 @@ def test_bytes_agree_with_decode_on_every_id(make):
         backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     start = vocabulary.token_bytes[anchor].strip()
     for i, data in enumerate(vocabulary.token_bytes):
-        if data and i not in {t["id"] for t in vocabulary._parts.added_tokens}:
+        if data and i not in {t["id"] for t in vocabulary.parts.added_tokens}:
             got = backend.decode([anchor, i], skip_special_tokens=False).lstrip(" ")
             assert got == (start + data).decode("utf-8", "replace"), (i, data)
 
@@ -77,6 +77,14 @@ def test_unused_ids_are_ineligible():
     assert vocabulary.size == 8
     assert vocabulary.token_bytes == [b"a", *[b""] * 6, b"b"]
     assert vocabulary.eligible.tolist() == [True, *[False] * 6, True]
+
+
+def test_byte_level_pieces_outside_the_table_are_themselves():
+    """As the decoder has it: one foreign character and the whole piece is plain text."""
+    tokenizer = Tokenizer(models.BPE({"é": 0, "中é": 1, "a b": 2, "Ġa": 3, "😀": 4, "\n": 5}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    got = Vocabulary.from_tokenizer(tokenizer).token_bytes
+    assert got == [b"\xe9", "中é".encode(), b"a b", b" a", "😀".encode(), b"\n"]
 
 
 def test_special_token_after_the_text_does_not_count_as_highest_eligible():

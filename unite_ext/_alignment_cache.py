@@ -47,7 +47,7 @@ def cache_folder(cache: bool | str | os.PathLike[str]) -> Path | None:
 
 def cache_path(folder: Path, opened: list[OpenedTokenizer]) -> Path:
     """One file per list of tokenizers and EOS ids."""
-    key = [[o.fingerprint, o.eos_token_ids, o.eos_token_id] for o in opened]
+    key = [o.identity for o in opened]
     digest = hashlib.sha256(json.dumps([FORMAT, VERSION, key]).encode()).hexdigest()
     return folder / f"alignment-{digest[:32]}.safetensors"
 
@@ -70,7 +70,7 @@ def write_cached(folder: Path, opened: list[OpenedTokenizer], alignment: VocabAl
         folder.mkdir(parents=True, exist_ok=True)
         write(cache_path(folder, opened), alignment)
     except OSError as error:
-        warnings.warn(f"the alignment could not be kept in the cache folder {folder}: {error}", stacklevel=4)
+        warnings.warn(f"the alignment could not be kept in the cache folder {folder}: {error}", stacklevel=3)
 
 
 def write(path: Path, alignment: VocabAlignment) -> None:

@@ -59,8 +59,8 @@ class ContinuationEncoder:
         self.unknown = unknown_id(parts)
         self.byte_ids = _byte_ids(parts.kind, pieces, is_byte_piece)
         specials = {t["id"] for t in parts.added_tokens if t["special"]} | set(eos_token_ids)
+        self._words: _WordSpeller | None = None
         if parts.kind == WORDPIECE:
-            self._tokenizer = None
             self._words = _WordSpeller(parts, pieces, specials)
         else:
             self._tokenizer = _bare_tokenizer(parts, specials)
@@ -73,7 +73,7 @@ class ContinuationEncoder:
     def encode_batch(self, data: list[bytes]) -> list[list[int]]:
         """Ids of every byte string, tokenized alone."""
         texts = [d.decode("utf-8", "surrogateescape") for d in data]
-        if self._tokenizer is None:
+        if self._words is not None:
             return [self._words.encode(t, self.unknown) for t in texts]
         search = self._stray.search
         broken = [i for i, t in enumerate(texts) if search(t)]
@@ -163,8 +163,8 @@ class ContinuationEncoder:
         return ids
 
     def _spell_bytes(self, data: bytes) -> list[int]:
-        ids = [self.byte_ids[b] for b in data]
-        if all(i is not None for i in ids):
+        ids = [i for i in map(self.byte_ids.__getitem__, data) if i is not None]
+        if len(ids) == len(data):
             return ids
         return [] if self.unknown is None else [self.unknown]
 

@@ -304,13 +304,13 @@ def check_against_decode(
     picks = {texts[i] for i in np.linspace(0, len(texts) - 1, samples).astype(int).tolist()}
     # A dummy prefix or a word start is dropped at the start of a text, so each id is decoded behind an anchor
     # that is a plain word: neither a byte piece nor a word's continuation
-    anchor = next((i for i in texts if tokens[i].lstrip(META_SPACE).isalpha()), None)
+    anchor = next((i for i in texts if (tokens[i] or "").lstrip(META_SPACE).isalpha()), None)
     if parts.kind == BYTE_LEVEL or anchor is None:
         before, anchor_text = [], b""
     else:
         before, anchor_text = [anchor], pieces[anchor]
     # Added tokens stand alone: decoders put a space before them, and mangle those that are not ASCII
-    alone = [i for i in sorted(added) if pieces[i] and tokens[i].isascii()]
+    alone = [i for i in sorted(added) if pieces[i] and pieces[i].isascii()]
     for i in [*sorted(picks), *alone]:
         if i in added:
             before, anchor_text = [], b""

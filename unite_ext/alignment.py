@@ -208,7 +208,11 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @_no_garbage_collection()
 def _build(cls: type[VocabAlignment], opened: list[OpenedTokenizer], progress: bool | None) -> VocabAlignment:
-    vocabularies = [o.read() for o in opened]
+    read: dict[Any, Vocabulary] = {}
+    for o in opened:  # members of one family share a tokenizer: read it once
+        if o.identity not in read:
+            read[o.identity] = o.read()
+    vocabularies = [read[o.identity] for o in opened]
     classes, class_bytes = _classify(vocabularies)
     num_classes = len(class_bytes) + 1
     class_ids = np.full((num_classes, len(vocabularies)), NO_ID, np.int32)
@@ -293,7 +297,7 @@ def _pack_eligible(classes: list[np.ndarray]) -> tuple[torch.Tensor, tuple[int, 
 
 def _build_table(classes: list[np.ndarray], class_ids: np.ndarray) -> tuple[torch.Tensor, int]:
     """The hash map at a load of at most one half, larger when some key would need too many probes."""
-    from . import _host
+    from . import _host  # type: ignore[attr-defined]  # compiled
 
     keys = sum(int((c >= 0).sum()) for c in classes)
     log2_capacity = max(4, (2 * keys - 1).bit_length())

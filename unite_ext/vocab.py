@@ -50,6 +50,10 @@ class Vocabulary:
         ``"byte-level"``, ``"sentencepiece"`` or ``"wordpiece"``.
     fingerprint : str
         SHA-256 of everything that changes bytes or continuation tokenization.
+    parts : TokenizerParts or None
+        What was read from the tokenizer; None after loading an alignment without tokenizers.
+    name : str
+        What messages call the tokenizer.
     """
 
     def __init__(
@@ -73,8 +77,8 @@ class Vocabulary:
         self.eos_token_id = eos_token_id
         self.fingerprint = fingerprint
         self._source = pieces
-        self._parts = parts
-        self._name = name
+        self.parts = parts
+        self.name = name
         self._encoder: ContinuationEncoder | None = None
         self._warned = False
         if eligible is None:
@@ -151,7 +155,7 @@ class Vocabulary:
                 if item and not encoder.spells(item, ids):
                     self._warned = True
                     warnings.warn(
-                        f"{self._name}: its vocabulary cannot spell {bytes(item)[:40]!r}; such text enters "
+                        f"{self.name}: its vocabulary cannot spell {bytes(item)[:40]!r}; such text enters "
                         "this member's context as its unknown token (said once)",
                         stacklevel=3,
                     )
@@ -162,12 +166,12 @@ class Vocabulary:
     def encoder(self) -> ContinuationEncoder:
         """The continuation tokenizer, made on first use."""
         if self._encoder is None:
-            if self._parts is None:
+            if self.parts is None:
                 raise ValueError(
-                    f"{self._name}: continuation tokenization needs the tokenizer, but this alignment was "
+                    f"{self.name}: continuation tokenization needs the tokenizer, but this alignment was "
                     "loaded without tokenizers; pass them: VocabAlignment.load(path, tokenizers)"
                 )
-            self._encoder = ContinuationEncoder(self._parts, self.pieces, self.is_byte_piece, self.eos_token_ids)
+            self._encoder = ContinuationEncoder(self.parts, self.pieces, self.is_byte_piece, self.eos_token_ids)
         return self._encoder
 
     def __getstate__(self) -> dict[str, Any]:
@@ -202,6 +206,11 @@ class OpenedTokenizer:
         self.fingerprint = hashlib.sha256(
             json.dumps([self.parts.json_sha256, self.parts.kind, plain_eos]).encode()
         ).hexdigest()
+
+    @property
+    def identity(self) -> tuple[str, tuple[int, ...], int | None]:
+        """Equal for two tokenizers exactly when their vocabularies are."""
+        return self.fingerprint, self.eos_token_ids, self.eos_token_id
 
     def read(self) -> Vocabulary:
         """Read the whole vocabulary and check it against the tokenizer's own decode."""

@@ -51,7 +51,9 @@ bool place_all(const std::vector<MemberClasses>& members, const int32_t* class_i
   return true;
 }
 
-[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+[[noreturn]] void refuse(const std::string& message) {
+  throw std::invalid_argument(message);
+}
 
 // class_of: per member int32 [size_m], the class of each id or -1. class_ids: int32 [num_classes, members], tagged.
 // table: int32 [2^log2_capacity, 4], overwritten. Returns whether every key found a place within kMaxProbes.
