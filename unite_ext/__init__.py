@@ -7,6 +7,9 @@ every model's next id. `unite_ext.reference` states the same in plain PyTorch.
 from importlib.metadata import PackageNotFoundError, version
 
 from .alignment import VocabAlignment
+from .ensemble import UniteEnsemble
+from .generation import GenerateOutput, GenerationOptions, StepTrace
+from .member import Member
 from .ops import unite_step
 from .reference import StepResult
 from .vocab import Vocabulary
@@ -16,4 +19,15 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "unknown"
 
-__all__ = ["StepResult", "VocabAlignment", "Vocabulary", "__version__", "unite_step"]
+__all__ = [
+    "GenerateOutput",
+    "GenerationOptions",
+    "Member",
+    "StepResult",
+    "StepTrace",
+    "UniteEnsemble",
+    "VocabAlignment",
+    "Vocabulary",
+    "__version__",
+    "unite_step",
+]

@@ -1,0 +1,246 @@
+"""One model's KV cache over a batch of rows that drop and append different numbers of ids.
+
+A row's ids stand in the cache in order, but not side by side: a dropped id leaves its column behind as a *hole*,
+0 in the 2-D attention mask, because other rows may need that column. Positions are passed explicitly, so holes
+cost memory and nothing else. They are removed, by gathering every row's columns to the right end, when they
+become many, and before every pass of a model whose attention looks at columns instead of positions (sliding windows).
+
+Every row takes part in a pass with its last C ids, C being the most that any row has to feed: rows with fewer feed some
+again, so that all end in the last column and no row needs padding there.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+REUSE = ("holes", "compact", "recompute")
+MAX_HOLES = 0.25  # share of the columns; measured in docs/performance.md
+MIN_HOLES = 64
+
+
+class RaggedCache:
+    """What a model has seen of every row, and the next logits.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A causal language model.
+    rows : int
+        B, the number of rows; they start empty.
+    reuse : {"holes", "compact", "recompute"}
+        How the model's cache may be reused, see `probe_reuse`.
+    """
+
+    def __init__(self, model: Any, rows: int, *, reuse: str) -> None:
+        self.model = model
+        self.reuse = reuse
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+        self._columns: list[list[int]] = [[] for _ in range(rows)]  # of the ids that are in the cache, ascending
+        self._width = 0  # columns of the cache
+        self._mask = torch.zeros(rows, 0, dtype=torch.bool)  # [B, at least width]: which columns are a row's own
+        self._cache: Any = None
+
+    def edit(self, row: int, drop: int, append: list[int]) -> None:
+        """Drop the last `drop` ids of a row and append others; nothing is computed yet."""
+        ids = self.ids[row]
+        if drop:
+            del ids[len(ids) - drop :]
+            self._keep(row, len(ids))
+        ids += append
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only these rows, in this order."""
+        self.ids = [self.ids[r] for r in rows]
+        self._columns = [self._columns[r] for r in rows]
+        self._mask = self._mask[rows]
+        if self._cache is not None and self._width:
+            index = torch.tensor(rows, device=self._first_keys().device)
+            self._replace(lambda t: t.index_select(0, index.to(t.device)))
+
+    @torch.no_grad()
+    def next_logits(self) -> Tensor:
+        """[B, V]: every row's logits after its last id, in the model's dtype and on its device."""
+        for row, ids in enumerate(self.ids):
+            if not ids:
+                raise ValueError(f"row {row} has no ids to run the model on")
+        if self.reuse == "recompute":
+            self._forget()
+        longest = max(map(len, self.ids))
+        # A row whose ids are all in the cache runs its last one again.
+        feed = max(max(1, len(ids) - len(columns)) for ids, columns in zip(self.ids, self._columns))
+        kept = [max(0, min(len(columns), len(ids) - feed)) for ids, columns in zip(self.ids, self._columns)]
+        for r, n in enumerate(kept):
+            self._keep(r, n)
+        self._trim()
+        if self._has_to_move():
+            self._compact()
+        return self._forward(feed, kept, longest)
+
+    def _forward(self, feed: int, kept: list[int], longest: int) -> Tensor:
+        """Run the model on the last `feed` ids of every row, of which `kept` stay in the cache before them."""
+        past, width = self._width, self._width + feed
+        if width > self._mask.shape[1]:
+            self._mask = torch.nn.functional.pad(self._mask, (0, max(width, 64)))  # doubling, to copy seldom
+        self._mask[:, past:width] = False
+        input_ids, positions = [], []
+        for r, (ids, columns, n) in enumerate(zip(self.ids, self._columns, kept)):
+            new = len(ids) - n
+            padding = [0] * (feed - new)
+            input_ids.append(padding + ids[n:])
+            positions.append(padding + list(range(n, len(ids))))
+            columns.extend(range(width - new, width))
+            self._mask[r, width - new : width] = True
+        device = self.model.device
+        arguments: dict[str, Any] = {
+            "input_ids": torch.tensor(input_ids).to(device, non_blocking=True),
+            "position_ids": torch.tensor(positions).to(device, non_blocking=True),
+        }
+        if width > longest or any(len(ids) < longest for ids in self.ids):
+            arguments["attention_mask"] = self._mask[:, :width].to(device, non_blocking=True)
+        if self.reuse != "recompute":
+            if self._cache is None:
+                self._cache = new_cache()
+            arguments["past_key_values"] = self._cache
+        output = self.model(**arguments, use_cache=self.reuse != "recompute", logits_to_keep=1)
+        self._width = width
+        if self.reuse == "recompute":
+            self._forget()
+        return output.logits[:, -1]
+
+    def _keep(self, row: int, count: int) -> None:
+        """Let go of a row's columns after the first `count`."""
+        columns = self._columns[row]
+        for column in columns[count:]:
+            self._mask[row, column] = False
+        del columns[count:]
+
+    def _forget(self) -> None:
+        self._cache = None
+        self._width = 0
+        for columns in self._columns:
+            columns.clear()
+
+    def _trim(self) -> None:
+        """Give back the columns at the right end that no row uses."""
+        used = max((columns[-1] + 1 for columns in self._columns if columns), default=0)
+        if used < self._width:
+            if used:
+                self._replace(lambda t: t[..., :used, :])
+            else:
+                self._cache = None
+            self._width = used
+
+    def _has_to_move(self) -> bool:
+        if self._width == 0:
+            return False
+        if self.reuse == "compact":
+            # Columns ascend, so these two make them the last ones without a gap.
+            return any(
+                columns and (columns[-1] != self._width - 1 or columns[0] != self._width - len(columns))
+                for columns in self._columns
+            )
+        holes = self._width - max(map(len, self._columns))
+        return holes > max(MIN_HOLES, MAX_HOLES * self._width)
+
+    def _compact(self) -> None:
+        """Gather every row's columns to the right end."""
+        width = max(map(len, self._columns))
+        if width == 0:
+            self._forget()
+            return
+        index = torch.zeros(len(self._columns), width, dtype=torch.long)
+        for r, columns in enumerate(self._columns):
+            if columns:
+                index[r, width - len(columns) :] = torch.tensor(columns)
+        self._mask[:, :width] = False
+        for r, columns in enumerate(self._columns):
+            columns[:] = range(width - len(columns), width)
+            self._mask[r, width - len(columns) : width] = True
+
+        def gather(t: Tensor) -> Tensor:
+            at = index.to(t.device)[:, None, :, None].expand(-1, t.shape[1], -1, t.shape[3])
+            return t.gather(2, at)
+
+        self._replace(gather)
+        self._width = width
+
+    def _first_keys(self) -> Tensor:
+        return next(layer.keys for layer in self._cache.layers if layer.keys is not None)
+
+    def _replace(self, change: Any) -> None:
+        for layer in self._cache.layers:
+            if getattr(layer, "keys", None) is not None and layer.keys.numel():
+                layer.keys, layer.values = change(layer.keys), change(layer.values)
+
+
+def new_cache() -> Any:
+    """A cache of plain growing layers, whatever the model's own default: window layers forget what a drop needs back."""
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
+def uses_window(config: Any) -> bool:
+    """Whether some layer's attention is limited to a window, which counts columns."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return any("sliding" in kind or "chunked" in kind for kind in kinds)
+    if getattr(config, "use_sliding_window", True) is False:
+        return False
+    return any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+
+
+@torch.no_grad()
+def probe_reuse(model: Any, *, name: str = "model") -> str:
+    """Find out how a model's cache may be reused, by comparing drop-and-append with running everything anew.
+
+    Returns
+    -------
+    str
+        The first of "holes", "compact" and "recompute" that gives the logits of each row alone.
+
+    Raises
+    ------
+    ValueError
+        Not even recomputing in a padded batch does.
+    """
+    size = min(model.get_input_embeddings().weight.shape[0], 1000)
+    model(input_ids=torch.ones(1, 2, dtype=torch.long, device=model.device), use_cache=False)  # its own errors come out
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, size, (2, 24), generator=generator).tolist()
+    start, edits = (12, 7), (((3, 4), (0, 2)), ((1, 1), (4, 6)), ((0, 1), (0, 1)))
+    candidates = REUSE[1:] if uses_window(model.config) else REUSE
+    for reuse in candidates:
+        try:
+            if _agrees(model, ids, start, edits, reuse):
+                if reuse == "recompute":
+                    logger.warning("%s: its cache cannot be cut back, every step runs the whole text again", name)
+                return reuse
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            logger.debug("%s: cache reuse %r is not possible: %s", name, reuse, error)
+    raise ValueError(f"{name} ({type(model).__name__}) gives other logits in a batch of different lengths than alone")
+
+
+def _agrees(model: Any, ids: list[list[int]], start: tuple, edits: tuple, reuse: str) -> bool:
+    cache = RaggedCache(model, len(ids), reuse=reuse)
+    fresh = [iter(row) for row in ids]
+    for r, n in enumerate(start):
+        cache.edit(r, 0, [next(fresh[r]) for _ in range(n)])
+    for step in (None, *edits):
+        for r, (drop, append) in enumerate(step or ()):
+            cache.edit(r, drop, [next(fresh[r]) for _ in range(append)])
+        got = cache.next_logits().float()
+        for r, row in enumerate(cache.ids):
+            alone = model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0, -1].float()
+            # Rounding shifts logits by a fraction of their spread, a wrong attention by about all of it.
+            tolerance = (1e-3 if model.dtype == torch.float32 else 0.1) * float(alone.std())
+            if not float((got[r] - alone).abs().max()) <= tolerance:
+                return False
+    return True
