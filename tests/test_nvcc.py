@@ -20,11 +20,17 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc", path=str(Path(home) / "bin")) or shutil.which("nvcc")
 
 
-pytestmark = [
-    pytest.mark.skipif(
-        find_nvcc() is None, reason="needs nvcc of CUDA 12.8 or newer: neither in CUDA_HOME nor on the PATH"
-    ),
-]
+def unavailable() -> str | None:
+    """Why these tests cannot run; None when they can."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return "needs nvcc: neither in CUDA_HOME nor on the PATH"
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    missing = [a for a in ARCHITECTURES if f"compute_{a}\n" not in known]
+    return f"{nvcc} does not know sm_{missing[0]} (CUDA 12.8 to 13 know all)" if missing else None
+
+
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
 
 def compile_kernels(source: Path, target: Path, *flags: str) -> str:

@@ -63,6 +63,9 @@ UNITE_HOST_DEVICE inline MapEntry load_entry(const MapEntry* entry) {
 UNITE_HOST_DEVICE inline MapEntry find(const MapEntry* entries, int log2_capacity, int32_t key) {
   const uint32_t mask = (1u << log2_capacity) - 1u;
   uint32_t slot = map_slot(key, log2_capacity);
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1  // probes rarely pass the first; unrolled, they would only fill the instruction cache
+#endif
   for (int probe = 0; probe < kMaxProbes; ++probe) {
     const MapEntry entry = load_entry(entries + slot);
     if (entry.key == key) return entry;

@@ -82,6 +82,7 @@ __device__ inline uint32_t bound_from_warp(const CudaBlock& block, uint32_t mine
 // The k-th largest maximum over all threads, bit by bit; 0 when there are fewer than k threads.
 __device__ inline uint32_t bound_from_block(uint32_t mine, int k, int low_bit) {
   uint32_t bound = 0;
+#pragma unroll 1
   for (int bit = 31; bit >= low_bit; --bit) {
     const uint32_t trial = bound | 1u << bit;
     if (__syncthreads_count(mine >= trial) >= k) bound = trial;
@@ -118,6 +119,7 @@ __device__ int collect_by_radix(const CudaBlock& block, const SliceReader<Logit>
   const uint32_t last_id = static_cast<uint32_t>(reader.slice.end - 1);
   uint64_t prefix = 0, known = 0;  // the bits found so far, and where they stand
   int wanted = k;
+#pragma unroll 1
   for (int shift = 64 - 8; shift >= 0; shift -= 8) {
     const bool varies = shift >= 32 ? shift - 32 + 8 > Logit::kLowBit : last_id >> shift != 0;
     if (!varies) continue;
