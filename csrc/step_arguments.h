@@ -5,7 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <cmath>
+#include <cstdint>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -97,6 +97,8 @@ struct StepArguments {
     const int64_t capacity = table.size(0);
     if (table.size(1) != 4 || capacity < 2 || (capacity & (capacity - 1)) != 0)
       fail("table must be [a power of two, 4], got [", capacity, ", ", table.size(1), "]");
+    if (reinterpret_cast<uintptr_t>(table.data_ptr()) % alignof(MapEntry) != 0)
+      fail("table must start at a multiple of ", alignof(MapEntry), " bytes, as torch allocates it");
     if (class_ids.size(1) != members) fail("class_ids must be [classes, ", members, "]");
     if (first.dim() != 2) fail("logits[0] must be [batch, vocabulary], got ", first.dim(), " dimensions");
 
@@ -112,8 +114,7 @@ struct StepArguments {
     p.duplicates = drop_duplicates ? Duplicates::kDrop : Duplicates::kRepeat;
     for (int m = 0; m < members; ++m) {
       p.weights[m] = static_cast<float>(weights[m]);
-      p.logits[m] =
-          detail::member_logits(m, logits[m], batch, first, eligible, eligible_offsets[m], vocab_sizes[m]);
+      p.logits[m] = detail::member_logits(m, logits[m], batch, first, eligible, eligible_offsets[m], vocab_sizes[m]);
     }
     p.map = static_cast<const MapEntry*>(table.data_ptr());
     p.log2_capacity = 0;
@@ -133,10 +134,10 @@ struct StepArguments {
     StepParams& p = params;
     const int64_t batch = p.batch, slots = p.num_slots, members = p.members;
     const int32_t i64 = aoti_torch_dtype_int64(), i32 = aoti_torch_dtype_int32(), f32 = aoti_torch_dtype_float32();
-    outputs = StepOutputs(detail::empty({batch, members}, i64, first), detail::empty({batch, slots, members}, i64, first),
-                          detail::empty({batch}, i32, first), detail::empty({batch}, i32, first),
-                          detail::empty({batch, slots}, f32, first), detail::empty({batch, slots, members}, f32, first),
-                          detail::empty({batch}, i32, first));
+    outputs = StepOutputs(detail::empty({batch, members}, i64, first),
+                          detail::empty({batch, slots, members}, i64, first), detail::empty({batch}, i32, first),
+                          detail::empty({batch}, i32, first), detail::empty({batch, slots}, f32, first),
+                          detail::empty({batch, slots, members}, f32, first), detail::empty({batch}, i32, first));
     p.next_ids = static_cast<int64_t*>(std::get<0>(outputs).data_ptr());
     p.union_ids = static_cast<int64_t*>(std::get<1>(outputs).data_ptr());
     p.union_size = static_cast<int32_t*>(std::get<2>(outputs).data_ptr());

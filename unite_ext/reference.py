@@ -120,9 +120,8 @@ def unite_step(
         in_top = own.any(dim=2)
         ids = torch.where(in_top, top_ids[m].gather(1, own.int().argmax(dim=2)), ids)  # highest rank first
         ids = torch.where(is_slot, ids, -1)
-        value = values[m].gather(1, ids.clamp(min=0))
-        if score == "probs":
-            value = (value - values[m].logsumexp(dim=1, keepdim=True)).exp()
+        value = values[m].softmax(dim=1) if score == "probs" else values[m]
+        value = value.gather(1, ids.clamp(min=0))
         value = value.masked_fill(ids < 0, -torch.inf)
         if duplicates == "drop":
             value = value.masked_fill(loses_its_id(ids, sub_token & ~in_top), -torch.inf)
@@ -196,7 +195,8 @@ def generate(
         for m, model in enumerate(models):
             continuation = ids if shares_ids[m] else alignment.encode_continuation(m, text)
             context = torch.tensor([[*prompt_ids[m], *continuation]], device=model.device)
-            logits.append(model(input_ids=context, use_cache=False).logits[:, -1].to(alignment.device))
+            output = model(input_ids=context, use_cache=False, logits_to_keep=1)
+            logits.append(output.logits[:, -1].to(alignment.device))
         step = unite_step(logits, alignment, primary=primary, **options).check()
         steps.append(step)
         next_id = int(step.next_ids[0, primary])

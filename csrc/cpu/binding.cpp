@@ -46,7 +46,9 @@ std::string cpu_instruction_set(const std::string name) {
 }  // namespace
 }  // namespace unite
 
-STABLE_TORCH_LIBRARY_IMPL(unite_ext, CPU, m) { m.impl("fused_step", TORCH_BOX(&unite::fused_step)); }
+STABLE_TORCH_LIBRARY_IMPL(unite_ext, CPU, m) {
+  m.impl("fused_step", TORCH_BOX(&unite::fused_step));
+}
 
 // It takes no tensor, so it belongs to no backend.
 STABLE_TORCH_LIBRARY_IMPL(unite_ext, CompositeExplicitAutograd, m) {
