@@ -56,6 +56,7 @@ __device__ void reduce_slice(const CudaBlock& block, const StepParams& p, int me
 
 // True in all threads of the CTA that arrives last: everything the others published is then visible.
 __device__ bool arrives_last(const CudaBlock& block, unsigned* arrivals, int expected, int* is_last) {
+  delay_in_tests();
   if (!planted(kNoBarrierBeforeTicket)) block.sync();
   if (block.thread_rank() == 0) {
     if (planted(kNarrowReleaseFence)) {
@@ -63,9 +64,11 @@ __device__ bool arrives_last(const CudaBlock& block, unsigned* arrivals, int exp
     } else if (!planted(kNoReleaseFence)) {
       __threadfence();
     }
+    delay_in_tests();
     const unsigned last = static_cast<unsigned>(expected - 1);
     const unsigned ticket = planted(kTicketNotReset) ? atomicAdd(arrivals, 1u) : atomicInc(arrivals, last);
     *is_last = ticket == last;
+    delay_in_tests();
     if (!planted(kNoAcquireFence)) __threadfence();
   }
   if (planted(kEarlyReturn) && block.group_rank() == 1) return false;

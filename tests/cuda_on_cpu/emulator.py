@@ -159,57 +159,28 @@ class Emulator:
         logits: Sequence[torch.Tensor],
         alignment: VocabAlignment,
         *,
-        k: int = 10,
-        primary: int = 0,
-        weights: Sequence[float] | None = None,
-        score: str = "logits",
-        duplicates: str = "repeat",
-        include: torch.Tensor | None = None,
         workspace: torch.Tensor | None = None,
         threads: int = 64,
         slices: int | Sequence[int] = 2,
         sm_count: int | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 (never changed)
+        **options,
     ) -> StepResult:
         """As `unite_ext.unite_step`, with the launch's shape: `threads` and `slices`, or what `sm_count` gives."""
-        batch, members = logits[0].shape[0], len(logits)
-        slots = members * k + (include is not None)
-        weights = [1.0] * members if weights is None else weights
-        result = StepResult(
-            next_ids=poisoned(torch.int64, batch, members),
-            union_ids=poisoned(torch.int64, batch, slots, members),
-            union_size=poisoned(torch.int32, batch),
-            winner=poisoned(torch.int32, batch),
-            union_probs=poisoned(torch.float32, batch, slots),
-            member_probs=poisoned(torch.float32, batch, slots, members),
-            status=poisoned(torch.int32, batch),
-        )
-        p = StepParams(batch, members, k, primary, slots, ["logits", "probs"].index(score))
-        p.duplicates = ["repeat", "drop"].index(duplicates)
-        p.map, p.log2_capacity = alignment.table.data_ptr(), alignment.log2_capacity
-        p.class_ids = alignment.class_ids.data_ptr()
-        p.include = None if include is None else include.data_ptr()
+        p, result = step_params(logits, alignment, **options)
         self.lib.emu_forget_buffers()
         for name, tensor in result._asdict().items():
-            setattr(p, name, tensor.data_ptr())
             self.announce(name, tensor.data_ptr(), tensor.nbytes, initialised=False, writable=True)
         for m, x in enumerate(logits):
-            p.weights[m] = weights[m] / sum(weights)
-            eligible = alignment.eligible.data_ptr() + 4 * alignment.eligible_offsets[m]
-            p.logits[m] = MemberLogits(x.data_ptr(), x.stride(0), eligible, alignment.vocab_sizes[m], DTYPES[x.dtype])
-            for row in range(batch):  # what lies between the rows is nobody's
-                self.announce(f"logits[{m}]", x[row].data_ptr(), x.shape[1] * x.element_size())
+            for row in x:  # what lies between the rows is nobody's
+                self.announce(f"logits[{m}]", row.data_ptr(), row.nbytes)
         for name in ("table", "class_ids", "eligible"):
             tensor = getattr(alignment, name)
             self.announce(name, tensor.data_ptr(), tensor.nbytes)
-        if include is not None:
-            self.announce("include", include.data_ptr(), include.nbytes)
+        if p.include:
+            self.announce("include", p.include, 8 * p.batch)
 
-        if sm_count is not None:
-            config = self.choose_launch(p, sm_count)
-        else:
-            per_member = [slices] * members if isinstance(slices, int) else list(slices)
-            config = LaunchConfig(threads, (ctypes.c_int * MAX_MEMBERS)(*per_member))
+        config = self.choose_launch(p, sm_count) if sm_count is not None else launch_config(p, threads, slices)
         if workspace is None:
             workspace = torch.zeros(self.workspace_bytes(p, config), dtype=torch.uint8)
         start = workspace.data_ptr()
@@ -230,8 +201,53 @@ class Emulator:
         self.lib.emu_buffer(address, size, name.encode(), initialised, writable)
 
 
-def poisoned(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+def launch_config(params: StepParams, threads: int, slices: int | Sequence[int]) -> LaunchConfig:
+    per_member = [slices] * params.members if isinstance(slices, int) else slices
+    return LaunchConfig(threads, (ctypes.c_int * MAX_MEMBERS)(*per_member))
+
+
+def step_params(
+    logits: Sequence[torch.Tensor],
+    alignment: VocabAlignment,
+    *,
+    k: int = 10,
+    primary: int = 0,
+    weights: Sequence[float] | None = None,
+    score: str = "logits",
+    duplicates: str = "repeat",
+    include: torch.Tensor | None = None,
+) -> tuple[StepParams, StepResult]:
+    """What a launch takes, and the poisoned outputs it will fill, on the logits' device."""
+    batch, members = logits[0].shape[0], len(logits)
+    slots = members * k + (include is not None)
+    device = logits[0].device
+    result = StepResult(
+        next_ids=poisoned(torch.int64, device, batch, members),
+        union_ids=poisoned(torch.int64, device, batch, slots, members),
+        union_size=poisoned(torch.int32, device, batch),
+        winner=poisoned(torch.int32, device, batch),
+        union_probs=poisoned(torch.float32, device, batch, slots),
+        member_probs=poisoned(torch.float32, device, batch, slots, members),
+        status=poisoned(torch.int32, device, batch),
+    )
+    p = StepParams(batch, members, k, primary, slots, ["logits", "probs"].index(score))
+    p.duplicates = ["repeat", "drop"].index(duplicates)
+    p.map, p.log2_capacity = alignment.table.data_ptr(), alignment.log2_capacity
+    p.class_ids = alignment.class_ids.data_ptr()
+    p.include = None if include is None else include.data_ptr()
+    for name, tensor in result._asdict().items():
+        setattr(p, name, tensor.data_ptr())
+    weights = [1.0] * members if weights is None else weights
+    for m, x in enumerate(logits):
+        p.weights[m] = weights[m] / sum(weights)
+        eligible = alignment.eligible.data_ptr() + 4 * alignment.eligible_offsets[m]
+        p.logits[m] = MemberLogits(x.data_ptr(), x.stride(0), eligible, alignment.vocab_sizes[m], DTYPES[x.dtype])
+    return p, result
+
+
+def poisoned(dtype: torch.dtype, device: torch.device, *shape: int) -> torch.Tensor:
     """A tensor whose bytes are all wrong, so that what a kernel leaves unwritten shows."""
-    tensor = torch.empty(shape, dtype=dtype)
-    tensor.view(torch.uint8).fill_(POISON) if tensor.numel() else None
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    if tensor.numel() > 0:
+        tensor.view(torch.uint8).fill_(POISON)
     return tensor
