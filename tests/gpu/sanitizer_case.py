@@ -1,0 +1,28 @@
+"""A few small steps that touch every path of the kernel, for compute-sanitizer: python tests/gpu/sanitizer_case.py"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+
+from step_cases import assert_same_step, make_logits, synthetic_alignment  # noqa: E402
+
+from unite_ext import reference, unite_step  # noqa: E402
+
+CASES = [
+    ((2500, 3101), {"k": 10}, "gaussian", torch.bfloat16),
+    ((40_000, 30_000), {"k": 10}, "equal", torch.float16),  # the radix passes
+    ((2500, 3101, 900), {"k": 64, "score": "probs", "duplicates": "drop"}, "ties", torch.float32),
+    ((300, 280, 310, 290), {"k": 256}, "nan", torch.bfloat16),  # slots in the row's record
+]
+
+for sizes, options, kind, dtype in CASES:
+    alignment = synthetic_alignment(sizes)
+    on_device = alignment.to("cuda")
+    logits = make_logits(alignment, 2, kind=kind, dtype=dtype, strided=True)
+    want = reference.unite_step(logits, alignment, **options)
+    for _ in range(2):
+        assert_same_step(unite_step([x.cuda() for x in logits], on_device, **options), want, atol=1e-5)
+print("sanitizer case: all steps right")
