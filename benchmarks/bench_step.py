@@ -119,9 +119,8 @@ def measure_cpu(seconds: float) -> list[dict]:
                     | times
                     | {"over_amax": round(times["p50_us"] / floor, 3)}
                 )
-                print(
-                    f"B={batch:<3} k={k:<3} {dtype!s:15} {name:11} {times['p50_us']:>11.1f} µs {rows[-1]['over_amax']:>9.2f}"
-                )
+                case = f"B={batch:<3} k={k:<3} {dtype!s:15} {name:11}"
+                print(f"{case} {times['p50_us']:>11.1f} µs {rows[-1]['over_amax']:>9.2f}")
     return rows
 
 

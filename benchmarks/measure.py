@@ -20,8 +20,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds per call of each, taken in turn so that a drifting machine hits all alike.
 
-    Each call gets about `seconds` in all, in rounds; a fast one is repeated within a round, and the repetition's mean counts as
-    one sample.
+    Each call gets about `seconds` in all, in rounds; a fast one is repeated within a round, and the repetition's mean
+    counts as one sample.
     """
     repeats = {}
     for name, call in calls.items():
@@ -54,7 +54,8 @@ def machine(device: str = "cpu") -> dict[str, str]:
     ).stdout.strip()
     if device == "cpu":
         try:
-            name = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
         except (OSError, StopIteration):
             name = platform.processor() or platform.machine()
         name += f", {torch.get_num_threads()} threads"

@@ -25,7 +25,7 @@ def private_cache(tmp_path_factory):
 
 @functools.cache
 def load_real_tokenizer(name: str):
-    """A tokenizer of the folder that UNITE_TEST_TOKENIZERS names: skip where that is unset, fail where it is missing."""
+    """A tokenizer of the folder UNITE_TEST_TOKENIZERS names: skip where that is unset, fail where it is missing."""
     folder = os.environ.get(REAL_TOKENIZERS)
     if not folder:
         pytest.skip(f"{REAL_TOKENIZERS} does not name a folder of real tokenizers")

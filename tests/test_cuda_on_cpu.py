@@ -5,6 +5,8 @@ tests/gpu runs the same matrix on a device.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import itertools
 import subprocess
 from pathlib import Path
@@ -108,6 +110,7 @@ def test_real_widths_as_launched(plain, checked, dtype, batch):
     compare(plain if batch > 1 else checked, alignment, logits, sm_count=132)
 
 
+@functools.cache
 def real_widths():
     """Vocabularies as wide as Llama-3's and Qwen2's: the first thousand ids of each are alike."""
     small = synthetic_alignment((1000, 1200))
@@ -297,6 +300,7 @@ def test_planted_bugs_are_caught(checked, bug):
         ({}, {"slices": 0}),
         ({}, {"slices": 33}),
         ({}, {"workspace": torch.zeros(emulator.COUNTER_BYTES, dtype=torch.uint8)}),
+        ({}, {"workspace": torch.zeros(1 << 20, dtype=torch.uint8)[1:]}),
         ({"k": 257}, {}),
         ({"k": 256}, {"slices": 32}),  # more keys than the merge has room for
         ({"primary": 2}, {}),
@@ -322,3 +326,16 @@ def test_chosen_launch_on_an_h200(plain, batch, k, slices):
     config: LaunchConfig = plain.choose_launch(params, 132)
     assert (config.threads, list(config.slices)[:2]) == (512, slices)
     assert emulator.COUNTER_BYTES < plain.workspace_bytes(params, config) < 65 << 20
+
+
+@pytest.mark.parametrize("members", range(1, 9))
+def test_every_chosen_launch_fits_into_shared_memory(plain, members):
+    """Without a workspace the launcher refuses at its last check (invalid value), after that of the shape."""
+    invalid_value, no_workspace = 1, ctypes.c_void_p(None)
+    for k, score, batch in itertools.product(range(1, min(256, 1024 // members) + 1), (0, 1), (1, 64, 1000)):
+        params = StepParams(batch, members, k, members - 1, members * k, score)
+        for m in range(members):
+            params.logits[m] = emulator.MemberLogits(0, 1 << 18, 0, 1 << 18, m % 3)
+        config = plain.choose_launch(params, 132)
+        refusal = plain.lib.emu_fused_step(ctypes.byref(params), no_workspace, 0, ctypes.byref(config))
+        assert refusal == invalid_value, (k, score, batch, list(config.slices))

@@ -16,11 +16,13 @@ from unite_ext.text_sync import TextSync, _borders_of, incomplete_suffix, top_le
 TOYS = ("byte_level", "byte_level_digits", "sentencepiece", "sentencepiece_metaspace", "gemma", "unigram", "wordpiece")
 
 SNIPPETS = [
-    "The quick brown fox", " jumps", "I'll", "don't", "'s", "foo   ", "bar", "\n", "\n\n", "  \n  ", "\t", " ", "   ", "x  \n  ",
-    "123", "4", "2024", "3.14", "$5,000", "10000000", "a1b2", "Sunset Boulevard", "中文分词没有空格", "，", "。", "日本語の・テキスト", "한국어",
-    "é", "e\u0301", "ñ", "क्षि", "\u200d", "👩\u200d👩\u200d👧", "😀", "\U0001f1e9\U0001f1ea", "▁", "▁the", "<0x0A>", "<|eot_id|>", "</s>", "<s>",
-    "<｜User｜>", "<｜fim", "▁hole｜>", "<tool>", "<to", "ol>", "\u00a0", "\u3000", "\u2028", "\x00", "\x7f", "—", "’s", "“quoted”", "http://a.b/c?d=e&f",
-    "def f(x):\n    return x", "!!!", "...", "!\n", "?!\r\n", "_snake_case_", "CamelCase", "ＡＢＣ", "ﬁ", "İ", "ß", "\u0301", "٣٤", "Ⅳ", "²",
+    "The quick brown fox", " jumps", "I'll", "don't", "'s", "foo   ", "bar", "\n", "\n\n", "  \n  ", "\t", " ",
+    "   ", "x  \n  ", "123", "4", "2024", "3.14", "$5,000", "10000000", "a1b2", "Sunset Boulevard", "中文分词没有空格",
+    "，", "。", "日本語の・テキスト", "한국어", "é", "e\u0301", "ñ", "क्षि", "\u200d", "👩\u200d👩\u200d👧", "😀",
+    "\U0001f1e9\U0001f1ea", "▁", "▁the", "<0x0A>", "<|eot_id|>", "</s>", "<s>", "<｜User｜>", "<｜fim", "▁hole｜>",
+    "<tool>", "<to", "ol>", "\u00a0", "\u3000", "\u2028", "\x00", "\x7f", "—", "’s", "“quoted”",
+    "http://a.b/c?d=e&f", "def f(x):\n    return x", "!!!", "...", "!\n", "?!\r\n", "_snake_case_", "CamelCase",
+    "ＡＢＣ", "ﬁ", "İ", "ß", "\u0301", "٣٤", "Ⅳ", "²",
 ]  # fmt: skip
 
 

@@ -27,7 +27,9 @@ KINDS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 
-def toy_model(kind: str, tokenizer: Any, *, seed: int = 0, padding: int = 0, context: int = 4096, **overrides: Any) -> Any:
+def toy_model(
+    kind: str, tokenizer: Any, *, seed: int = 0, padding: int = 0, context: int = 4096, **overrides: Any
+) -> Any:
     """A model of two layers for `tokenizer`, its EOS ids set to the tokenizer's; `padding` more logits than ids."""
     config_class, options = KINDS[kind]
     eos = tokenizer.eos_token_id

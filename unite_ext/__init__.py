@@ -12,6 +12,7 @@ from .generation import GenerateOutput, GenerationOptions, StepTrace
 from .member import Member
 from .ops import unite_step
 from .reference import StepResult
+from .selection import ModelScore, Selection, select_models
 from .vocab import Vocabulary
 
 try:
@@ -23,11 +24,14 @@ __all__ = [
     "GenerateOutput",
     "GenerationOptions",
     "Member",
+    "ModelScore",
+    "Selection",
     "StepResult",
     "StepTrace",
     "UniteEnsemble",
     "VocabAlignment",
     "Vocabulary",
     "__version__",
+    "select_models",
     "unite_step",
 ]

@@ -12,6 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .cli_generate import generate
+from .cli_select import select
+
 app = typer.Typer(
     help="UNITE: language models of different families decode together.",
     no_args_is_help=True,
@@ -128,6 +131,10 @@ def align(
     console.print(
         f"{report.classes:,} texts in all; the alignment takes {report.device_bytes / 1e6:.1f} MB on a device."
     )
+
+
+app.command()(generate)
+app.command()(select)
 
 
 def _print_examples(title: str, examples: list, pair: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import MAX_MEMBERS, check_step_options, normalize_weights
+from ._arguments import MAX_MEMBERS, check_integer, check_step_options, normalize_weights
 from .alignment import VocabAlignment
 from .generation import GenerateOutput, GenerationOptions, Row, StepTrace, TextPieces, sample
 from .kv_cache import RaggedCache
@@ -20,8 +20,7 @@ from .text_sync import TextSync
 
 logger = logging.getLogger(__name__)
 
-# Options of `from_pretrained` that belong to the ensemble, all others go to the models.
-_STEP_OPTIONS = ("k", "primary", "weights", "score", "duplicates")
+_STEP_DEFAULTS = {"k": 10, "primary": 0, "weights": None, "score": "logits", "duplicates": "repeat"}
 
 
 class UniteEnsemble:
@@ -67,7 +66,7 @@ class UniteEnsemble:
         if tokenizers is not None and len(tokenizers) != len(models):
             raise ValueError(f"tokenizers must hold one per model, {len(models)}, got {len(tokenizers)}")
         self._step = {"k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates}
-        self._checked_step({}, len(models))
+        _take_step_options({}, self._step, len(models))
         self.members = []
         for m, model in enumerate(models):
             if not isinstance(model, Member):
@@ -87,8 +86,8 @@ class UniteEnsemble:
         for member, size in zip(self.members, alignment.vocab_sizes):
             if member.num_logits < size:
                 raise ValueError(
-                    f"{member.name} has {member.num_logits} logits, but its tokenizer's highest eligible id is {size - 1}: "
-                    "is this the model's own tokenizer?"
+                    f"{member.name} has {member.num_logits} logits, but its tokenizer's highest eligible id is "
+                    f"{size - 1}: is this the model's own tokenizer?"
                 )
 
     @classmethod
@@ -105,17 +104,14 @@ class UniteEnsemble:
         """
         if isinstance(names, str):
             raise TypeError(f"names must be a list of model names, got the string {names!r}")
-        step = {name: options.pop(name) for name in _STEP_OPTIONS if name in options}
-        check_step_options(
-            max(1, len(names)), *(step.get(n, d) for n, d in zip(("k", "primary", "score", "duplicates"), (10, 0, "logits", "repeat")))
-        )
+        if not 1 <= len(names) <= MAX_MEMBERS:
+            raise ValueError(f"names must hold 1 to {MAX_MEMBERS} models, got {len(names)}")
+        step = _take_step_options(options, _STEP_DEFAULTS, len(names))
         for name, value in options.items():
             if isinstance(value, (list, tuple)) and len(value) != len(names):
                 raise ValueError(f"{name} must be one value or one per member, {len(names)}, got {len(value)}")
         members = [
-            Member.from_pretrained(
-                name, **{o: v[m] if isinstance(v, (list, tuple)) else v for o, v in options.items()}
-            )
+            Member.from_pretrained(name, **{o: v[m] if isinstance(v, (list, tuple)) else v for o, v in options.items()})
             for m, name in enumerate(names)
         ]
         return cls(members, lossy=lossy, **step)
@@ -157,11 +153,9 @@ class UniteEnsemble:
             A member is out of memory; says which and what to try.
         """
         single = _is_single(prompts)
-        rows: list[Row] = []
-        for finished in self.generate_each([prompts] if single else prompts, batch_size=batch_size, progress=progress,
-                                           trace=return_dict, **options):
-            rows.append(finished)
-        rows.sort(key=lambda row: row.index)
+        batch = [prompts] if single else prompts
+        each = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=return_dict, **options)
+        rows = sorted(each, key=lambda row: row.index)
         if return_dict:
             return GenerateOutput(
                 texts=[row.decoded() for row in rows],
@@ -181,18 +175,32 @@ class UniteEnsemble:
         batch_size: int | None = None,
         progress: bool = False,
         trace: bool = False,
+        indices: Sequence[int] | None = None,
         **options: Any,
     ) -> Iterator[Row]:
-        """Yield every prompt's `Row` as it finishes; `row.index` says whose it is, `row.decoded()` is its text."""
+        """Yield every prompt's `Row` as it finishes; `row.index` says whose it is, `row.decoded()` is its text.
+
+        Arguments as `generate`; `trace` keeps the trace of every step. `indices` numbers the prompts, 0, 1, ... by
+        default; sampling draws by it.
+        """
+        if batch_size is not None:
+            check_integer("batch_size", batch_size, 1, 2**31)
+        indices = range(len(prompts)) if indices is None else indices
+        if len(indices) != len(prompts):
+            raise ValueError(f"indices must hold one number per prompt, {len(prompts)}, got {len(indices)}")
+        run = _Run(self, options, trace)
+        return self._generate_each(run, [run.encode(p) for p in prompts], indices, batch_size, progress)
+
+    def _generate_each(
+        self, run: _Run, encoded: list[list[list[int]]], indices: Sequence[int], batch_size: int | None, progress: bool
+    ) -> Iterator[Row]:
         from tqdm import tqdm
 
-        run = _Run(self, options, trace)
-        encoded = [run.encode(prompt) for prompt in prompts]
         size = batch_size or max(1, len(encoded))
         with tqdm(total=len(encoded), desc="Generating", unit="prompt", disable=not progress) as bar:
             for start in range(0, len(encoded), size):
-                indices = range(start, min(start + size, len(encoded)))
-                for _, finished in run.decode([encoded[i] for i in indices], indices):
+                stop = start + size
+                for _, finished in run.decode(encoded[start:stop], indices[start:stop]):
                     for row in finished:
                         bar.update()
                         yield row
@@ -211,13 +219,6 @@ class UniteEnsemble:
 
         return pieces()
 
-    def _checked_step(self, options: dict[str, Any], members: int) -> dict[str, Any]:
-        """This call's step options, taken out of `options` and checked."""
-        step = {name: options.pop(name, value) for name, value in self._step.items()}
-        check_step_options(members, step["k"], step["primary"], step["score"], step["duplicates"])
-        normalize_weights(step["weights"], members)
-        return step
-
     def __repr__(self) -> str:
         members = ", ".join(member.name for member in self.members)
         return f"UniteEnsemble({members}; primary {self.members[self._step['primary']].name}, k={self._step['k']})"
@@ -228,10 +229,10 @@ class _Run:
 
     def __init__(self, ensemble: UniteEnsemble, options: dict[str, Any], trace: bool) -> None:
         self.members = ensemble.members
-        self.step_options = ensemble._checked_step(options, len(self.members))
+        self.step_options = _take_step_options(options, ensemble._step, len(self.members))
         unknown = options.keys() - GenerationOptions.__dataclass_fields__.keys()
         if unknown:
-            known = sorted([*GenerationOptions.__dataclass_fields__, *_STEP_OPTIONS])
+            known = sorted([*GenerationOptions.__dataclass_fields__, *_STEP_DEFAULTS])
             raise TypeError(f"unknown option {sorted(unknown)[0]!r}; the options are {', '.join(known)}")
         self.options = GenerationOptions(**options)
         self.trace = trace
@@ -286,9 +287,7 @@ class _Run:
         if gated is not None and all(i is not None for i in gated):
             chosen = gated
         else:
-            logits = [
-                first if m == self.primary else self._logits(m, rows, caches) for m in range(len(self.members))
-            ]
+            logits = [first if m == self.primary else self._logits(m, rows, caches) for m in range(len(self.members))]
             step = unite_step([x.to(self.alignment.device) for x in logits], self.alignment, **self.step_options)
             chosen = self._choose(rows, step, gated)
         for r, (row, token_id) in enumerate(zip(rows, chosen)):
@@ -387,6 +386,14 @@ class _Run:
         for member, cache in zip(self.members, caches):
             if member.context_length is not None and len(cache.ids[r]) >= member.context_length:
                 row.finish_reason = "length"
+
+
+def _take_step_options(options: dict[str, Any], defaults: dict[str, Any], members: int) -> dict[str, Any]:
+    """The options of a step, taken out of `options` and checked."""
+    step = {name: options.pop(name, default) for name, default in defaults.items()}
+    check_step_options(members, step["k"], step["primary"], step["score"], step["duplicates"])
+    normalize_weights(step["weights"], members)
+    return step
 
 
 def _is_single(prompts: Any) -> bool:

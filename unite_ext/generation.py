@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,19 +51,19 @@ class GenerationOptions:
             raise ValueError("stop must not hold an empty string")
         object.__setattr__(self, "stop", stops)
         check_integer("top_k", self.top_k, 0, 2**31)
-        _check_number("temperature", self.temperature, self.temperature > 0, "above 0")
-        _check_number("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _check_number("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0")
+        _check_number("temperature", self.temperature, lambda v: v > 0, "above 0")
+        _check_number("top_p", self.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
+        _check_number("repetition_penalty", self.repetition_penalty, lambda v: v > 0, "above 0")
         if self.gate is not None:
-            _check_number("gate", self.gate, 0 <= self.gate <= 1, "from 0 to 1")
+            _check_number("gate", self.gate, lambda v: 0 <= v <= 1, "from 0 to 1")
         if self.seed is not None:
             check_integer("seed", self.seed, 0, 2**63 - 1)
 
 
-def _check_number(name: str, value: float, good: bool, expected: str) -> None:
+def _check_number(name: str, value: float, good: Callable[[float], bool], expected: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (good and math.isfinite(value)):
+    if not (math.isfinite(value) and good(value)):
         raise ValueError(f"{name} must be {expected}, got {value}")
 
 

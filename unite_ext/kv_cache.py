@@ -180,7 +180,7 @@ class RaggedCache:
 
 
 def new_cache() -> Any:
-    """A cache of plain growing layers, whatever the model's own default: window layers forget what a drop needs back."""
+    """A cache of plain growing layers, whatever the model's default: window layers forget what a drop needs back."""
     from transformers import DynamicCache
 
     return DynamicCache()

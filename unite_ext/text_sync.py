@@ -22,6 +22,7 @@ import logging
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from weakref import WeakKeyDictionary
 
 from ._tokenizer_kinds import BYTE_LEVEL, META_SPACE, SENTENCEPIECE, WORDPIECE, TokenizerParts
@@ -179,8 +180,10 @@ def _find_borders(vocabulary: Vocabulary) -> Borders:
     if not encoder.lossy and not any(t.get("single_word") for t in matched):
         is_border = _border_rule(parts, vocabulary)
     if is_border is None:
-        logger.warning("%s: no place is known where its tokenization can start again; every step tokenizes the whole text",
-                       vocabulary.name)
+        logger.warning(
+            "%s: no place is known where its tokenization can start again; every step tokenizes the whole text",
+            vocabulary.name,
+        )
     return Borders(is_border, encoder.unknown, [t["content"] for t in matched])
 
 
@@ -270,7 +273,7 @@ def _pair_border(vocabulary: Vocabulary) -> Border:
     for piece in vocabulary.pieces:
         if len(piece) > 1:
             text = piece.decode("utf-8", "surrogateescape")
-            pairs.update(map("".join, zip(text, text[1:])))
+            pairs.update(map("".join, pairwise(text)))
 
     def is_border(before: str, after: str) -> bool:
         # A literal U+2581 is spelled in bytes, alone like a stray byte.

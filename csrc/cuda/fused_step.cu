@@ -219,7 +219,9 @@ cudaError_t launch_fused_step(const StepParams& p, void* workspace, size_t bytes
   size_t shared_bytes;
   const RowPlan plan = make_plan(p, config, shared_bytes);
   if (shared_bytes > kMaxSharedBytes) return cudaErrorInvalidConfiguration;
-  if (workspace == nullptr || bytes < workspace_bytes(p, plan)) return cudaErrorInvalidValue;
+  if (workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % sizeof(uint64_t) != 0 ||
+      bytes < workspace_bytes(p, plan))
+    return cudaErrorInvalidValue;
   unsigned* arrivals = static_cast<unsigned*>(workspace);
   uint64_t* records = reinterpret_cast<uint64_t*>(static_cast<char*>(workspace) + kCounterBytes);
 

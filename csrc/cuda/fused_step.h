@@ -28,7 +28,7 @@ struct LaunchConfig {
 
 LaunchConfig choose_launch(const StepParams& params, int sm_count);
 
-// Grows with batch, members, k and slices up to about 64 MiB. A larger buffer is always welcome.
+// Grows with batch, members, k and slices up to about 64 MiB. The buffer may be larger; it is aligned to 8 bytes.
 size_t fused_step_workspace_bytes(const StepParams& params, const LaunchConfig& config);
 
 // Enqueues the step on `stream` and returns. Nothing is allocated, nothing waits. One kernel launch for all rows

@@ -1,0 +1,188 @@
+"""`unite generate`: text from several models, on the terminal or row by row into a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Prompt = str | list[dict[str, str]]
+
+
+def generate(
+    model: Annotated[
+        list[str], typer.Option(help="A member: Hugging Face name or local folder. Once per member; the first leads.")
+    ],
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Prompts: one per line, or JSON lines with 'prompt' or 'messages'.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write JSON lines here, each row as it finishes.")] = None,
+    resume: Annotated[bool, typer.Option(help="Keep the rows that --output already holds, and go on.")] = False,
+    chat: Annotated[bool, typer.Option(help="Put every prompt through each member's own chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message, with --chat.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with ids and finish reasons.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the primary per row.")] = 256,
+    min_new_tokens: Annotated[int, typer.Option(help="No member may end the text before.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help=r"End the text before this string; may be repeated. \n is a newline.")
+    ] = None,
+    k: Annotated[int, typer.Option(help="How many tokens every member proposes per step.")] = 10,
+    primary: Annotated[int, typer.Option(help="Which member leads, counted from 0.")] = 0,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="A member's weight, once per member; uniform by default.")
+    ] = None,
+    score: Annotated[str, typer.Option(help="logits, or probs: softmax of probabilities, flatter.")] = "logits",
+    duplicates: Annotated[str, typer.Option(help="repeat or drop: slots that share a member's id.")] = "repeat",
+    do_sample: Annotated[bool, typer.Option(help="Sample from the average instead of taking its largest.")] = False,
+    temperature: Annotated[float, typer.Option(help="With --do-sample: below 1 sharpens.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="With --do-sample: among this many slots, 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="With --do-sample: among the fewest slots with this mass.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="With --do-sample: row i draws with seed + i.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="As in transformers; 1 is none.")] = 1.0,
+    gate: Annotated[
+        float | None, typer.Option(help="Do not ask the others where the primary is surer than this.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts that run side by side.")] = 8,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[list[str] | None, typer.Option(help="A device for all members, or once per member.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the models.")] = False,
+) -> None:
+    """Let several models write one text together.
+
+    A single prompt streams to the terminal. Several prompts, --json or --output give JSON lines, one per prompt as it
+    finishes; Ctrl-C keeps what is done, and --resume goes on from there.
+
+    Examples:
+
+        unite generate --model A --model B --prompt "Once upon a time"
+
+        unite generate --model A --model B --file prompts.txt --output texts.jsonl --resume
+
+        echo "Why is the sky blue?" | unite generate --model A --model B --chat
+    """
+    from .cli import console, errors, fail
+
+    try:
+        prompts = _read_prompts(prompt, file, chat, system)
+        done = _read_done(output, resume, prompts)
+        todo = [i for i in range(len(prompts)) if i not in done]
+        if not todo:
+            errors.print(f"nothing to do: {output} holds all {len(prompts)} rows")
+            return
+        from .ensemble import UniteEnsemble
+        from .generation import GenerationOptions
+
+        options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample,
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "gate": gate,
+            "repetition_penalty": repetition_penalty, "stop": [s.replace("\\n", "\n") for s in stop or []],
+        }  # fmt: skip
+        GenerationOptions(**options)  # complains before anything is loaded
+        devices = device[0] if device and len(device) == 1 else device
+        ensemble = UniteEnsemble.from_pretrained(
+            model, k=k, primary=primary, weights=weight, score=score, duplicates=duplicates, dtype=dtype,
+            trust_remote_code=trust_remote_code, **({"device": devices} if device else {}),
+        )  # fmt: skip
+        if len(prompts) == 1 and output is None and not as_json:
+            for piece in ensemble.stream(prompts[0], **options):
+                console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+            console.print()
+            return
+        rows = ensemble.generate_each(
+            [prompts[i] for i in todo], indices=todo, batch_size=batch_size, progress=sys.stderr.isatty(), **options
+        )
+        _write_rows(rows, prompts, output, len(done))
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise fail(error) from None
+
+
+def _write_rows(rows: Iterator[Any], prompts: list[Prompt], output: Path | None, done: int) -> None:
+    from .cli import errors
+
+    file = output.open("a", encoding="utf-8") if output else sys.stdout
+    written = 0
+    try:
+        for row in rows:
+            ids = [row.ids if sync is None else sync.ids for sync in row.syncs]
+            record = {
+                "index": row.index, "prompt": prompts[row.index], "text": row.decoded(),
+                "finish_reason": row.finish_reason, "num_steps": row.num_steps, "gated_steps": row.gated_steps,
+                "token_ids": ids,
+            }  # fmt: skip
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            written += 1
+    except KeyboardInterrupt:
+        kept = f"{written + done} of {len(prompts)} rows are done"
+        errors.print(f"\nstopped: {kept}" + (f" and kept in {output}; --resume goes on" if output else ""))
+        raise typer.Exit(code=130) from None
+    finally:
+        if output:
+            file.close()
+
+
+def _read_prompts(prompt: list[str] | None, file: Path | None, chat: bool, system: str | None) -> list[Prompt]:
+    if prompt and file:
+        raise ValueError("give --prompt or --file, not both")
+    if system is not None and not chat:
+        raise ValueError("--system needs --chat")
+    prompts: list[Prompt]
+    if prompt:
+        prompts = list(prompt)
+    elif file:
+        prompts = _parse_file(file)
+    elif not sys.stdin.isatty():
+        prompts = [sys.stdin.read().removesuffix("\n")]
+    else:
+        raise ValueError("no prompt: give --prompt, --file, or text on standard input")
+    if not prompts or prompts == [""]:
+        raise ValueError("no prompt: the input is empty")
+    if chat:
+        first = [] if system is None else [{"role": "system", "content": system}]
+        prompts = [[*first, {"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    return prompts
+
+
+def _parse_file(file: Path) -> list[Prompt]:
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if file.suffix not in (".jsonl", ".json"):
+        return list(lines)
+    prompts: list[Prompt] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            prompts.append(record if isinstance(record, str) else record.get("messages") or record["prompt"])
+        except (json.JSONDecodeError, KeyError, AttributeError):
+            raise ValueError(f"{file}, line {number}: expected a JSON object with 'prompt' or 'messages'") from None
+    return prompts
+
+
+def _read_done(output: Path | None, resume: bool, prompts: list[Prompt]) -> set[int]:
+    """The rows that the output file holds already; a last line that a crash cut short is taken away."""
+    if resume and output is None:
+        raise ValueError("--resume needs --output")
+    if output is None or not output.exists():
+        return set()
+    if not resume:
+        raise ValueError(f"{output} exists: --resume goes on with it, or name another file")
+    data = output.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    done = set()
+    for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            index, known = record["index"], record["prompt"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(f"{output}, line {number}: not a row that `unite generate` wrote") from None
+        if not (0 <= index < len(prompts)) or prompts[index] != known:
+            raise ValueError(f"{output}, line {number}: row {index} belongs to another prompt; name another file")
+        done.add(index)
+    if len(whole) < len(data):
+        with output.open("r+b") as file:
+            file.truncate(len(whole))
+    return done
