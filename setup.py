@@ -9,6 +9,11 @@ import os
 import re
 import subprocess
 
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # without build isolation nobody enforces pyproject.toml's bound
+    raise SystemExit(f"building needs setuptools 77 or newer, got {setuptools.__version__}: pip install -U setuptools")
+
 import pybind11
 import torch
 from setuptools import Extension, setup

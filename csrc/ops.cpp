@@ -11,6 +11,8 @@ STABLE_TORCH_LIBRARY(unite_ext, m) {
       "Tensor? include=None, Tensor(a!)? workspace=None"
       ") -> (Tensor next_ids, Tensor union_ids, Tensor union_size, Tensor winner, Tensor union_probs, "
       "Tensor member_probs, Tensor status)");
+  // Zeroed memory for the `workspace` of steps on such logits.
+  m.def("step_workspace(Tensor[] logits, int[] vocab_sizes, int k, bool score_probs) -> Tensor");
   // Which instruction set the CPU kernel uses: names it, after switching to `name` unless that is empty.
   m.def("cpu_instruction_set(str name=\"\") -> str");
 }

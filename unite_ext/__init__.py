@@ -10,7 +10,7 @@ from .alignment import VocabAlignment
 from .ensemble import UniteEnsemble
 from .generation import GenerateOutput, GenerationOptions, StepTrace
 from .member import Member
-from .ops import unite_step
+from .ops import step_workspace, unite_step
 from .reference import StepResult
 from .selection import ModelScore, Selection, select_models
 from .vocab import Vocabulary
@@ -33,5 +33,6 @@ __all__ = [
     "Vocabulary",
     "__version__",
     "select_models",
+    "step_workspace",
     "unite_step",
 ]

@@ -133,6 +133,29 @@ def _(
     )
 
 
+def step_workspace(
+    logits: Sequence[Tensor], alignment: VocabAlignment, *, k: int = 10, score: str = "logits"
+) -> Tensor:
+    """Scratch memory for steps on logits of these shapes and dtypes, to be passed as `workspace`.
+
+    A CUDA graph that captures a step should own one, made before the capture and kept as long as the graph; a
+    captured step without one zeroes its memory at every replay. Two steps that may run at the same time need one
+    each. CPU tensors need none and get an empty one.
+
+    Returns
+    -------
+    Tensor
+        [bytes] uint8 on the logits' device.
+    """
+    _arguments.check_logits(logits, alignment)
+    _arguments.check_step_options(len(logits), k, 0, score, "repeat")
+    if logits[0].is_cpu:
+        return torch.empty(0, dtype=torch.uint8)
+    if _backend.cuda_unavailable_reason is not None:
+        raise RuntimeError(_backend.cuda_help())
+    return torch.ops.unite_ext.step_workspace(logits, alignment.vocab_sizes, k, score == "probs")
+
+
 def cpu_instruction_set(name: str | None = None) -> str:
     """The instruction set that the CPU kernel uses: "avx512", "avx2" or "scalar".
 
