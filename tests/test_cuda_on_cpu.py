@@ -73,6 +73,14 @@ def test_inputs_that_defeat_the_bound(checked, kind, dtype):
     compare(checked, alignment, logits, k=17, slices=1, threads=32)
 
 
+@pytest.mark.parametrize("kind", ["equal", "ties", "descending"])
+def test_a_whole_row_in_one_slice_that_defeats_the_bound(plain, kind):
+    """Ids that differ in their third byte only must be told apart."""
+    alignment = real_widths()
+    logits = make_logits(alignment, 1, kind=kind, dtype=torch.bfloat16)
+    compare(plain, alignment, logits, k=10, slices=1, threads=128)
+
+
 @pytest.mark.parametrize(
     ("sizes", "k", "threads", "slices"),
     [
