@@ -347,3 +347,13 @@ def test_every_chosen_launch_fits_into_shared_memory(plain, members):
         config = plain.choose_launch(params, 132)
         refusal = plain.lib.emu_fused_step(ctypes.byref(params), no_workspace, 0, ctypes.byref(config))
         assert refusal == invalid_value, (k, score, batch, list(config.slices))
+
+
+@pytest.mark.parametrize(("members", "k"), [(1, 1), (2, 10), (4, 256), (8, 128)])
+def test_a_workspace_can_be_sized_for_steps_with_and_without_include(plain, members, k):
+    sizes = []
+    for slots in (members * k, members * k + 1, members * k + 2):
+        params = StepParams(5, members, k, 0, slots)
+        sizes.append(plain.workspace_bytes(params, emulator.launch_config(params, 128, 1)))
+    assert emulator.COUNTER_BYTES < sizes[0] <= sizes[1]
+    assert sizes[2] == 0  # no such step

@@ -124,7 +124,9 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
 bool valid(const StepParams& p, const LaunchConfig& config) {
   if (p.members < 1 || p.members > kMaxMembers || p.k < 1 || p.k > kMaxTopK || p.members * p.k > kMaxWalk) return false;
   if (p.primary < 0 || p.primary >= p.members || p.batch < 0) return false;
-  if (p.num_slots != p.members * p.k + (p.include != nullptr ? 1 : 0)) return false;
+  // The slot for `include` may be there without one, as when a workspace is sized for both.
+  const int walk = p.members * p.k;
+  if (p.num_slots < walk + (p.include != nullptr ? 1 : 0) || p.num_slots > walk + 1) return false;
   if (config.threads < kWarp || config.threads > kMaxThreads || config.threads % kWarp != 0) return false;
   for (int m = 0; m < p.members; ++m)
     if (config.slices[m] < 1 || config.slices[m] > kMaxSlices) return false;

@@ -10,7 +10,7 @@ from step_cases import KINDS, assert_same_step, make_logits, synthetic_alignment
 from test_cuda_on_cpu import real_widths
 from test_step import AXES, DTYPES, SIZES, name_of, pairwise_cover
 
-from unite_ext import reference, unite_step
+from unite_ext import reference, step_workspace, unite_step
 
 WORKSPACE_BYTES = 65 << 20  # enough for any shape
 
@@ -178,6 +178,39 @@ def test_a_replay_reads_new_logits():
             target.copy_(x)
         graph.replay()
         assert_same_step(step, expected(fresh, alignment))
+
+
+def test_graphs_captured_without_a_workspace_have_their_own():
+    alignment = synthetic_alignment((2500, 3100))
+    on_device = alignment.to("cuda")
+    logits = [x.cuda() for x in make_logits(alignment, 2)]
+    want = unite_step(logits, on_device)
+    graphs, steps = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()], []
+    for graph in graphs:
+        with torch.cuda.graph(graph):
+            steps.append(unite_step(logits, on_device))
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    for _ in range(100):
+        for stream, graph in zip(streams, graphs):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        unite_step(logits, on_device)
+        torch.cuda.synchronize()
+        for step in steps:
+            assert_bitwise_equal(step, want)
+
+
+def test_the_workspace_made_for_a_step_is_large_enough():
+    alignment = synthetic_alignment((300, 280, 310, 290))
+    on_device = alignment.to("cuda")
+    logits = [x.cuda() for x in make_logits(alignment, 3)]
+    for k, score in [(1, "logits"), (256, "logits"), (256, "probs")]:
+        workspace = step_workspace(logits, on_device, k=k, score=score)
+        for include in (None, torch.full((3,), -1, device="cuda")):
+            options = {"k": k, "score": score, "include": include}
+            step = unite_step(logits, on_device, workspace=workspace, **options)
+            assert_bitwise_equal(step, unite_step(logits, on_device, **options))
 
 
 def test_a_refused_call_leaves_nothing_behind():
