@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._arguments import MAX_MEMBERS, check_integer, check_step_options, normalize_weights
 from .alignment import VocabAlignment
+from .baselines import UNITE, check_loadable, check_method, make_method
 from .generation import GenerateOutput, GenerationOptions, Row, StepTrace, TextPieces, sample
 from .kv_cache import RaggedCache
 from .member import Member, Prompt
@@ -20,7 +21,10 @@ from .text_sync import TextSync
 
 logger = logging.getLogger(__name__)
 
-_STEP_DEFAULTS = {"k": 10, "primary": 0, "weights": None, "score": "logits", "duplicates": "repeat"}
+_STEP_DEFAULTS = {
+    "k": 10, "primary": 0, "weights": None, "score": "logits", "duplicates": "repeat", "method": UNITE,
+    "method_options": None,
+}  # fmt: skip
 
 
 class UniteEnsemble:
@@ -34,6 +38,10 @@ class UniteEnsemble:
         Their fast tokenizers; not with `Member`s, which have theirs.
     k, primary, weights, score, duplicates
         Of every step, see `unite_step`; `generate` can override them.
+    method : str
+        What decides a step: "unite", or one of `unite_ext.baselines.METHODS`.
+    method_options : mapping, optional
+        The method's own options.
     lossy : bool
         Accept tokenizers that lower-case or strip accents.
     alignment : VocabAlignment, optional
@@ -56,6 +64,8 @@ class UniteEnsemble:
         weights: Sequence[float] | None = None,
         score: str = "logits",
         duplicates: str = "repeat",
+        method: str = UNITE,
+        method_options: Mapping[str, Any] | None = None,
         lossy: bool = False,
         alignment: VocabAlignment | None = None,
     ) -> None:
@@ -65,7 +75,10 @@ class UniteEnsemble:
             raise ValueError(f"models must hold 1 to {MAX_MEMBERS} members, got {len(models)}")
         if tokenizers is not None and len(tokenizers) != len(models):
             raise ValueError(f"tokenizers must hold one per model, {len(models)}, got {len(tokenizers)}")
-        self._step = {"k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates}
+        self._step = {
+            "k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates, "method": method,
+            "method_options": method_options,
+        }  # fmt: skip
         _take_step_options({}, self._step, len(models))
         self.members = []
         for m, model in enumerate(models):
@@ -90,12 +103,15 @@ class UniteEnsemble:
                     f"{size - 1}: is this the model's own tokenizer?"
                 )
 
+        self._made: tuple[str, Any] = ("", None)
+        self._method(self._step)
+
     @classmethod
     def from_pretrained(cls, names: Sequence[str], *, lossy: bool = False, **options: Any) -> UniteEnsemble:
         """Load the members by Hugging Face name or local folder.
 
-        `k`, `primary`, `weights`, `score` and `duplicates` are the ensemble's. Every other option goes to
-        `Member.from_pretrained` (`dtype`, `device`, `device_map`, `quantization_config`, `attn_implementation`,
+        `k`, `primary`, `weights`, `score`, `duplicates` and `method` are the ensemble's. Every other option goes
+        to `Member.from_pretrained` (`dtype`, `device`, `device_map`, `quantization_config`, `attn_implementation`,
         `trust_remote_code`, `revision`, `tokenizer`, ...); a list gives each member its own.
 
         Examples
@@ -110,10 +126,11 @@ class UniteEnsemble:
         for name, value in options.items():
             if isinstance(value, (list, tuple)) and len(value) != len(names):
                 raise ValueError(f"{name} must be one value or one per member, {len(names)}, got {len(value)}")
-        members = [
-            Member.from_pretrained(name, **{o: v[m] if isinstance(v, (list, tuple)) else v for o, v in options.items()})
-            for m, name in enumerate(names)
+        own = [
+            {o: v[m] if isinstance(v, (list, tuple)) else v for o, v in options.items()} for m in range(len(names))
         ]
+        check_loadable(names, step, own, lossy)
+        members = [Member.from_pretrained(name, **member_options) for name, member_options in zip(names, own)]
         return cls(members, lossy=lossy, **step)
 
     def generate(
@@ -219,6 +236,16 @@ class UniteEnsemble:
 
         return pieces()
 
+    def _method(self, step: Mapping[str, Any]) -> Any:
+        """The token-level method of these step options, None for UNITE; the last is kept, as some take long."""
+        if step["method"] == UNITE:
+            return None
+        key = repr(sorted(step.items()))
+        if self._made[0] != key:
+            self._made = ("", None)  # some are large: let go of the last one first
+            self._made = (key, make_method(step["method"], self, step))
+        return self._made[1]
+
     def __repr__(self) -> str:
         members = ", ".join(member.name for member in self.members)
         return f"UniteEnsemble({members}; primary {self.members[self._step['primary']].name}, k={self._step['k']})"
@@ -235,7 +262,11 @@ class _Run:
             known = sorted([*GenerationOptions.__dataclass_fields__, *_STEP_DEFAULTS])
             raise TypeError(f"unknown option {sorted(unknown)[0]!r}; the options are {', '.join(known)}")
         self.options = GenerationOptions(**options)
+        self.method = ensemble._method(self.step_options)
+        if self.method is not None and self.options.do_sample and not self.method.samples:
+            raise ValueError(f"do_sample must be False with method {self.method.name!r}, which takes the best token")
         self.trace = trace
+        self.unite_options = {n: v for n, v in self.step_options.items() if not n.startswith("method")}
         self.primary = self.step_options["primary"]
         self.alignment = ensemble.alignment.to(self.members[self.primary].device)
         self.seed = self.options.seed
@@ -260,6 +291,8 @@ class _Run:
             for r, ids in enumerate(prompts):
                 cache.edit(r, 0, list(ids[m]))
             caches.append(cache)
+        if self.method is not None:
+            self.method.start(rows, prompts)
 
         while rows:
             self._step(rows, caches)
@@ -288,7 +321,11 @@ class _Run:
             chosen = gated
         else:
             logits = [first if m == self.primary else self._logits(m, rows, caches) for m in range(len(self.members))]
-            step = unite_step([x.to(self.alignment.device) for x in logits], self.alignment, **self.step_options)
+            logits = [x.to(self.alignment.device) for x in logits]
+            if self.method is None:
+                step = unite_step(logits, self.alignment, **self.unite_options)
+            else:
+                step = self.method.step(logits, rows)
             chosen = self._choose(rows, step, gated)
         for r, (row, token_id) in enumerate(zip(rows, chosen)):
             row.num_steps += 1
@@ -393,6 +430,7 @@ def _take_step_options(options: dict[str, Any], defaults: dict[str, Any], member
     step = {name: options.pop(name, default) for name, default in defaults.items()}
     check_step_options(members, step["k"], step["primary"], step["score"], step["duplicates"])
     normalize_weights(step["weights"], members)
+    check_method(step["method"], step["method_options"], members)
     return step
 
 

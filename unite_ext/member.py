@@ -52,16 +52,12 @@ class Member:
         `options` go to `AutoModelForCausalLM.from_pretrained`; those the tokenizer shares (`revision`,
         `trust_remote_code`, `token`, `cache_dir`, `local_files_only`) to both. `device` moves the loaded model.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         device = options.pop("device", None)
         if device is not None and options.get("device_map") is not None:
             raise ValueError(f"device and device_map exclude each other, got {device!r} and {options['device_map']!r}")
-        shared = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(name, **{o: options[o] for o in shared if o in options})
-        elif isinstance(tokenizer, str):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer = load_tokenizer(name, {"tokenizer": tokenizer, **options})
         model = AutoModelForCausalLM.from_pretrained(name, **options)
         if device is not None:
             model = model.to(device)
@@ -118,6 +114,17 @@ class Member:
             f"Member({self.name}: {type(self.model).__name__}, {self.model.dtype}, {self.device}, "
             f"cache reuse {self.cache_reuse!r})"
         )
+
+
+def load_tokenizer(name: str, options: Mapping[str, Any]) -> Any:
+    """The tokenizer that `Member.from_pretrained(name, **options)` uses."""
+    from transformers import AutoTokenizer
+
+    tokenizer = options.get("tokenizer")
+    if tokenizer is None:
+        shared = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
+        return AutoTokenizer.from_pretrained(name, **{o: options[o] for o in shared if o in options})
+    return AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
 
 def _generation_eos(model: Any) -> list[int]:
