@@ -12,12 +12,15 @@ again, so that all end in the last column and no row needs padding there.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+Change = Callable[[Tensor], Tensor]
 
 REUSE = ("holes", "compact", "recompute")
 MAX_HOLES = 0.25  # share of the columns; measured in docs/performance.md
@@ -71,18 +74,25 @@ class RaggedCache:
                 raise ValueError(f"row {row} has no ids to run the model on")
         if self.reuse == "recompute":
             self._forget()
-        longest = max(map(len, self.ids))
         # A row whose ids are all in the cache runs its last one again.
-        feed = max(max(1, len(ids) - len(columns)) for ids, columns in zip(self.ids, self._columns))
+        feed = self._feed(max(max(1, len(ids) - len(columns)) for ids, columns in zip(self.ids, self._columns)))
         kept = [max(0, min(len(columns), len(ids) - feed)) for ids, columns in zip(self.ids, self._columns)]
         for r, n in enumerate(kept):
             self._keep(r, n)
         self._trim()
         if self._has_to_move():
             self._compact()
-        return self._forward(feed, kept, longest)
+        self._reserve(self._width + feed)
+        return self._forward(feed, kept)
 
-    def _forward(self, feed: int, kept: list[int], longest: int) -> Tensor:
+    def _feed(self, least: int) -> int:
+        """How many ids of every row a pass takes, when some row has `least` to feed."""
+        return least
+
+    def _reserve(self, width: int) -> None:
+        """Make room for so many columns."""
+
+    def _forward(self, feed: int, kept: list[int]) -> Tensor:
         """Run the model on the last `feed` ids of every row, of which `kept` stay in the cache before them."""
         past, width = self._width, self._width + feed
         if width > self._mask.shape[1]:
@@ -96,29 +106,34 @@ class RaggedCache:
             positions.append(padding + list(range(n, len(ids))))
             columns.extend(range(width - new, width))
             self._mask[r, width - new : width] = True
+        logits = self._run(input_ids, positions, width)
+        self._width = width
+        if self.reuse == "recompute":
+            self._forget()
+        return logits
+
+    def _run(self, input_ids: list[list[int]], positions: list[list[int]], width: int) -> Tensor:
+        """One pass of the model, after which the cache has `width` columns."""
         device = self.model.device
         arguments: dict[str, Any] = {
             "input_ids": torch.tensor(input_ids).to(device, non_blocking=True),
             "position_ids": torch.tensor(positions).to(device, non_blocking=True),
         }
-        if width > longest or any(len(ids) < longest for ids in self.ids):
+        if any(len(ids) < width for ids in self.ids):
             arguments["attention_mask"] = self._mask[:, :width].to(device, non_blocking=True)
         if self.reuse != "recompute":
             if self._cache is None:
                 self._cache = new_cache()
             arguments["past_key_values"] = self._cache
         output = self.model(**arguments, use_cache=self.reuse != "recompute", logits_to_keep=1)
-        self._width = width
-        if self.reuse == "recompute":
-            self._forget()
         return output.logits[:, -1]
 
     def _keep(self, row: int, count: int) -> None:
         """Let go of a row's columns after the first `count`."""
         columns = self._columns[row]
-        for column in columns[count:]:
-            self._mask[row, column] = False
-        del columns[count:]
+        if len(columns) > count:
+            self._mask[row, columns[count:]] = False
+            del columns[count:]
 
     def _forget(self) -> None:
         self._cache = None
@@ -132,9 +147,9 @@ class RaggedCache:
         if used < self._width:
             if used:
                 self._replace(lambda t: t[..., :used, :])
+                self._width = used
             else:
-                self._cache = None
-            self._width = used
+                self._forget()
 
     def _has_to_move(self) -> bool:
         if self._width == 0:
@@ -173,7 +188,7 @@ class RaggedCache:
     def _first_keys(self) -> Tensor:
         return next(layer.keys for layer in self._cache.layers if layer.keys is not None)
 
-    def _replace(self, change: Any) -> None:
+    def _replace(self, change: Change) -> None:
         for layer in self._cache.layers:
             if getattr(layer, "keys", None) is not None and layer.keys.numel():
                 layer.keys, layer.values = change(layer.keys), change(layer.values)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from .kv_cache import probe_reuse
+from .kv_cache import RaggedCache, probe_reuse
+from .static_cache import StaticRaggedCache, compile_forward
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,19 @@ class Member:
         """V, the width of the model's head, which padding may have made wider than its tokenizer."""
         head = self.model.get_output_embeddings()
         return head.weight.shape[0] if head is not None else self.model.config.vocab_size
+
+    @cached_property
+    def compiled_forward(self) -> Any:
+        """The model's pass under `torch.compile`, compiled on first use."""
+        return compile_forward(self.model)
+
+    def new_cache(self, rows: int, *, compiled: bool = False, expected_length: int = 0) -> RaggedCache:
+        """An empty KV cache for a batch; `compiled` for fixed shapes, with room for `expected_length` ids a row."""
+        if compiled and self.cache_reuse != "recompute":
+            return StaticRaggedCache(
+                self.model, rows, reuse=self.cache_reuse, forward=self.compiled_forward, expected_length=expected_length
+            )
+        return RaggedCache(self.model, rows, reuse=self.cache_reuse)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt: text as the tokenizer encodes it (its own BOS included), or messages by its chat template.

@@ -1,0 +1,135 @@
+"""A ragged KV cache of fixed shape, for compiled models and CUDA graphs.
+
+The shapes that a compiled pass sees are few: as many rows as the batch began with (rows that stop early are played by
+copies of the first), a capacity that doubles when it must, and 1, 2, 4 or 8 new ids per row. A row that has fewer feeds
+some of its last ids again, as `RaggedCache` does anyway. Prompts run uncompiled into the same memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kv_cache import Change, RaggedCache
+
+FEEDS = (1, 2, 4, 8)
+MIN_CAPACITY = 256
+
+
+class StaticRaggedCache(RaggedCache):
+    """`RaggedCache` on memory that never moves.
+
+    Parameters
+    ----------
+    model, rows, reuse
+        As `RaggedCache`; a model whose cache cannot be reused ("recompute") has none to keep.
+    forward : callable
+        The compiled pass, called for feeds of 1, 2, 4 and 8 ids; see `compile_forward`.
+    expected_length : int
+        How long the rows are likely to become; the capacity to start from.
+    """
+
+    def __init__(
+        self, model: Any, rows: int, *, reuse: str, forward: Callable[..., Any], expected_length: int = MIN_CAPACITY
+    ) -> None:
+        if reuse == "recompute":
+            raise ValueError("a model whose cache cannot be reused has no static cache")
+        super().__init__(model, rows, reuse=reuse)
+        self._forward_compiled = forward
+        self._rows = rows
+        self._capacity = _power_of_two(max(MIN_CAPACITY, expected_length + expected_length // 4))
+        self._mask = torch.zeros(rows, self._capacity, dtype=torch.bool)
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only these rows, in this order; copies of the first take the places of the others."""
+        self.ids = [list(self.ids[r]) for r in rows]
+        self._columns = [list(self._columns[r]) for r in rows]
+        places = torch.tensor(rows + [rows[0]] * (self._rows - len(rows)))
+        self._mask = self._mask[places]
+        if self._cache is not None:
+            self._replace(lambda t: t.index_select(0, places.to(t.device)))
+
+    def _feed(self, least: int) -> int:
+        return next((feed for feed in FEEDS if feed >= least), least)
+
+    def _reserve(self, width: int) -> None:
+        if width <= self._capacity:
+            return
+        feed = width - self._width
+        if self._width > max(map(len, self._columns)):
+            self._compact()
+        if self._width + feed > self._capacity:
+            self._grow(_power_of_two(self._width + feed))
+
+    def _run(self, input_ids: list[list[int]], positions: list[list[int]], width: int) -> Tensor:
+        active = len(input_ids)
+        copies = self._rows - active
+        feed = len(input_ids[0])
+        device = self.model.device
+        self._mask[active:] = self._mask[0]
+        if self._cache is None:
+            self._cache = _static_cache(self.model.config, self._capacity)
+        for layer in self._cache.layers:
+            layer.cumulative_length.fill_(width - feed)
+        arguments = {
+            "input_ids": torch.tensor(input_ids + input_ids[:1] * copies).to(device, non_blocking=True),
+            "position_ids": torch.tensor(positions + positions[:1] * copies).to(device, non_blocking=True),
+            "attention_mask": self._mask.to(device, non_blocking=True),
+            "past_key_values": self._cache,
+            "use_cache": True,
+            "logits_to_keep": 1,
+        }
+        if width > feed and feed in FEEDS:
+            torch.compiler.cudagraph_mark_step_begin()
+            # A graph's output lives until its next replay.
+            return self._forward_compiled(**arguments).logits[:active, -1].clone()
+        return self.model(**arguments).logits[:active, -1]
+
+    def _forget(self) -> None:
+        self._width = 0
+        for columns in self._columns:
+            columns.clear()
+
+    def _trim(self) -> None:
+        self._width = max((columns[-1] + 1 for columns in self._columns if columns), default=0)
+
+    def _replace(self, change: Change) -> None:
+        for layer in self._cache.layers:
+            for memory in (layer.keys, layer.values):
+                changed = change(memory)
+                rows, _, width, _ = changed.shape
+                memory[:rows, :, :width].copy_(changed)
+                memory[rows:, :, :width].copy_(changed[:1])
+
+    def _grow(self, capacity: int) -> None:
+        self._mask = torch.nn.functional.pad(self._mask, (0, capacity - self._mask.shape[1]))
+        if self._cache is not None:
+            old, self._cache = self._cache, _static_cache(self.model.config, capacity)
+            for layer, before in zip(self._cache.layers, old.layers):
+                layer.lazy_initialization(before.keys, before.values)
+                layer.keys[:, :, : self._capacity].copy_(before.keys)
+                layer.values[:, :, : self._capacity].copy_(before.values)
+        self._capacity = capacity
+
+
+def compile_forward(model: Any) -> Callable[..., Any]:
+    """The model's pass, compiled as one graph on first use; on CUDA devices it is captured into CUDA graphs."""
+    mode = "reduce-overhead" if model.device.type == "cuda" else "default"
+    return torch.compile(model.forward, mode=mode, fullgraph=True, dynamic=False)
+
+
+def _static_cache(config: Any, capacity: int) -> Any:
+    """Full-length layers whatever the model's own kinds: the mask says what a window sees."""
+    from transformers.cache_utils import Cache, StaticLayer
+
+    if not hasattr(StaticLayer(1), "cumulative_length"):
+        raise RuntimeError("compile=True needs transformers 5 or newer, whose static caches can be cut back")
+    layers = config.get_text_config().num_hidden_layers
+    return Cache(layers=[StaticLayer(capacity) for _ in range(layers)])
+
+
+def _power_of_two(length: int) -> int:
+    return 1 << (length - 1).bit_length()
