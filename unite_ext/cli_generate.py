@@ -65,7 +65,7 @@ def generate(
 
         echo "Why is the sky blue?" | unite generate --model A --model B --chat
     """
-    from .cli import console, errors, fail
+    from .cli import errors, fail
 
     try:
         prompts = _read_prompts(prompt, file, chat, system)
@@ -90,13 +90,15 @@ def generate(
         )  # fmt: skip
         if len(prompts) == 1 and output is None and not as_json:
             for piece in ensemble.stream(prompts[0], **options):
-                console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
-            console.print()
+                typer.echo(piece, nl=False)  # as it is: rich would expand tabs
+            typer.echo()
             return
         rows = ensemble.generate_each(
             [prompts[i] for i in todo], indices=todo, batch_size=batch_size, progress=sys.stderr.isatty(), **options
         )
         _write_rows(rows, prompts, output, len(done))
+    except typer.Exit:  # a RuntimeError of its own kind
+        raise
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise fail(error) from None
 
@@ -119,7 +121,9 @@ def _write_rows(rows: Iterator[Any], prompts: list[Prompt], output: Path | None,
             written += 1
     except KeyboardInterrupt:
         kept = f"{written + done} of {len(prompts)} rows are done"
-        errors.print(f"\nstopped: {kept}" + (f" and kept in {output}; --resume goes on" if output else ""))
+        errors.print(
+            f"\nstopped: {kept}" + (f" and kept in {output}; --resume goes on" if output else ""), soft_wrap=True
+        )
         raise typer.Exit(code=130) from None
     finally:
         if output:
