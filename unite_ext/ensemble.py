@@ -14,6 +14,7 @@ from .alignment import VocabAlignment
 from .baselines import (
     OUTPUT_METHODS, TOKEN_METHODS, UNITE, check_loadable, check_method, choose_rows, make_method,
 )  # fmt: skip
+from .baselines.method import Method
 from .generation import GenerateOutput, GenerationOptions, Row, StepTrace, TextPieces, sample
 from .kv_cache import RaggedCache
 from .member import Member, Prompt
@@ -40,8 +41,8 @@ class UniteEnsemble:
         Their fast tokenizers; not with `Member`s, which have theirs.
     k, primary, weights, score, duplicates
         Of every step, see `unite_step`; `generate` can override them.
-    method : str
-        What decides a step: "unite", or one of `unite_ext.baselines.METHODS`.
+    method : str or Method
+        What decides a step: "unite", another of `unite_ext.baselines.METHODS`, or an object of one's own.
     method_options : mapping, optional
         The method's own options.
     lossy : bool
@@ -66,7 +67,7 @@ class UniteEnsemble:
         weights: Sequence[float] | None = None,
         score: str = "logits",
         duplicates: str = "repeat",
-        method: str = UNITE,
+        method: str | Method = UNITE,
         method_options: Mapping[str, Any] | None = None,
         lossy: bool = False,
         alignment: VocabAlignment | None = None,
@@ -252,8 +253,8 @@ class UniteEnsemble:
 
     def _method(self, step: Mapping[str, Any]) -> Any:
         """The token-level method of these step options, if it is one; the last is kept, as some take long."""
-        if step["method"] not in TOKEN_METHODS:
-            return None
+        if isinstance(step["method"], Method) or step["method"] not in TOKEN_METHODS:
+            return step["method"] if isinstance(step["method"], Method) else None
         key = repr(sorted(step.items()))
         if self._made[0] != key:
             self._made = ("", None)  # some are large: let go of the last one first

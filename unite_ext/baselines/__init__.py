@@ -54,7 +54,7 @@ def method_class(name: str) -> type[Any]:
     return getattr(importlib.import_module(f".{module}", __name__), attribute)
 
 
-def check_method(name: str, options: Mapping[str, Any] | None, members: int) -> None:
+def check_method(name: str | Method, options: Mapping[str, Any] | None, members: int) -> None:
     """A method's name and options, as far as they can be checked without tokenizers.
 
     Raises
@@ -62,6 +62,10 @@ def check_method(name: str, options: Mapping[str, Any] | None, members: int) -> 
     TypeError, ValueError
         The method is unknown, has no such option, or needs more members.
     """
+    if isinstance(name, Method):
+        if options:
+            raise TypeError("method_options must be None with a method that is made already")
+        return
     check_choice("method", name, METHODS)
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"method_options must map names to values, got {type(options).__name__}")
@@ -94,7 +98,7 @@ def check_loadable(
     ValueError
         The method cannot run; says why.
     """
-    if step_options["method"] == UNITE:
+    if step_options["method"] == UNITE or isinstance(step_options["method"], Method):
         return
     cls = method_class(step_options["method"])
     tokenizers = [load_tokenizer(name, dict(options)) for name, options in zip(names, member_options)]

@@ -48,6 +48,10 @@ class GaC(EntryMethod):
         """Size of the union vocabulary, special tokens included."""
         return float(self._tokens_per_step)
 
+    def entry_of(self, ids: Tensor) -> Tensor:
+        """See `EntryMethod.entry_of`."""
+        return self.alignment.classes[self.primary][ids].long()
+
     def scores(self, probs: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
         """[B, C]: the sparse projection of every member's probabilities onto the classes, averaged."""
         total = probs[0].new_zeros(len(probs[0]), self.alignment.num_classes)

@@ -70,6 +70,23 @@ class Method(ABC):
             What has been generated, one per row of the logits.
         """
 
+    def likelihood(self, logits: Sequence[Tensor], rows: Sequence[Row], targets: Tensor) -> tuple[Tensor, StepResult]:
+        """The probability of emitting ids of the primary, and the step.
+
+        Parameters
+        ----------
+        logits, rows
+            As in `step`.
+        targets : Tensor, int64 [B]
+            Eligible ids of the primary.
+
+        Returns
+        -------
+        probs : Tensor, float32 [B]
+        step : StepResult
+        """
+        raise ValueError(f"method {self.name!r} gives no likelihoods")
+
 
 class EntryMethod(Method):
     """A method that scores a fixed list of entries, the same in every step, and takes the largest.
@@ -101,6 +118,19 @@ class EntryMethod(Method):
 
     def step(self, logits: Sequence[Tensor], rows: Sequence[Row]) -> StepResult:
         """See `Method.step`. Equal scores: the earlier entry. The result lists the best `SHOWN` entries, best first."""
+        return self._decide(*self._scored(logits))
+
+    def likelihood(self, logits: Sequence[Tensor], rows: Sequence[Row], targets: Tensor) -> tuple[Tensor, StepResult]:
+        """See `Method.likelihood`."""
+        scores, probs, status = self._scored(logits)
+        return scores.gather(1, self.entry_of(targets)[:, None])[:, 0], self._decide(scores, probs, status)
+
+    @abstractmethod
+    def entry_of(self, ids: Tensor) -> Tensor:
+        """The entries of eligible ids of the primary, int64 as they are."""
+
+    def _scored(self, logits: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Scores [B, E] with -1 where the primary cannot emit, every member's probabilities, and the status [B]."""
         values, probs, status = [], [], torch.zeros(logits[0].shape[0], dtype=torch.int32, device=logits[0].device)
         for m in reversed(range(len(logits))):
             classes, size = self.alignment.classes[m], self.alignment.vocab_sizes[m]
@@ -111,7 +141,9 @@ class EntryMethod(Method):
             value = value.masked_fill(failed[:, None], 0.0)  # its softmax would be NaN; the row is refused anyway
             values.insert(0, value[:, :size])
             probs.insert(0, value.softmax(dim=1)[:, :size])
-        scores = self.scores(probs, values).masked_fill(~self.emits, -1.0)
+        return self.scores(probs, values).masked_fill(~self.emits, -1.0), probs, status
+
+    def _decide(self, scores: Tensor, probs: Sequence[Tensor], status: Tensor) -> StepResult:
         best = scores.argmax(dim=1, keepdim=True)  # the first of equals
         shown = min(SHOWN, int(self.emits.sum()))
         others = scores.scatter(1, best, -1.0).topk(shown - 1, dim=1).indices
@@ -153,6 +185,11 @@ class PrimaryEntryMethod(EntryMethod):
         self.entry_ids = ids
         self.emits = (classes >= 0) & (~is_eos | (own == eos))
         self._eos_ids = own[is_eos]
+        self._entry = torch.where(is_eos, eos, own)
+
+    def entry_of(self, ids: Tensor) -> Tensor:
+        """See `EntryMethod.entry_of`."""
+        return self._entry[ids]
 
     def gather_eos(self, probs: Tensor) -> Tensor:
         """[B, V_p]: the same probabilities, those of all EOS ids added up at the one that represents them."""

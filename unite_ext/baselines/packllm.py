@@ -73,7 +73,17 @@ class PackLLM(Method):
 
     def step(self, logits: Sequence[Tensor], rows: Sequence[Row]) -> StepResult:
         """UNITE's step, its members averaged with the row's weights."""
-        step = unite_step(logits, self.alignment, **self._options)
+        return self._step(logits, rows, None)
+
+    def likelihood(self, logits: Sequence[Tensor], rows: Sequence[Row], targets: Tensor) -> tuple[Tensor, StepResult]:
+        """See `Method.likelihood`."""
+        from ..likelihood import emission_probability
+
+        step = self._step(logits, rows, targets)
+        return emission_probability(step, targets, self.alignment, self._options["primary"]), step
+
+    def _step(self, logits: Sequence[Tensor], rows: Sequence[Row], include: Tensor | None) -> StepResult:
+        step = unite_step(logits, self.alignment, include=include, **self._options)
         weights = torch.tensor([self._weights[row.index] for row in rows], device=step.union_probs.device)
         self._slots += int(step.union_size.sum())
         self._steps += len(rows)

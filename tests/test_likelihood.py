@@ -1,0 +1,122 @@
+"""Likelihoods of given texts: the step with `include`, one token after the other."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import toy_tokenizers
+from toy_models import toy_model
+
+from unite_ext import UniteEnsemble, reference
+from unite_ext.baselines import OUTPUT_METHODS, TOKEN_METHODS
+from unite_ext.likelihood import score_continuations
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    tokenizers = [toy_tokenizers.byte_level(), toy_tokenizers.sentencepiece()]
+    models = [toy_model(k, t, seed=i) for i, (k, t) in enumerate(zip(("llama", "mistral"), tokenizers))]
+    return UniteEnsemble(models, tokenizers, weights=[2, 1])
+
+
+def encode(ensemble, text, primary=0):
+    return ensemble.alignment.encode_continuation(primary, text.encode())
+
+
+@pytest.mark.parametrize("primary", [0, 1])
+def test_unite_token_by_token(ensemble, primary):
+    """Against the reference, with the texts tokenized again for every step and nothing cached."""
+    texts = [("James met", " the quick fox"), ("A", "b"), ("The", " 中文")]
+    requests = [(prompt, encode(ensemble, text, primary)) for prompt, text in texts]
+    found = {f.index: f for f in score_continuations(ensemble, requests, primary=primary, k=4)}
+    classes = ensemble.alignment.classes[primary]
+    for i, (prompt, ids) in enumerate(requests):
+        log_prob, greedy, text = 0.0, True, b""
+        for n, target in enumerate(ids):
+            logits = []
+            for m, member in enumerate(ensemble.members):
+                own = ids[:n] if m == primary else ensemble.alignment.encode_continuation(m, text)
+                context = torch.tensor([member.encode_prompt(prompt) + own])
+                logits.append(member.model(context).logits[:, -1].detach())
+            step = reference.unite_step(
+                logits, ensemble.alignment, k=4, primary=primary, weights=[2, 1], include=torch.tensor([target])
+            )
+            slots = [
+                float(p)
+                for id_, p in zip(step.union_ids[0, :, primary].tolist(), step.union_probs[0])
+                if id_ >= 0 and classes[id_] == classes[target]
+            ]
+            log_prob += math.log(sum(slots))
+            greedy &= bool(classes[step.next_ids[0, primary]] == classes[target])
+            text += ensemble.alignment.token_bytes(primary, target)
+        assert found[i].log_prob == pytest.approx(log_prob, abs=1e-3)
+        assert found[i].is_greedy == greedy
+        assert found[i].log_prob < -1e-3
+
+
+@pytest.mark.parametrize("method", ["unite", *TOKEN_METHODS])
+def test_what_is_generated_is_greedy_and_what_is_not_is_not(ensemble, method):
+    options = {"method": method, "weights": [1, 1] if method == "deepen-adapt" else None}
+    output = ensemble.generate(["James met", "A"], max_new_tokens=5, return_dict=True, **options)
+    ids = [row[0] for row in output.token_ids]
+    assert min(map(len, ids)) > 2
+    requests = [
+        ("James met", ids[0]),
+        ("A", ids[1]),
+        ("James met", ids[0][:2] + encode(ensemble, "Z")),
+        ("A", ids[1][:1]),
+    ]
+    found = {f.index: f for f in score_continuations(ensemble, requests, batch_size=3, **options)}
+    assert [found[i].is_greedy for i in range(4)] == [True, True, False, True]
+    assert found[1].log_prob < found[3].log_prob < 0
+    assert found[2].log_prob < found[0].log_prob
+
+
+@pytest.mark.parametrize("method", ["gac", "mined", "deepen-avg", "eva"])
+def test_probabilities_of_all_tokens_add_up(ensemble, method):
+    options = {"method": method, "weights": [1, 1]}
+    vocabulary = ensemble.alignment.vocabularies[0]
+    ids = [i for text, i in vocabulary.representatives().items()] + [vocabulary.eos_token_id]
+    requests = [("James met", [i]) for i in ids]
+    total = sum(math.exp(f.log_prob) for f in score_continuations(ensemble, requests, **options))
+    # Ids that share a text, special tokens and texts that only the other member has take the rest.
+    assert 0.3 < total <= 1 + 1e-4
+    if method == "gac":
+        step = next(ensemble.generate_each(["James met"], max_new_tokens=1, trace=True, **options)).traces[0]
+        best = next(score_continuations(ensemble, [("James met", [step.union_ids[0][0]])], **options))
+        assert math.exp(best.log_prob) == pytest.approx(step.union_probs[0], rel=1e-4)
+
+
+def test_prompts_as_ids(ensemble):
+    ids = encode(ensemble, " met")
+    encoded = [member.encode_prompt("James") for member in ensemble.members]
+    text, given = score_continuations(ensemble, [("James", ids), (encoded, ids)])
+    assert text.log_prob == pytest.approx(given.log_prob, abs=1e-5)
+
+
+def test_eos_is_a_target(ensemble):
+    eos = ensemble.alignment.eos_ids[0]
+    (found,) = score_continuations(ensemble, [("James", [eos])])
+    assert -80 < found.log_prob < 0
+    assert not found.is_greedy
+
+
+def test_bad_requests(ensemble):
+    with pytest.raises(ValueError, match=r"requests\[1\]: the continuation must have at least one token"):
+        score_continuations(ensemble, [("A", [1]), ("A", [])])
+    with pytest.raises(ValueError, match=r"requests\[0\]: id 99999 is not an eligible id"):
+        score_continuations(ensemble, [("A", [99999])])
+    with pytest.raises(TypeError, match="unknown option 'max_new_tokens'"):
+        score_continuations(ensemble, [("A", [1])], max_new_tokens=3)
+    for method in OUTPUT_METHODS:
+        with pytest.raises(ValueError, match=f"method '{method}' chooses among whole answers and gives no"):
+            score_continuations(ensemble, [("A", [1])], method=method)
+
+
+def test_a_context_that_is_too_short(ensemble):
+    tokenizer = toy_tokenizers.byte_level()
+    short = UniteEnsemble([toy_model("llama", tokenizer, context=8)], [tokenizer])
+    with pytest.raises(ValueError, match=r"requests\[0\]: only [0-9]+ of its 9 tokens fit"):
+        list(score_continuations(short, [("James", [encode(ensemble, "a")[0]] * 9)]))
