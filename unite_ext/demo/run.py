@@ -1,0 +1,166 @@
+"""Let the demo's models work problems, alone and together, and count."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from ..ensemble import UniteEnsemble
+from ..generation import StepTrace
+from ..member import Member
+from .problems import Problem, prompt_of, read_answer
+from .recipes import COMPARABLE, WEAK
+
+TEST_SPLIT, TEST_SEED, TEST_SIZE = "test-1", 2410, 360
+"""The test: drawn and run once; docs/demo.md lists every run there was."""
+DEV_SEED, DEV_SIZE = 3777, 360
+TOP_K = 10
+MAX_NEW_TOKENS = 90
+BATCH = 90
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one model or ensemble did on a set of problems."""
+
+    members: tuple[str, ...]
+    """The primary first."""
+    right: tuple[bool, ...]
+    texts: tuple[str, ...]
+    tokens: int
+    """Generated, the one that ends a text included."""
+    union_sizes: int
+    """Slots of all steps together."""
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The members in one line."""
+        return " + ".join(self.members)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the problems answered right."""
+        return sum(self.right) / len(self.right)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy."""
+        return wilson(sum(self.right), len(self.right))
+
+    @property
+    def union_size(self) -> float:
+        """Tokens handled per step: slots of the union, on average."""
+        return self.union_sizes / max(1, self.tokens)
+
+    @property
+    def ms_per_token(self) -> float:
+        """Time per generated token, many problems side by side."""
+        return 1000 * self.seconds / max(1, self.tokens)
+
+    @property
+    def mean_length(self) -> float:
+        """Characters of a text: comparable between tokenizers."""
+        return sum(map(len, self.texts)) / len(self.texts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, for JSON and CSV."""
+        low, high = self.interval
+        return {
+            "members": self.name,
+            "problems": len(self.right),
+            "right": sum(self.right),
+            "accuracy": round(100 * self.accuracy, 2),
+            "low": round(100 * low, 2),
+            "high": round(100 * high, 2),
+            "mean_length": round(self.mean_length, 1),
+            "tokens_per_step": round(self.union_size, 2),
+            "ms_per_token": round(self.ms_per_token, 3),
+        }
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a share that `right` of `total` estimate."""
+    if total <= 0 or not 0 <= right <= total:
+        raise ValueError(f"right must be from 0 to total and total positive, got {right} of {total}")
+    z = 1.959964
+    share, spread = right / total, z * z / total
+    centre = share + spread / 2
+    half = z * math.sqrt(share * (1 - share) / total + spread / total / 4)
+    return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))
+
+
+def lineups() -> list[tuple[str, ...]]:
+    """Who runs in the demo's table: each alone, the pairs, the three, and what the weak one does to them."""
+    names = (*COMPARABLE, WEAK)
+    pairs = list(combinations(COMPARABLE, 2))
+    return [*((name,) for name in names), *pairs, COMPARABLE, (COMPARABLE[0], WEAK), names]
+
+
+def work(
+    members: Sequence[Member],
+    problems: Sequence[Problem],
+    *,
+    k: int = TOP_K,
+    on_solved: Callable[[], object] | None = None,
+) -> Result:
+    """Let these members, the primary first, work the problems together; `on_solved` is called for each."""
+    ensemble = UniteEnsemble(members, k=k)
+    texts = [""] * len(problems)
+    tokens = slots = 0
+    started = time.perf_counter()
+    prompts = [p.prompt for p in problems]
+    for row in ensemble.generate_each(prompts, batch_size=BATCH, trace=True, max_new_tokens=MAX_NEW_TOKENS):
+        texts[row.index] = row.decoded()
+        tokens += row.num_steps
+        slots += sum(len(trace.union_probs) for trace in row.traces)
+        if on_solved:
+            on_solved()
+    seconds = time.perf_counter() - started
+    right = tuple(read_answer(text) == problem.answer for text, problem in zip(texts, problems))
+    return Result(tuple(m.name for m in members), right, tuple(texts), tokens, slots, seconds)
+
+
+@dataclass(frozen=True)
+class WorkedStep:
+    """One step of an ensemble as a reader sees it."""
+
+    text: str
+    """What was said; empty for the end of the text."""
+    primary_text: str | None
+    """What the primary alone would have said here, where it was overruled."""
+    votes: dict[str, float]
+    """Every member's probability for what was said."""
+
+    @property
+    def overruled(self) -> bool:
+        """Whether the primary wanted something else."""
+        return self.primary_text is not None
+
+
+def work_one(members: Sequence[Member], question: str, *, k: int = TOP_K) -> tuple[str, list[WorkedStep]]:
+    """One question: the text, and every step of it."""
+    ensemble = UniteEnsemble(members, k=k)
+    output = ensemble.generate([prompt_of(question)], return_dict=True, max_new_tokens=MAX_NEW_TOKENS)
+    steps = [_worked_step(ensemble, trace) for trace in output.traces[0]]
+    return output.texts[0], steps
+
+
+def _worked_step(ensemble: UniteEnsemble, trace: StepTrace) -> WorkedStep:
+    own = [probs[0] for probs in trace.member_probs]
+    wanted = own.index(max(own))
+    ids = [slot[0] for slot in trace.union_ids]
+    # Two slots can be one id of the primary: saying either is the same.
+    overruled = ids[wanted] != ids[trace.winner]
+    votes = dict(zip((m.name for m in ensemble.members), trace.member_probs[trace.winner]))
+    said = _text(ensemble, ids[trace.winner])
+    return WorkedStep(said, _text(ensemble, ids[wanted]) if overruled else None, votes)
+
+
+def _text(ensemble: UniteEnsemble, token_id: int) -> str:
+    eos = ensemble.alignment.vocabularies[0].eos_token_ids
+    return "" if token_id in eos else ensemble.alignment.token_bytes(0, token_id).decode("utf-8", "replace")
