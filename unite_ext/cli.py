@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .cli_eval import evaluate
 from .cli_generate import generate
 from .cli_select import select
 
@@ -133,6 +134,7 @@ def align(
     )
 
 
+app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(select)
 

@@ -152,7 +152,8 @@ def score_continuations(
     unite_options = {name: value for name, value in step.items() if not name.startswith("method")}
     forced = Forced(alignment, inner, unite_options, {i: list(ids) for i, (_, ids) in enumerate(requests)})
     longest = max((len(ids) for _, ids in requests), default=1)
-    run = DecodeLoop(ensemble, {**step, "method": forced, "method_options": None, "max_new_tokens": longest + 1}, trace=False)
+    loop_options = {**step, "method": forced, "method_options": None, "max_new_tokens": longest + 1}
+    run = DecodeLoop(ensemble, loop_options, trace=False)
     encoded = [list(p) if _is_encoded(p) else run.encode(p) for p, _ in requests]
     return _finished(ensemble._generate_each(run, encoded, range(len(requests)), batch_size, progress), forced)
 
