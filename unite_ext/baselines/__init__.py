@@ -30,6 +30,7 @@ TOKEN_METHODS = {
 OUTPUT_METHODS = {
     "voting": ("voting", "Voting"),
     "mbr": ("mbr", "MBR"),
+    "pair-ranker": ("pair_ranker", "PairRanker"),
 }
 METHODS = (UNITE, *TOKEN_METHODS, *OUTPUT_METHODS)
 

@@ -1,0 +1,114 @@
+"""LLM-Blender's PairRanker: the answer that wins its comparisons (Jiang et al., ACL 2023, arXiv 2306.02561)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Model, DebertaV2PreTrainedModel
+
+from .answers import AnswerMethod
+
+ARCHITECTURE = "DebertaV2PairRM"
+MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
+_SOURCE_LENGTH, _CANDIDATE_LENGTH = 1224, 412  # tokens, as the published model was trained
+
+
+class PairRanker(AnswerMethod):
+    """Pairwise ranking by a reward model (arXiv 2306.02561, section 3).
+
+    The model gives f(x, y_i, y_j), how much better answer i is than j for the prompt x. As it sees the two in order,
+    both orders count: argmax_i sum_{j != i} f(x, y_i, y_j) - f(x, y_j, y_i) (the paper's "MaxLogits").
+
+    Parameters
+    ----------
+    path : str
+        Local folder of a model in the format of llm-blender/PairRM-hf: a DeBERTa-v2 encoder `pretrained_model`, a
+        `head_layer` on the encodings of the marks of the prompt and of an answer, and a tokenizer that knows the marks.
+    device : str
+        Where it runs.
+    """
+
+    name: ClassVar[str] = "pair-ranker"
+
+    def __init__(self, weights: Sequence[float], *, path: str | None = None, device: str = "cpu") -> None:
+        super().__init__(weights)
+        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._model = DebertaV2PairRM.from_pretrained(path).eval().to(device)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """The reward model is there, and in the format that this reads."""
+        super().check_options(options)
+        path = options.get("path")
+        if path is None:
+            raise ValueError("method 'pair-ranker' needs a reward model: method_options={'path': a local folder}")
+        if not isinstance(path, str):
+            raise TypeError(f"path must be a string, got {type(path).__name__}")
+        config = Path(path) / "config.json"
+        if not config.is_file():
+            raise ValueError(f"path must be a folder with a reward model, but {config} does not exist")
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        found = settings.get("architectures") or ["no architecture"]
+        if ARCHITECTURE not in found:
+            raise ValueError(f"path must hold a {ARCHITECTURE}, as llm-blender/PairRM-hf is, got {', '.join(found)}")
+        for name in ("n_tasks", "drop_out", "source_prefix_id", "cand1_prefix_id", "cand2_prefix_id"):
+            if name not in settings:
+                raise ValueError(f"path: {config} has no {name!r}, which a {ARCHITECTURE} needs")
+
+    def choose(self, prompt: Any, answers: Sequence[str]) -> int:
+        """See `AnswerMethod.choose`. A chat prompt is the contents of its messages, one below the other."""
+        source = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+        gains = [0.0] * len(answers)
+        for i in range(len(answers)):
+            for j in range(len(answers)):
+                if i != j and answers[i] != answers[j]:
+                    better = self.compare(source, answers[i], answers[j])
+                    gains[i] += better
+                    gains[j] -= better
+        return gains.index(max(gains))
+
+    @torch.no_grad()
+    def compare(self, source: str, first: str, second: str) -> float:
+        """f(x, y_1, y_2): positive if the first answer is the better one."""
+        ids = self._encode(MARKS[0], source, _SOURCE_LENGTH)
+        left = (_SOURCE_LENGTH + 2 * _CANDIDATE_LENGTH - len(ids)) // 2
+        ids = ids + self._encode(MARKS[1], first, left) + self._encode(MARKS[2], second, left)
+        input_ids = torch.tensor([ids], device=self._model.device)
+        return float(self._model(input_ids, torch.ones_like(input_ids)))
+
+    def _encode(self, mark: str, text: str, length: int) -> list[int]:
+        for foreign in MARKS:  # a second mark in a text would be read as another answer
+            text = text.replace(foreign, "")
+        return self._tokenizer.encode(mark + text, max_length=length, truncation=True)
+
+
+class DebertaV2PairRM(DebertaV2PreTrainedModel):
+    """The published model's layers, under the names of its checkpoint."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.pretrained_model = DebertaV2Model(config)
+        self.head_layer = nn.Sequential(
+            nn.Dropout(config.drop_out),
+            nn.Linear(2 * config.hidden_size, config.hidden_size),
+            nn.Tanh(),
+            nn.Dropout(config.drop_out),
+            nn.Linear(config.hidden_size, config.n_tasks),
+        )
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B] float: how much better the first answer of each row is; every row holds each mark once."""
+        states = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        source, first, second = (
+            states[input_ids == mark]
+            for mark in (self.config.source_prefix_id, self.config.cand1_prefix_id, self.config.cand2_prefix_id)
+        )
+        scores = [self.head_layer(torch.cat([source, answer], dim=-1)) for answer in (first, second)]
+        return (scores[0] - scores[1]).mean(dim=-1)
