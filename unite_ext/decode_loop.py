@@ -133,7 +133,7 @@ class DecodeLoop:
                     scores[r : r + 1] = processor(context, scores[r : r + 1])
             logits = scores
         if self.eos[m] and any(row.num_steps < self.options.min_new_tokens for row in rows):
-            logits[:, self.eos[m]] = -torch.inf
+            logits.index_fill_(1, torch.tensor(self.eos[m], device=logits.device), -torch.inf)
         return logits
 
     def _gated(self, logits: Tensor) -> list[int | None] | None:

@@ -97,7 +97,7 @@ class RaggedCache:
         past, width = self._width, self._width + feed
         if width > self._mask.shape[1]:
             self._mask = torch.nn.functional.pad(self._mask, (0, max(width, 64)))  # doubling, to copy seldom
-        self._mask[:, past:width] = False
+        self._mask[:, past:width] = True
         input_ids, positions = [], []
         for r, (ids, columns, n) in enumerate(zip(self.ids, self._columns, kept)):
             new = len(ids) - n
@@ -105,7 +105,8 @@ class RaggedCache:
             input_ids.append(padding + ids[n:])
             positions.append(padding + list(range(n, len(ids))))
             columns.extend(range(width - new, width))
-            self._mask[r, width - new : width] = True
+            if padding:
+                self._mask[r, past : width - new] = False
         logits = self._run(input_ids, positions, width)
         self._width = width
         if self.reuse == "recompute":
