@@ -305,3 +305,15 @@ def test_eval_command_complains_early(folders, benchmarks):
     refused("method must be one of", *members, "--tasks", "unite_piqa", "--method", "nope")
     refused("no_such_task", *members, "--tasks", "no_such_task")
     refused("does not exist", *members, "--tasks", "unite_piqa", "--benchmarks", str(benchmarks / "nowhere"))
+
+
+@pytest.mark.parametrize("method", ["gac", "voting"])
+def test_generate_command_takes_a_method(folders, ensemble, method):
+    members = [part for folder in folders for part in ("--model", folder)]
+    arguments = ["generate", *members, "--prompt", "James met", "--max-new-tokens", "6", "--method", method]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == ensemble.generate("James met", max_new_tokens=6, method=method) + "\n"
+    done = CliRunner().invoke(app, [*arguments, "--method-options", "eta:1"])
+    assert done.exit_code == 1
+    assert f"method '{method}' has no option 'eta'" in " ".join(done.stderr.split())

@@ -57,12 +57,12 @@ def evaluate(
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise fail(f"unite eval needs lm-eval: pip install 'unite_ext[eval]' ({error})") from None
-    from .baselines import check_method
-    from .lm_eval_adapter import UniteLM, _parse_method_options
+    from .baselines import check_method, parse_options
+    from .lm_eval_adapter import UniteLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        parsed = _parse_method_options(method_options)
+        parsed = parse_options(method_options)
         check_method(method, parsed, len(model))
         if benchmarks is not None:
             os.environ["UNITE_BENCHMARKS"] = str(benchmarks)

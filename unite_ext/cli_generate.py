@@ -38,6 +38,10 @@ def generate(
     ] = None,
     score: Annotated[str, typer.Option(help="logits, or probs: softmax of probabilities, flatter.")] = "logits",
     duplicates: Annotated[str, typer.Option(help="repeat or drop: slots that share a member's id.")] = "repeat",
+    method: Annotated[str, typer.Option(help="unite, or another method; docs/methods.md lists them.")] = "unite",
+    method_options: Annotated[
+        str | None, typer.Option(help="The method's own options, as name:value;name:value.")
+    ] = None,
     do_sample: Annotated[bool, typer.Option(help="Sample from the average instead of taking its largest.")] = False,
     temperature: Annotated[float, typer.Option(help="With --do-sample: below 1 sharpens.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="With --do-sample: among this many slots, 0 for all.")] = 0,
@@ -74,6 +78,7 @@ def generate(
         if not todo:
             errors.print(f"nothing to do: {output} holds all {len(prompts)} rows")
             return
+        from .baselines import OUTPUT_METHODS, parse_options
         from .ensemble import UniteEnsemble
         from .generation import GenerationOptions
 
@@ -86,9 +91,13 @@ def generate(
         devices = device[0] if device and len(device) == 1 else device
         ensemble = UniteEnsemble.from_pretrained(
             model, k=k, primary=primary, weights=weight, score=score, duplicates=duplicates, dtype=dtype,
-            trust_remote_code=trust_remote_code, **({"device": devices} if device else {}),
+            method=method, method_options=parse_options(method_options), trust_remote_code=trust_remote_code,
+            **({"device": devices} if device else {}),
         )  # fmt: skip
         if len(prompts) == 1 and output is None and not as_json:
+            if method in OUTPUT_METHODS:
+                typer.echo(ensemble.generate(prompts[0], **options))  # whole answers are compared: nothing to stream
+                return
             for piece in ensemble.stream(prompts[0], **options):
                 typer.echo(piece, nl=False)  # as it is: rich would expand tabs
             typer.echo()

@@ -18,7 +18,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from ._arguments import check_integer
-from .baselines import OUTPUT_METHODS
+from .baselines import OUTPUT_METHODS, parse_options
 from .ensemble import UniteEnsemble
 from .likelihood import score_continuations
 from .member import Prompt
@@ -79,7 +79,7 @@ class UniteLM(LM):
             ensemble = UniteEnsemble.from_pretrained(
                 names,
                 weights=_parse_weights(weights),
-                method_options=_parse_method_options(method_options),
+                method_options=parse_options(method_options) if isinstance(method_options, str) else method_options,
                 **{"dtype": "auto", **options},
             )
         self.ensemble = ensemble
@@ -237,21 +237,6 @@ def _parse_weights(value: Any) -> list[float] | None:
         return [float(part) for part in parts]
     except (TypeError, ValueError):
         raise ValueError(f"weights must be numbers separated by ';', got {value!r}") from None
-
-
-def _parse_method_options(value: Any) -> dict[str, Any] | None:
-    if not isinstance(value, str):
-        return None if value is None else dict(value)
-    options: dict[str, Any] = {}
-    for part in value.split(";"):
-        name, colon, text = part.partition(":")
-        if not colon:
-            raise ValueError(f"method_options must be 'name:value;name:value', got {value!r}")
-        try:
-            options[name.strip()] = json.loads(text)
-        except json.JSONDecodeError:
-            options[name.strip()] = text
-    return options
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ let every member answer alone and choose one of the answers, see `AnswerMethod`.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ __all__ = [
     "choose_rows",
     "make_method",
     "method_class",
+    "parse_options",
 ]
 
 
@@ -78,6 +80,26 @@ def check_method(name: str | Method, options: Mapping[str, Any] | None, members:
     if members < 2:
         raise ValueError(f"method {name!r} needs at least two members, got {members}")
     method_class(name).check_options(options)
+
+
+def parse_options(text: str | None) -> dict[str, Any] | None:
+    """Method options from a command line: "name:value;name:value", with JSON values where they are JSON.
+
+    >>> parse_options("eta:0.1;anchors:1000;path:models/ranker")
+    {'eta': 0.1, 'anchors': 1000, 'path': 'models/ranker'}
+    """
+    if text is None:
+        return None
+    options: dict[str, Any] = {}
+    for part in text.split(";"):
+        name, colon, value = part.partition(":")
+        if not colon:
+            raise ValueError(f"method_options must be 'name:value;name:value', got {text!r}")
+        try:
+            options[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name.strip()] = value
+    return options
 
 
 def check_loadable(
