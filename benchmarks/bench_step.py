@@ -4,8 +4,9 @@
     python benchmarks/bench_step.py                      interleaved, appended to results/step_cpu.csv
     python benchmarks/bench_step.py --device cuda        the same on a GPU, appended to results/step_cuda.csv
 
-Needs UNITE_TEST_TOKENIZERS, a folder with the tokenizers llama-3 and qwen2. Members are Llama-3 (128,256 logits)
-and Qwen2 (152,064, a padded head). Every rival is checked against the reference before it is timed.
+Needs UNITE_TEST_TOKENIZERS, a folder with the tokenizers llama-3 and qwen2; on a GPU made-up vocabularies of the same
+sizes do without (bench_step_cuda.py). Members are Llama-3 (128,256 logits) and Qwen2 (152,064, a padded head). Every
+rival is checked against the reference before it is timed.
 """
 
 from __future__ import annotations
@@ -129,15 +130,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=1.0, help="time per call and case, CPU (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="CUDA: only the most telling cases")
+    parser.add_argument("--budget", type=float, help="CUDA: no case is started after this many seconds")
     parser.add_argument("--out", type=Path, help="CSV file to append to")
     arguments = parser.parse_args()
+    out = arguments.out or RESULTS / f"step_{arguments.device}.csv"
     if arguments.device == "cuda":
         from bench_step_cuda import measure_cuda
 
-        rows = measure_cuda()
+        measure_cuda(quick=arguments.quick, budget=arguments.budget, save=lambda rows: append_csv(out, rows))
     else:
-        rows = measure_cpu(arguments.seconds)
-    append_csv(arguments.out or RESULTS / f"step_{arguments.device}.csv", rows)
+        append_csv(out, measure_cpu(arguments.seconds))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,11 @@ UNITE_HOST_DEVICE inline int32_t map_key(int member, int32_t id) {
 
 // Fibonacci hashing: the high bits of the product are well mixed for dense ids.
 UNITE_HOST_DEVICE inline uint32_t map_slot(int32_t key, int log2_capacity) {
+#ifdef UNITE_MAP_SLOT  // a benchmark's own layout
+  return UNITE_MAP_SLOT(key, log2_capacity);
+#else
   return (static_cast<uint32_t>(key) * 0x9E3779B1u) >> (32 - log2_capacity);
+#endif
 }
 
 UNITE_HOST_DEVICE inline int32_t untag(int32_t tagged) {
