@@ -10,6 +10,7 @@ set -u
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:-benchmarks/results/gpu}" && cd "${1:-benchmarks/results/gpu}" && pwd)
 cuda=${CUDA_HOME:-/usr/local/cuda}
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"  # the package is built in place
 deadline=$((SECONDS + 530))
 failed=0
 
