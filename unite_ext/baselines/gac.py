@@ -56,7 +56,8 @@ class GaC(EntryMethod):
         """[B, C]: the sparse projection of every member's probabilities onto the classes, averaged."""
         total = probs[0].new_zeros(len(probs[0]), self.alignment.num_classes)
         for weight, prob, (ids, classes) in zip(self.weights, probs, self._columns):
-            total.index_add_(1, classes, prob[:, ids], alpha=weight)
+            # scatter_add_, because index_add_ takes 20 times as long for a single row on the CPU
+            total.scatter_add_(1, classes.expand(len(prob), -1), weight * prob[:, ids])
         return total
 
 

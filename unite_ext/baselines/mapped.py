@@ -49,7 +49,7 @@ class MappedMethod(PrimaryEntryMethod):
         """[B, V_p]: the average."""
         total = torch.zeros_like(probs[self.primary])
         for weight, prob, (ids, targets) in zip(self.weights, probs, self._maps):
-            total.index_add_(1, targets, prob[:, ids], alpha=weight)
+            total.scatter_add_(1, targets.expand(len(prob), -1), weight * prob[:, ids])  # faster than index_add_
         return total
 
     def target_ids(self) -> list[int]:
