@@ -1,6 +1,7 @@
 """Building an alignment of Llama-3, Qwen2 and Mistral-v0.3, and reading it from the cache.
 
     UNITE_TEST_TOKENIZERS=<folder> pytest benchmarks/bench_alignment.py --benchmark-columns=min,median,max
+    UNITE_TEST_TOKENIZERS=<folder> python benchmarks/bench_alignment.py     appended to results/alignment.csv
 
 Targets on two cores, tokenizers already loaded: 3 s cold, 0.5 s from the cache including the fingerprints, 40 MB on
 the device. `extra_info` of the JSON output (--benchmark-json) holds the sizes.
@@ -9,9 +10,12 @@ the device. `extra_info` of the JSON output (--benchmark-json) holds the sizes.
 from __future__ import annotations
 
 import os
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
+from measure import RESULTS, append_csv, machine, percentiles
 
 from unite_ext.alignment import VocabAlignment
 from unite_ext.vocab import OpenedTokenizer, Vocabulary
@@ -22,11 +26,15 @@ FOLDER = os.environ.get("UNITE_TEST_TOKENIZERS")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="UNITE_TEST_TOKENIZERS does not name a folder of real tokenizers")
 
 
-@pytest.fixture(scope="module")
-def tokenizers():
+def load_tokenizers() -> list:
     from transformers import AutoTokenizer
 
     return [AutoTokenizer.from_pretrained(Path(FOLDER) / name) for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return load_tokenizers()
 
 
 def device_bytes(alignment: VocabAlignment) -> int:
@@ -73,3 +81,23 @@ def test_batch_of_continuations(benchmark, tokenizers, member):
     vocabulary = Vocabulary.from_tokenizer(tokenizers[member])
     data = [f" The answer is {i} James.".encode() for i in range(1024)]
     benchmark(vocabulary.encode_continuation_batch, data)
+
+
+def main() -> None:
+    """Measure a cold build and a read from the cache, and append both to the CSV file."""
+    tokenizers, facts, rows = load_tokenizers(), machine(), []
+    with tempfile.TemporaryDirectory() as folder:
+        for call, cache, rounds in (("build", False, 5), ("from the cache, fingerprints included", folder, 11)):
+            samples = []
+            for _ in range(rounds + 1):  # the first fills caches
+                start = time.perf_counter()
+                alignment = VocabAlignment.from_tokenizers(tokenizers, cache=cache, progress=False)
+                samples.append(time.perf_counter() - start)
+            size = f"{device_bytes(alignment) / 1e6:.1f} MB on the device, {alignment.num_classes:,} classes"
+            rows.append(facts | {"call": call} | percentiles(samples[1:]) | {"note": size})
+            print(call, rows[-1])
+    append_csv(RESULTS / "alignment.csv", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Writes the tables of the documents from the CSV files in results/, or checks that they are up to date.
+
+    python benchmarks/tables.py            rewrite what stands between <!-- table: NAME --> and <!-- end -->
+    python benchmarks/tables.py --check    exit with 1 if something would change
+
+Each file's newest measurement (its last rows with one commit, machine and date) counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Rows = list[dict[str, str]]
+
+
+def newest(name: str) -> Rows:
+    """The last rows of a CSV file that were measured together."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    run = [(r["date"], r["commit"], r["machine"]) for r in rows]
+    return [row for row, key in zip(rows, run) if key == run[-1]]
+
+
+def markdown(header: list[str], rows: list[list[str]], rows_are: str) -> str:
+    """A table whose first column is text and whose others are figures."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" + "---:|" * (len(header) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + f"\n\n{rows_are}\n"
+
+
+def measured_on(rows: Rows) -> str:
+    """The line under a table: where its figures come from."""
+    r = rows[0]
+    return f"Medians. {r['machine']}, torch {r['torch']}, {r['date']}, commit {r['commit']}."
+
+
+def duration(microseconds: float) -> str:
+    """Three significant digits, in µs or ms."""
+    value, unit = (microseconds / 1e3, "ms") if microseconds >= 1e3 else (microseconds, "µs")
+    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
+
+
+def step_cpu() -> str:
+    """Ours, the floor and the rivals by batch, float32 and k = 10."""
+    rows = newest("step_cpu")
+    names = {
+        "amax": "one `amax` over the logits (the floor)", "unite_step": "**`unite_step`**", "topk": "`torch.topk` alone, twice",
+        "dictionary": "dictionaries of strings", "reference": "the PyTorch reference",
+    }  # fmt: skip
+    cases = {(r["call"], r["batch"]): r for r in rows if r["dtype"] == "float32" and r["k"] == "10"}
+    batches = sorted({int(b) for _, b in cases})
+    table = [
+        [names[call], *(duration(float(r["p50_us"])) if (r := cases.get((call, str(b)))) else "" for b in batches)]
+        for call in names
+    ]
+    return markdown(["", *(f"B = {b}" for b in batches)], table, measured_on(rows))
+
+
+def step_cpu_dtypes() -> str:
+    """unite_step as a multiple of amax over the same logits, by dtype and k."""
+    rows = [r for r in newest("step_cpu") if r["call"] == "unite_step"]
+    cases = {(r["dtype"], r["k"], r["batch"]): r for r in rows}
+    batches = sorted({int(r["batch"]) for r in rows})
+    table = []
+    for dtype, k in dict.fromkeys((r["dtype"], r["k"]) for r in rows):
+        found = [cases[dtype, k, str(b)] for b in batches]
+        table.append(
+            [f"{dtype}, k = {k}", *(f"{duration(float(r['p50_us']))} ({float(r['over_amax']):.2f}×)" for r in found)]
+        )
+    return markdown(["", *(f"B = {b}" for b in batches)], table, measured_on(rows))
+
+
+def decode_cpu() -> str:
+    """Time per step of the decode loop, and outside the forward passes."""
+    rows = newest("decode_cpu")
+    table = []
+    for members, batch in dict.fromkeys((r["members"], r["batch"]) for r in rows):
+        own = [r for r in rows if r["members"] == members and r["batch"] == batch]
+        cell = {(r["call"], r["length"]): duration(float(r["p50_us"])) for r in own}
+        reference = {r["call"]: duration(float(r["p50_us"])) for r in own if r["call"] in ("hf generate", "oracle")}
+        lengths = sorted({int(r["length"]) for r in own if r["call"] == "ensemble"})
+        for length in lengths:
+            first = length == lengths[0]
+            table.append(
+                [
+                    f"{members} members, B = {batch}, after {length}",
+                    cell["ensemble", str(length)],
+                    cell["outside forwards", str(length)],
+                    reference.get("hf generate", "") if first else "",
+                    reference.get("oracle", "") if first else "",
+                ]
+            )
+    header = ["", "a step", "of this outside forwards", "the members' own `generate`, summed", "the oracle"]
+    return markdown(header, table, measured_on(rows))
+
+
+def alignment() -> str:
+    """Building and loading an alignment."""
+    rows = newest("alignment")
+    table = [[r["call"], duration(float(r["p50_us"])), r["note"]] for r in rows]
+    return markdown(["Llama-3 + Qwen2 + Mistral-v0.3", "time", ""], table, measured_on(rows))
+
+
+TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (step_cpu, step_cpu_dtypes, decode_cpu, alignment)}
+
+
+def rendered(text: str) -> str:
+    """A document with its tables made anew."""
+    return MARKED.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if a table is out of date")
+    check = parser.parse_args().check
+    stale = []
+    for path in DOCUMENTS:
+        text = path.read_text()
+        if (new := rendered(text)) != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.write_text(new)
+    if stale:
+        print(("out of date: " if check else "written: ") + ", ".join(stale))
+    raise SystemExit(bool(stale) and check)
+
+
+if __name__ == "__main__":
+    main()
