@@ -53,7 +53,7 @@ def step_cpu() -> str:
     """Ours, the floor and the rivals by batch, float32 and k = 10."""
     rows = newest("step_cpu")
     names = {
-        "amax": "one `amax` over the logits (the floor)", "unite_step": "**`unite_step`**", "topk": "`torch.topk` alone, twice",
+        "amax": "one `amax` over them (the floor)", "unite_step": "**`unite_step`**", "topk": "`torch.topk` alone",
         "dictionary": "dictionaries of strings", "reference": "the PyTorch reference",
     }  # fmt: skip
     cases = {(r["call"], r["batch"]): r for r in rows if r["dtype"] == "float32" and r["k"] == "10"}
@@ -110,7 +110,22 @@ def alignment() -> str:
     return markdown(["Llama-3 + Qwen2 + Mistral-v0.3", "time", ""], table, measured_on(rows))
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (step_cpu, step_cpu_dtypes, decode_cpu, alignment)}
+def text_sync() -> str:
+    """One append of four bytes, by kind and length of the text."""
+    rows = newest("text_sync")
+    lengths = sorted({int(r["length"]) for r in rows})
+    table = []
+    for name, kind in dict.fromkeys((r["tokenizer"], r["text"]) for r in rows):
+        own = {
+            int(r["length"]): duration(float(r["p50_us"])) for r in rows if (r["tokenizer"], r["text"]) == (name, kind)
+        }
+        table.append([f"{name}, {kind}", *(own[n] for n in lengths)])
+    return markdown(["four bytes more", *(f"after {n:,}" for n in lengths)], table, measured_on(rows))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (step_cpu, step_cpu_dtypes, decode_cpu, alignment, text_sync)
+}
 
 
 def rendered(text: str) -> str:

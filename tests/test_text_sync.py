@@ -111,8 +111,24 @@ def test_only_the_tail_is_tokenized(name, real_tokenizer):
     for i in range(0, len(sentence * 40), 4):
         sync.append((sentence * 40)[i : i + 4])
         longest = max(longest, len(sync._text) - sync._border)
-    assert borders.last(sentence, len(sentence) - 1) > len(sentence) - 15
+    assert borders.last(sentence, len(sentence) - 1)[0] > len(sentence) - 15
     assert longest < 40
+
+
+def test_no_character_is_looked_at_again(real_tokenizer):
+    """In a run without borders, what was examined stays examined."""
+    vocabulary = Vocabulary.from_tokenizer(real_tokenizer("llama-3"))
+    borders = _borders_of(vocabulary)
+    pairs = []
+    inner = borders._is_border
+    borders._is_border = lambda a, b: (pairs.append(a + b), inner(a, b))[1]
+    try:
+        sync = TextSync(vocabulary)
+        for _ in range(300):
+            sync.append("wörd".encode())
+    finally:
+        borders._is_border = inner
+    assert len(pairs) < 4 * 300
 
 
 def test_unknown_expressions_tokenize_everything(caplog):

@@ -15,6 +15,7 @@ from rich.table import Table
 from .cli_eval import evaluate
 from .cli_generate import generate
 from .cli_select import select
+from .demo.cli import demo
 
 app = typer.Typer(
     help="UNITE: language models of different families decode together.",
@@ -137,6 +138,7 @@ def align(
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(select)
+app.command()(demo)
 
 
 def _print_examples(title: str, examples: list, pair: Any) -> None:

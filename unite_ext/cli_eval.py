@@ -11,15 +11,24 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_eval_demo import evaluate_demo
+
 
 def evaluate(
     model: Annotated[
-        list[str], typer.Option(help="A member: Hugging Face name or local folder. Once per member; the first leads.")
-    ],
+        list[str] | None,
+        typer.Option(help="A member: Hugging Face name or local folder. Once per member; the first leads."),
+    ] = None,
     tasks: Annotated[
         str, typer.Option(help="Tasks of lm_eval, separated by commas; unite_paper is the paper's six benchmarks.")
-    ],
-    method: Annotated[str, typer.Option(help="unite, or another method; docs/methods.md lists them.")] = "unite",
+    ] = "",
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="All methods on the bundled models and their test problems; no lm-eval needed."),
+    ] = False,
+    method: Annotated[
+        str | None, typer.Option(help="unite (the default) or another method; docs/methods.md. With --demo: only it.")
+    ] = None,
     method_options: Annotated[
         str | None, typer.Option(help="The method's own options, as name:value;name:value.")
     ] = None,
@@ -51,6 +60,14 @@ def evaluate(
     """
     from .cli import _plain, console, fail
 
+    if demo:
+        if model or tasks:
+            raise fail("--demo brings its own models and problems: give no --model and no --tasks")
+        evaluate_demo(method, output, limit, as_json)
+        return
+    if not model or not tasks:
+        raise fail("--model and --tasks are needed (or --demo)")
+    method = method or "unite"
     try:
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.loggers import EvaluationTracker

@@ -43,17 +43,17 @@ _WORDS = {
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
 }
 _SPACES = {r"\s+"}
+_DIGIT = r"\p{N}"
+_NUMBERS = {_DIGIT, r"\p{N}{1,3}", r"\p{N}+", r" ?\p{N}+"}
 _ALTERNATIVES = (
     _WORDS
     | _SPACES
+    | _NUMBERS
     | set(_GPT2.split("|"))
     | {
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
         r"(?i:[sdmt]|ll|ve|re)",
         r"'(?i:[sdmt]|ll|ve|re)",
-        r"\p{N}",
-        r"\p{N}{1,3}",
-        r"\p{N}+",
         r" ?[^\s\p{L}\p{N}]+[\r\n]*",
         r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
         r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
@@ -84,13 +84,14 @@ class TextSync:
         self._text = bytearray()
         self._border = 0  # bytes of the text before the last border
         self._settled = 0  # ids of these
+        self._examined = 0  # bytes after the border within which there is no other, as far as is known
 
     def append(self, data: bytes) -> tuple[int, list[int]]:
         """Grow the text; returns how many ids to drop from the end of the old ones, and the ids to append then."""
         old_length = len(self._text) - self._border
         self._text += data
         tail = bytes(self._text[self._border :])
-        cut = self._borders.last(tail, old_length)
+        cut, examined = self._borders.last(tail, old_length, self._examined)
         head_ids: list[int] = []
         if cut:
             head_ids, tail_ids = self._vocabulary.encode_continuation_batch([tail[:cut], tail[cut:]])
@@ -110,6 +111,7 @@ class TextSync:
             del self.ids[len(self.ids) - drop :]
         self.ids += append
         self._border += cut
+        self._examined = examined - cut
         self._settled += len(head_ids)
         return drop, append
 
@@ -124,25 +126,32 @@ class Borders:
         self._prefixes = {t[:n].encode() for t in contents for n in range(1, len(t))}
         self._prefix_lengths = sorted({len(p) for p in self._prefixes})
 
-    def last(self, text: bytes, limit: int) -> int:
-        """The last border of `text` at or before byte `limit`, 0 when there is none."""
+    def last(self, text: bytes, limit: int, examined: int = 0) -> tuple[int, int]:
+        """The last border of `text` at or before byte `limit`, 0 when there is none, and how far it was looked for.
+
+        Up to byte `examined` none is looked for.
+        """
         if self._is_border is None or limit <= 0:
-            return 0
+            return 0, 0
         # From a character's start at or before the limit, look back pair by pair. Bytes at the end that may yet
         # become a character are no neighbours to decide by.
         complete = len(text) - incomplete_suffix(text)
         end = min(limit, complete)
         while 0 < end < complete and text[end] & 0xC0 == 0x80:
             end -= 1
+        if end <= examined:
+            return 0, examined
         following = text[end : min(end + 4, complete)].decode("utf-8", "surrogateescape")[:1]
-        before = text[:end].decode("utf-8", "surrogateescape")
+        reached = end if following else examined
+        before = text[examined:end].decode("utf-8", "surrogateescape")
         at = end
         for character in reversed(before):
             if following and self._is_border(character, following) and not self._inside_added(text, at):
-                return at
+                return at, reached
             following = character
             at -= 1 if character < "\x80" or "\udc80" <= character <= "\udcff" else len(character.encode())
-        return 0
+            reached = max(reached, at)
+        return 0, reached
 
     def may_follow(self, head_ids: list[int]) -> bool:
         """Whether what comes next is tokenized alone: runs of unknown text are one id, across any border."""
@@ -192,7 +201,10 @@ def _border_rule(parts: TokenizerParts, vocabulary: Vocabulary) -> Border | None
     if parts.kind == WORDPIECE:
         return _before_space
     if parts.kind == BYTE_LEVEL:
-        return _word_border if _splits_at_words(parts.pre_tokenizers) else None
+        alternatives = _alternatives(parts.pre_tokenizers)
+        if not alternatives <= _ALTERNATIVES or not alternatives & _WORDS or not alternatives & _SPACES:
+            return None
+        return _digit_border if alternatives & _NUMBERS == {_DIGIT} else _word_border
     splits = any(p["type"] == "Metaspace" and p.get("split", True) for p in parts.pre_tokenizers)
     if parts.model["type"] == "Unigram":
         return _before_space if splits else None
@@ -210,19 +222,20 @@ def _before_space(before: str, after: str) -> bool:
     return after == " " and before != " "
 
 
-def _splits_at_words(pre_tokenizers: list[dict]) -> bool:
-    """Whether every alternative of the regular expressions is known, words and spaces among them."""
+def _alternatives(pre_tokenizers: list[dict]) -> set[str]:
+    """Every alternative of the regular expressions; an empty string stands for a step that is none."""
     alternatives: set[str] = set()
     for p in pre_tokenizers:
         if p["type"] == "ByteLevel":
             if p.get("use_regex", True):
                 alternatives.update(_GPT2.split("|"))
         elif p["type"] == "Split" and "Regex" in p["pattern"] and p["behavior"] == "Isolated" and not p.get("invert"):
-            escaped = p["pattern"]["Regex"].replace("\r", r"\r").replace("\n", r"\n")  # DeepSeek's holds the characters
+            # DeepSeek's expression holds line ends as characters
+            escaped = p["pattern"]["Regex"].replace("\r", r"\r").replace("\n", r"\n")
             alternatives.update(top_level_alternatives(escaped))
         elif p["type"] != "Digits":
-            return False
-    return alternatives <= _ALTERNATIVES and bool(alternatives & _WORDS) and bool(alternatives & _SPACES)
+            alternatives.add("")
+    return alternatives
 
 
 def top_level_alternatives(pattern: str) -> list[str]:
@@ -265,6 +278,12 @@ def _word_border(before: str, after: str) -> bool:
     if kind == "N":
         return after in _ASCII_SPACE or unicodedata.category(after)[0] in "LPS"
     return False
+
+
+def _digit_border(before: str, after: str) -> bool:
+    """`_word_border`, and between digits where every digit is a word of its own."""
+    digits = unicodedata.category(before)[0] == unicodedata.category(after)[0] == "N"
+    return digits or _word_border(before, after)
 
 
 def _pair_border(vocabulary: Vocabulary) -> Border:

@@ -64,8 +64,8 @@ RECIPES: Mapping[str, Recipe] = {
     )
 }  # fmt: skip
 
-COMPARABLE = ("llama", "qwen2", "mistral")
-"""The members worth ensembling."""
+COMPARABLE = ("qwen2", "mistral", "llama")
+"""The members worth ensembling, best on development problems first."""
 WEAK = "gpt-neox"
 """The one to refuse."""
 
