@@ -1,0 +1,276 @@
+"""Every method on the demo's models and problems: the table of `unite eval --demo`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..baselines import METHODS, OUTPUT_METHODS, TOKEN_METHODS, UNITE
+from ..ensemble import UniteEnsemble
+from ..selection import ModelScore, adaptive_weights
+from .problems import Problem, read_answer
+from .recipes import COMPARABLE, WEAK
+from .run import BATCH, DEV_SEED, DEV_SIZE, MAX_NEW_TOKENS, TEST_SEED, TEST_SIZE, TEST_SPLIT, wilson
+
+ANSWER = r"The answer is (-?\d+)"
+TASK = "demo"
+# Of the rates that the paper searches the best on development problems, see docs/methods.md.
+ETA = 0.30
+NEEDS_MORE = ("pair-ranker",)
+"""Methods that need something that does not ship with the package."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model, or the members under one method, did on a set of problems."""
+
+    name: str
+    members: tuple[str, ...]
+    problems: int
+    right: int
+    mean_length: float
+    """Characters of a text."""
+    tokens_per_step: float | None
+    """None where no step combines members."""
+    ms_per_token: float
+    extra_bytes: int
+    """Memory beside the models: the alignment's tensors and the method's own."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, 0 to 1."""
+        return self.right / self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """One row of a CSV file."""
+        low, high = wilson(self.right, self.problems)
+        return {
+            "name": self.name,
+            "members": " + ".join(self.members),
+            "problems": self.problems,
+            "right": self.right,
+            "accuracy": round(100 * self.accuracy, 2),
+            "low": round(100 * low, 2),
+            "high": round(100 * high, 2),
+            "mean_length": round(self.mean_length, 1),
+            "tokens_per_step": "" if self.tokens_per_step is None else round(self.tokens_per_step, 2),
+            "ms_per_token": round(self.ms_per_token, 3),
+            "extra_kb": round(self.extra_bytes / 1000, 1),
+        }
+
+
+def lineup() -> list[tuple[str, tuple[str, ...], str]]:
+    """What runs: (name, members, method); each model alone, then the comparable ones under every method."""
+    alone = [(name, (name,), UNITE) for name in (*COMPARABLE, WEAK)]
+    return alone + [(method, COMPARABLE, method) for method in METHODS if method not in NEEDS_MORE]
+
+
+def measure(
+    name: str,
+    members: Sequence[Any],
+    method: str,
+    problems: Sequence[Problem],
+    *,
+    weights: Sequence[float] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Measured, list[str]]:
+    """Let members work the problems under a method; the measurements and the texts."""
+    ensemble = UniteEnsemble(members, method=method, weights=weights, method_options=options)
+    texts = [""] * len(problems)
+    steps = slots = 0
+    started = time.perf_counter()
+    rows = ensemble.generate_each(
+        [p.prompt for p in problems], batch_size=BATCH, trace=method == UNITE, max_new_tokens=MAX_NEW_TOKENS
+    )
+    for row in rows:
+        texts[row.index] = row.decoded()
+        steps += row.num_steps
+        slots += sum(len(trace.union_probs) for trace in row.traces)
+    seconds = time.perf_counter() - started
+    right = sum(read_answer(text) == problem.answer for text, problem in zip(texts, problems))
+    tokens: float | None = None
+    if method in TOKEN_METHODS:
+        tokens = ensemble.method_for(ensemble.step_options).tokens_per_step
+    elif method == UNITE and len(members) > 1:
+        tokens = slots / steps
+    measured = Measured(
+        name,
+        tuple(member.name for member in members),
+        len(problems),
+        right,
+        sum(map(len, texts)) / len(texts),
+        tokens,
+        1000 * seconds / steps,
+        0 if len(members) == 1 or method in OUTPUT_METHODS else extra_bytes(ensemble),
+    )
+    return measured, texts
+
+
+def method_settings(method: str, scores: Sequence[ModelScore]) -> dict[str, Any]:
+    """The weights and options with which a method runs here; `scores` are the members' on development problems."""
+    settings: dict[str, Any] = {}
+    if method.startswith("deepen"):
+        settings["options"] = {"eta": ETA}
+    if method == "deepen-adapt":
+        settings["weights"] = adaptive_weights(scores)
+    if method == "voting":
+        settings["options"] = {"pattern": ANSWER}
+    return settings
+
+
+def extra_bytes(ensemble: UniteEnsemble) -> int:
+    """Memory of the tensors that an ensemble's method needs beside its models."""
+    alignment = ensemble.alignment
+    tensors = [alignment.table, alignment.class_ids, alignment.eligible]
+    method = ensemble.method_for(ensemble.step_options)
+    if method is not None:
+        tensors += [t for value in vars(method).values() for t in _tensors(value)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+
+
+def write_results(folder: Path, measured: Measured, texts: Sequence[str], problems: Sequence[Problem]) -> None:
+    """Keep one line-up's results and samples in the form of lm_eval, which `unite select` reads."""
+    target = folder / _folder_name(measured.name)
+    target.mkdir(parents=True, exist_ok=True)
+    date = f"n{len(problems)}"
+    with (target / f"samples_{TASK}_{date}.jsonl").open("w", encoding="utf-8") as file:
+        for i, (text, problem) in enumerate(zip(texts, problems)):
+            right = float(read_answer(text) == problem.answer)
+            sample = {
+                "doc_id": i, "doc": {"question": problem.question, "kind": problem.kind}, "target": str(problem.answer),
+                "resps": [[text]], "filter": "none", "exact_match": right,
+            }  # fmt: skip
+            file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+    results = {
+        "results": {TASK: {"alias": TASK, "exact_match,none": measured.accuracy}},
+        "group_subtasks": {TASK: []},
+        "config": {"model": "unite", "model_args": {"pretrained": measured.name}},
+        "model_name": measured.name,
+        "measured": asdict(measured),
+    }
+    # Written last: a folder with results is complete, so a run that was stopped goes on after it.
+    (target / f"results_{date}.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def read_results(folder: Path, name: str, problems: int) -> Measured | None:
+    """What `write_results` kept of a line-up on so many problems; None if there is nothing."""
+    path = folder / _folder_name(name) / f"results_n{problems}.json"
+    if not path.exists():
+        return None
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))["measured"]
+        return Measured(**{**kept, "members": tuple(kept["members"])})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected what unite eval --demo wrote, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def run(
+    members: Mapping[str, Any],
+    *,
+    limit: int | None = None,
+    folder: Path | None = None,
+    wanted: Sequence[str] | None = None,
+    on_start: Callable[[str], object] | None = None,
+) -> list[Measured]:
+    """Measure the line-ups on the test problems, or the first `limit` of them.
+
+    Parameters
+    ----------
+    members : mapping
+        The demo's members by name.
+    limit : int, optional
+    folder : Path, optional
+        Keeps results; what is there already is not computed again.
+    wanted : sequence of str, optional
+        Only these models and methods.
+    on_start : callable, optional
+        Told the name of each before it runs.
+    """
+    from .problems import problem_set
+
+    problems = problem_set(TEST_SPLIT, TEST_SEED, TEST_SIZE)[:limit]
+    names = [name for name, *_ in lineup()]
+    unknown = set(wanted or ()) - set(names)
+    if unknown:
+        raise ValueError(f"method must be one of {', '.join(names)}, got {sorted(unknown)[0]!r}")
+    found: list[Measured] = []
+    scores: list[ModelScore] = []
+    for name, own, method in lineup():
+        if wanted and name not in wanted:
+            continue
+        kept = read_results(folder, name, len(problems)) if folder else None
+        if kept is None:
+            if on_start:
+                on_start(name)
+            if method == "deepen-adapt" and not scores:
+                scores = development_scores([members[n] for n in COMPARABLE])
+            line = [members[n] for n in own]
+            kept, texts = measure(name, line, method, problems, **method_settings(method, scores))
+            if folder:
+                write_results(folder, kept, texts, problems)
+        found.append(kept)
+    return found
+
+
+def development_scores(members: Sequence[Any], size: int = DEV_SIZE) -> list[ModelScore]:
+    """Every member's score alone on development problems."""
+    from .problems import problem_set
+
+    problems = problem_set("dev", DEV_SEED, size)
+    measured = [measure(member.name, [member], UNITE, problems)[0] for member in members]
+    return [ModelScore(100 * m.accuracy, m.mean_length, TASK) for m in measured]
+
+
+def _folder_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+
+
+def measure_rates(members: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """DeePEn's accuracy on development problems at the rates that its paper searches."""
+    from .problems import problem_set
+
+    problems = problem_set("dev", DEV_SEED, DEV_SIZE)
+    line = [members[name] for name in COMPARABLE]
+    rows = []
+    for eta in (0.05, 0.10, 0.15, 0.20, 0.25, 0.30):
+        measured, _ = measure("deepen-avg", line, "deepen-avg", problems, options={"eta": eta})
+        rows.append({"split": "dev", "eta": eta, **measured.to_dict()})
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m unite_ext.demo.methods`, from the repository's root: write the figures of docs/methods.md."""
+    import argparse
+
+    from . import MODELS, load_member
+    from .evaluate import write
+
+    parser = argparse.ArgumentParser(prog="python -m unite_ext.demo.methods")
+    parser.add_argument("what", choices=("rates", "test"))
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    members = {name: load_member(name) for name in MODELS}
+    if options.what == "rates":
+        write("methods_rates", measure_rates(members))
+    else:
+        write("methods", ({"split": TEST_SPLIT, "seed": TEST_SEED, **m.to_dict()} for m in run(members)))
+
+
+if __name__ == "__main__":
+    main()
