@@ -252,25 +252,3 @@ def measure_rates(members: Mapping[str, Any]) -> list[dict[str, Any]]:
         measured, _ = measure("deepen-avg", line, "deepen-avg", problems, options={"eta": eta})
         rows.append({"split": "dev", "eta": eta, **measured.to_dict()})
     return rows
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m unite_ext.demo.methods`, from the repository's root: write the figures of docs/methods.md."""
-    import argparse
-
-    from . import MODELS, load_member
-    from .evaluate import write
-
-    parser = argparse.ArgumentParser(prog="python -m unite_ext.demo.methods")
-    parser.add_argument("what", choices=("rates", "test"))
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    members = {name: load_member(name) for name in MODELS}
-    if options.what == "rates":
-        write("methods_rates", measure_rates(members))
-    else:
-        write("methods", ({"split": TEST_SPLIT, "seed": TEST_SEED, **m.to_dict()} for m in run(members)))
-
-
-if __name__ == "__main__":
-    main()
