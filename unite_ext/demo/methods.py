@@ -11,8 +11,12 @@ from typing import Any
 
 import torch
 
-from ..baselines import METHODS, OUTPUT_METHODS, TOKEN_METHODS, UNITE
+from ..alignment import VocabAlignment
+from ..baselines import METHODS, OUTPUT_METHODS, UNITE, Method
 from ..ensemble import UniteEnsemble
+from ..generation import Row
+from ..ops import unite_step
+from ..reference import StepResult
 from ..selection import ModelScore, adaptive_weights
 from .problems import Problem, read_answer
 from .recipes import COMPARABLE, WEAK
@@ -81,24 +85,21 @@ def measure(
     options: Mapping[str, Any] | None = None,
 ) -> tuple[Measured, list[str]]:
     """Let members work the problems under a method; the measurements and the texts."""
-    ensemble = UniteEnsemble(members, method=method, weights=weights, method_options=options)
+    counted = _Counted() if method == UNITE and len(members) > 1 else None
+    ensemble = UniteEnsemble(members, method=counted or method, weights=weights, method_options=options)
     texts = [""] * len(problems)
-    steps = slots = 0
+    steps = 0
     started = time.perf_counter()
-    rows = ensemble.generate_each(
-        [p.prompt for p in problems], batch_size=BATCH, trace=method == UNITE, max_new_tokens=MAX_NEW_TOKENS
-    )
-    for row in rows:
+    if counted:
+        counted.alignment = ensemble.alignment
+    prompts = [p.prompt for p in problems]
+    for row in ensemble.generate_each(prompts, batch_size=BATCH, max_new_tokens=MAX_NEW_TOKENS):
         texts[row.index] = row.decoded()
         steps += row.num_steps
-        slots += sum(len(trace.union_probs) for trace in row.traces)
     seconds = time.perf_counter() - started
     right = sum(read_answer(text) == problem.answer for text, problem in zip(texts, problems))
-    tokens: float | None = None
-    if method in TOKEN_METHODS:
-        tokens = ensemble.method_for(ensemble.step_options).tokens_per_step
-    elif method == UNITE and len(members) > 1:
-        tokens = slots / steps
+    made = ensemble.method_for(ensemble.step_options)
+    tokens = None if made is None else made.tokens_per_step
     measured = Measured(
         name,
         tuple(member.name for member in members),
@@ -110,6 +111,26 @@ def measure(
         0 if len(members) == 1 or method in OUTPUT_METHODS else extra_bytes(ensemble),
     )
     return measured, texts
+
+
+class _Counted(Method):
+    """UNITE, counting the slots of its unions; a trace of every step would cost time."""
+
+    name = UNITE
+    alignment: VocabAlignment
+
+    def __init__(self) -> None:
+        self._slots, self._steps = torch.zeros((), dtype=torch.int64), 0
+
+    @property
+    def tokens_per_step(self) -> float:
+        return int(self._slots) / self._steps
+
+    def step(self, logits: Sequence[torch.Tensor], rows: Sequence[Row]) -> StepResult:
+        step = unite_step(logits, self.alignment)
+        self._slots += step.union_size.sum()
+        self._steps += len(rows)
+        return step
 
 
 def method_settings(method: str, scores: Sequence[ModelScore]) -> dict[str, Any]:
@@ -129,7 +150,7 @@ def extra_bytes(ensemble: UniteEnsemble) -> int:
     alignment = ensemble.alignment
     tensors = [alignment.table, alignment.class_ids, alignment.eligible]
     method = ensemble.method_for(ensemble.step_options)
-    if method is not None:
+    if method is not None and not isinstance(method, _Counted):
         tensors += [t for value in vars(method).values() for t in _tensors(value)]
     return sum(t.numel() * t.element_size() for t in tensors)
 
