@@ -123,8 +123,32 @@ def text_sync() -> str:
     return markdown(["four bytes more", *(f"after {n:,}" for n in lengths)], table, measured_on(rows))
 
 
+def methods() -> str:
+    """Every method on the demo's models."""
+    rows = newest("demo_methods")
+    table = [
+        [
+            f"`{r['name']}`" + (" alone" if r["name"] == r["members"] else ""),
+            f"{float(r['accuracy']):.1f} % ({float(r['low']):.1f}–{float(r['high']):.1f})",
+            r["tokens_per_step"] and f"{float(r['tokens_per_step']):.3g}",
+            f"{float(r['ms_per_token']):.2f}",
+            f"{float(r['extra_kb']):,.0f} kB" if float(r["extra_kb"]) else "",
+        ]
+        for r in rows
+    ]
+    header = ["", "accuracy", "tokens per step", "ms per token", "extra memory"]
+    return markdown(header, table, measured_on(rows).replace("Medians", f"{rows[0]['problems']} problems"))
+
+
+def methods_rates() -> str:
+    """DeePEn's accuracy on development problems by its rate."""
+    rows = newest("demo_methods_rates")
+    table = [["`deepen-avg`", *(f"{float(r['accuracy']):.1f} %" for r in rows)]]
+    return markdown(["rate", *(r["eta"] for r in rows)], table, f"{rows[0]['problems']} development problems.")
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (step_cpu, step_cpu_dtypes, decode_cpu, alignment, text_sync)
+    f.__name__: f for f in (methods, methods_rates, step_cpu, step_cpu_dtypes, decode_cpu, alignment, text_sync)
 }
 
 

@@ -15,7 +15,7 @@ from .kv_cache import RaggedCache
 from .member import Prompt
 from .ops import unite_step
 from .reference import StepResult
-from .text_sync import TextSync
+from .text_sync import TextSync, append_all
 
 if TYPE_CHECKING:
     from .ensemble import UniteEnsemble
@@ -110,7 +110,7 @@ class DecodeLoop:
                 row.gated_steps += 1
                 if self.trace and len(row.traces) < row.num_steps:
                     row.traces.append(self._gated_trace(token_id))
-            self._emit(r, row, token_id, caches)
+        self._emit(rows, chosen, caches)
 
     def _logits(self, m: int, rows: list[Row], caches: list[RaggedCache]) -> Tensor:
         """[B, V_m]: a member's next logits after its processors."""
@@ -183,22 +183,32 @@ class DecodeLoop:
         ids = [token_id if m == self.primary else -1 for m in range(len(self.members))]
         return StepTrace([ids], [1.0], [[1.0 if i == token_id else 0.0 for i in ids]], 0, gated=True)
 
-    def _emit(self, r: int, row: Row, token_id: int | None, caches: list[RaggedCache]) -> None:
-        """Take a token into the row's text and into every member's context."""
-        if token_id is None or token_id in self.eos[self.primary]:
-            row.finish_reason = "eos"
-            return
-        data = self.alignment.vocabularies[self.primary].token_bytes[token_id]
-        row.emit(token_id, data)
-        for m, sync in enumerate(row.syncs):
-            drop, append = (0, [token_id]) if sync is None else sync.append(data)
-            caches[m].edit(r, drop, append)
-        if row.finish_reason:
-            return
-        if len(row.ids) >= self.options.max_new_tokens:
-            row.finish_reason = "length"
-        for member, cache in zip(self.members, caches):
-            if member.context_length is not None and len(cache.ids[r]) >= member.context_length:
+    def _emit(self, rows: list[Row], chosen: list[int | None], caches: list[RaggedCache]) -> None:
+        """Take every row's token into its text and into the members' contexts."""
+        token_bytes = self.alignment.vocabularies[self.primary].token_bytes
+        going = []
+        for r, (row, token_id) in enumerate(zip(rows, chosen)):
+            if token_id is None or token_id in self.eos[self.primary]:
+                row.finish_reason = "eos"
+            else:
+                row.emit(token_id, token_bytes[token_id])
+                going.append(r)
+        pieces = [token_bytes[chosen[r]] for r in going]
+        for m, cache in enumerate(caches):
+            if self.shares_ids[m]:
+                edits = [(0, [chosen[r]]) for r in going]
+            else:
+                edits = append_all([rows[r].syncs[m] for r in going], pieces)
+            for r, (drop, append) in zip(going, edits):
+                cache.edit(r, drop, append)
+        for r in going:
+            row = rows[r]
+            if row.finish_reason:
+                continue
+            if len(row.ids) >= self.options.max_new_tokens or any(
+                member.context_length is not None and len(cache.ids[r]) >= member.context_length
+                for member, cache in zip(self.members, caches)
+            ):
                 row.finish_reason = "length"
 
 

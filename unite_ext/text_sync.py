@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from weakref import WeakKeyDictionary
@@ -88,17 +88,17 @@ class TextSync:
 
     def append(self, data: bytes) -> tuple[int, list[int]]:
         """Grow the text; returns how many ids to drop from the end of the old ones, and the ids to append then."""
+        return append_all([self], [data])[0]
+
+    def _grow(self, data: bytes) -> tuple[bytes, int]:
+        """The text after the last border, and where in it the next one stands (0: nowhere)."""
         old_length = len(self._text) - self._border
         self._text += data
         tail = bytes(self._text[self._border :])
-        cut, examined = self._borders.last(tail, old_length, self._examined)
-        head_ids: list[int] = []
-        if cut:
-            head_ids, tail_ids = self._vocabulary.encode_continuation_batch([tail[:cut], tail[cut:]])
-            if not self._borders.may_follow(head_ids):
-                cut, head_ids = 0, []
-        if not cut:
-            tail_ids = self._vocabulary.encode_continuation(tail)
+        cut, self._examined = self._borders.last(tail, old_length, self._examined)
+        return tail, cut
+
+    def _replace_tail(self, cut: int, head_ids: list[int], tail_ids: list[int]) -> tuple[int, list[int]]:
         new = head_ids + tail_ids
         old = self.ids[self._settled :]
         common = 0
@@ -111,9 +111,29 @@ class TextSync:
             del self.ids[len(self.ids) - drop :]
         self.ids += append
         self._border += cut
-        self._examined = examined - cut
+        self._examined -= cut
         self._settled += len(head_ids)
         return drop, append
+
+
+def append_all(syncs: Sequence[TextSync], pieces: Sequence[bytes]) -> list[tuple[int, list[int]]]:
+    """`TextSync.append` for several rows of one member, with one call of its tokenizer."""
+    if not syncs:
+        return []
+    vocabulary, borders = syncs[0]._vocabulary, syncs[0]._borders
+    grown = [sync._grow(data) for sync, data in zip(syncs, pieces)]
+    texts: list[bytes] = []
+    for tail, cut in grown:
+        texts += (tail[:cut], tail[cut:]) if cut else (tail,)
+    batch = iter(vocabulary.encode_continuation_batch(texts))
+    edits = []
+    for sync, (tail, cut) in zip(syncs, grown):
+        head_ids = next(batch) if cut else []
+        tail_ids = next(batch)
+        if cut and not borders.may_follow(head_ids):
+            cut, head_ids, tail_ids = 0, [], vocabulary.encode_continuation(tail)
+        edits.append(sync._replace_tail(cut, head_ids, tail_ids))
+    return edits
 
 
 class Borders:
