@@ -81,7 +81,7 @@ def test_right_answers_count(members, monkeypatch):
     assert measured.right == sum(p.answer == problems[1].answer for p in problems) > 0
     assert len(texts) == 3
     row = measured.to_dict()
-    assert row["accuracy"] == round(100 * measured.right / 3, 2)
+    assert row["accuracy"] == round(100 * measured.right / 3, 4)
     assert row["low"] < row["accuracy"] < row["high"] <= 100
 
 
