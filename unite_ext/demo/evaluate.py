@@ -145,7 +145,7 @@ def plot_gap() -> None:
         gaps, gains = ([float(r[column]) for r in mine] for column in ("gap", "gain"))
         axes.plot(gaps, gains, marker, ls=":" if len(mine) > 1 else "", label=f"{name} and its checkpoints")
     axes.axhline(0, color="0.4", lw=1)
-    axes.axvline(10, color="0.7", lw=1, ls="--")
+    axes.axvline(10, color="0.7", lw=1, ls="--", label="10 points, the paper's Takeaway I")
     axes.set_xlabel(f"skill gap: {COMPARABLE[0]} alone − partner alone (points)")
     axes.set_ylabel(f"gain over {COMPARABLE[0]} alone (points)")
     axes.set_title(f"{COMPARABLE[0]} with partners of growing skill, {rows[0]['problems']} development problems")
