@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -106,6 +107,30 @@ def test_gac_emits_the_first_sub_token_of_a_foreign_winner(tokenizers):
     assert step.next_ids.tolist() == [[alignment.encode_continuation(0, text)[0], other[text]]]
 
 
+def test_gac_counts_special_tokens_behind_the_last_text(tokenizers):
+    """A special id above every eligible one still has its share of the probability."""
+    late = copy.deepcopy(toy_tokenizers.byte_level_digits())
+    late.add_special_tokens({"additional_special_tokens": ["<|late|>"]})
+    alignment = VocabAlignment.from_tokenizers([tokenizers[0], late], cache=False)
+    special = late.convert_tokens_to_ids("<|late|>")
+    assert special >= alignment.vocab_sizes[1]
+    logits = logits_of(alignment, {"J": 0.4, " ": 0.6}, {"J": 0.1, "a": 0.3})
+    logits[1] = torch.nn.functional.pad(logits[1], (0, special + 1 - logits[1].shape[1]), value=-40.0)
+    logits[1][0, special] = math.log(0.6)
+    step = gac.GaC(alignment, [], STEP).step(logits, [])
+    assert step.union_probs[0, :3].tolist() == pytest.approx([0.3, 0.25, 0.15], abs=1e-5)  # " ", "J", "a"
+
+
+def test_gac_ends_a_text_for_a_primary_without_eos(tokenizers):
+    pair = [toy_tokenizers.wordpiece(), tokenizers[0]]
+    alignment = VocabAlignment.from_tokenizers(pair)
+    logits = [torch.full((1, size), -40.0) for size in alignment.vocab_sizes]
+    logits[0][0, alignment.vocabularies[0].representatives()[b" the"]] = 0.0
+    logits[1][0, alignment.eos_ids[1]] = 0.0
+    step = gac.GaC(alignment, [], {**STEP, "weights": [1, 2]}).step(logits, [])
+    assert step.next_ids.tolist() == [[-1, alignment.eos_ids[1]]]
+
+
 # DeePEn
 
 
@@ -171,6 +196,15 @@ def test_deepen_keeps_the_primarys_eos(alignment):
     method = DeepenAvg(alignment, one_hot_members(alignment), STEP, eta=0.3)
     step = method.step(logits_of(alignment, {"": 0.5, "a": 0.4, "J": 0.1}, {"a": 1.0}), [])
     assert step.next_ids[0, 0] == alignment.eos_ids[0]
+
+
+def test_deepen_adds_up_the_eos_ids(tokenizers):
+    ends = [tokenizers[0].convert_tokens_to_ids(t) for t in ("<|eos|>", "<|eot|>")]
+    alignment = VocabAlignment.from_tokenizers(tokenizers, eos_token_ids=[ends, None])
+    logits = logits_of(alignment, {"J": 0.4, "a": 0.01}, {"J": 1.0})
+    logits[0][0, ends] = math.log(0.3)  # each less than J, together more
+    step = DeepenAvg(alignment, one_hot_members(alignment), STEP).step(logits, [])
+    assert step.next_ids[0, 0] == alignment.eos_ids[0] == ends[1]
 
 
 def test_deepen_weights(alignment):

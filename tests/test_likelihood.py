@@ -11,7 +11,7 @@ from toy_models import toy_model
 
 from unite_ext import UniteEnsemble, reference
 from unite_ext.baselines import OUTPUT_METHODS, TOKEN_METHODS
-from unite_ext.likelihood import score_continuations
+from unite_ext.likelihood import emission_probability, score_continuations
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,24 @@ def test_probabilities_of_all_tokens_add_up(ensemble, method):
         step = next(ensemble.generate_each(["James met"], max_new_tokens=1, trace=True, **options)).traces[0]
         best = next(score_continuations(ensemble, [("James met", [step.union_ids[0][0]])], **options))
         assert math.exp(best.log_prob) == pytest.approx(step.union_probs[0], rel=1e-4)
+
+
+def test_a_text_is_emitted_by_every_slot_that_begins_with_it(ensemble):
+    """Two slots with one id of the primary: the text itself, and a foreign one of which it is the first sub-token."""
+    first, other = encode(ensemble, "J")[0], encode(ensemble, "a")[0]
+    step = reference.StepResult(
+        next_ids=torch.tensor([[other, 0]]),
+        union_ids=torch.tensor([[[other, 0], [first, 1], [first, 2], [-1, -1]]]),
+        union_size=torch.tensor([3]),
+        winner=torch.tensor([0]),
+        union_probs=torch.tensor([[0.5, 0.3, 0.2, 0.0]]),
+        member_probs=torch.zeros(1, 4, 2),
+        status=torch.tensor([0]),
+    )
+    assert emission_probability(step, torch.tensor([first]), ensemble.alignment, 0).tolist() == pytest.approx([0.5])
+    assert emission_probability(step, torch.tensor([other]), ensemble.alignment, 0).tolist() == pytest.approx([0.5])
+    missing = encode(ensemble, "Z")[0]
+    assert emission_probability(step, torch.tensor([missing]), ensemble.alignment, 0).tolist() == [0.0]
 
 
 def test_prompts_as_ids(ensemble):

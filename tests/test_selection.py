@@ -193,6 +193,13 @@ def test_several_tasks_are_averaged_and_must_be_the_same(tmp_path):
         read_scores([tmp_path], tasks=["x", "y"])
 
 
+def test_a_length_needs_the_samples_of_every_task(tmp_path):
+    write_lm_eval(tmp_path, "a", "x", {"acc,none": 0.8}, ["1234"], date="2026-01-01")
+    write_lm_eval(tmp_path, "a", "y", {"acc,none": 0.6}, [], date="2026-01-02")
+    assert read_scores([tmp_path])["a"].mean_length is None
+    assert read_scores([tmp_path], tasks=["x"])["a"].mean_length == 4.0
+
+
 def test_metrics_and_missing_samples(tmp_path):
     both = {"exact_match,strict": 0.5, "exact_match,flexible": 0.75}
     write_lm_eval(tmp_path, "a", "gsm8k", both, [])
