@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +18,7 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip i
 
 from lm_eval.api.registry import get_model  # noqa: E402
 
-from unite_ext import UniteEnsemble, select_models  # noqa: E402
+from unite_ext import UniteEnsemble, lm_eval_adapter, select_models  # noqa: E402
 from unite_ext.cli import app  # noqa: E402
 from unite_ext.likelihood import score_continuations  # noqa: E402
 from unite_ext.lm_eval_adapter import UniteLM  # noqa: E402
@@ -180,6 +184,15 @@ def test_arguments_reach_the_ensemble(folders):
     assert (model.batch_size, model.primary) == (2, 1)
 
 
+def test_devices(monkeypatch, caplog):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert lm_eval_adapter._device("cuda:0") == {}
+    assert "no CUDA device here" in caplog.text
+    assert lm_eval_adapter._device("cpu") == {"device": "cpu"}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert lm_eval_adapter._device("cuda:0;cuda:1") == {"device": ["cuda:0", "cuda:1"]}
+
+
 def test_output_methods_generate_and_have_no_likelihoods(folders):
     model = UniteLM(folders, method="voting", progress=False)
     assert len(model.generate_until([request("A", {"max_gen_toks": 3})])) == 1
@@ -317,3 +330,16 @@ def test_generate_command_takes_a_method(folders, ensemble, method):
     done = CliRunner().invoke(app, [*arguments, "--method-options", "eta:1"])
     assert done.exit_code == 1
     assert f"method '{method}' has no option 'eta'" in " ".join(done.stderr.split())
+
+
+def test_the_module_takes_the_harness_arguments(folders, benchmarks, tmp_path):
+    tasks = str(Path(utils.__file__).parent)
+    arguments = ["--model", "unite", "--model_args", f"models={';'.join(folders)},k=4", "--tasks", "unite_nq"]
+    done = subprocess.run(
+        [sys.executable, "-m", "unite_ext.lm_eval_adapter", *arguments, "--include_path", tasks, "--limit", "1"],
+        env={**os.environ, "UNITE_BENCHMARKS": str(benchmarks)},
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "unite_nq" in done.stdout
+    assert "exact_match" in done.stdout

@@ -45,7 +45,7 @@ def evaluate_demo(method: str | None, output: Path | None, limit: int | None, as
         return
     console.print(_table(rows))
     if output:
-        console.print(f"Results and samples are in {output}; to choose models from them: unite select {output}")
+        console.print(f"Results and samples are in {output}, for unite select.", soft_wrap=True)
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:

@@ -9,10 +9,12 @@ The harness has no plug-in mechanism of its own, so this module must be imported
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -22,6 +24,8 @@ from .baselines import OUTPUT_METHODS, parse_options
 from .ensemble import UniteEnsemble
 from .likelihood import score_continuations
 from .member import Prompt
+
+logger = logging.getLogger(__name__)
 
 # What marks a context that is chat messages: the harness passes strings, but every member has its own template.
 _CHAT = "\x00unite messages\x00"
@@ -49,7 +53,10 @@ class UniteLM(LM):
     progress : bool
         Show progress bars.
     **options
-        Of `UniteEnsemble.from_pretrained`: `k`, `primary`, `method`, `score`, `duplicates`, `dtype`, `device`, ...
+        Of `UniteEnsemble.from_pretrained`: `k`, `primary`, `method`, `score`, `duplicates`, `dtype`, ...
+    device : str or sequence of str, optional
+        For all members, or one per member, as a string separated by ";". The harness asks for "cuda:0" unless it is
+        told otherwise: without CUDA that means the CPU, with a warning.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class UniteLM(LM):
         method_options: str | Mapping[str, Any] | None = None,
         ensemble: UniteEnsemble | None = None,
         progress: bool = True,
+        device: str | Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -80,7 +88,7 @@ class UniteLM(LM):
                 names,
                 weights=_parse_weights(weights),
                 method_options=parse_options(method_options) if isinstance(method_options, str) else method_options,
-                **{"dtype": "auto", **options},
+                **{"dtype": "auto", **options, **_device(device)},
             )
         self.ensemble = ensemble
         self.primary: int = ensemble.step_options["primary"]
@@ -220,6 +228,16 @@ def _prompt(context: str) -> Prompt:
     return json.loads(context[len(_CHAT) :]) if context.startswith(_CHAT) else context
 
 
+def _device(value: str | Sequence[str] | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    names = value.split(";") if isinstance(value, str) else list(value)
+    if not torch.cuda.is_available() and any(name.startswith("cuda") for name in names):
+        logger.warning("there is no CUDA device here: the members run on the CPU instead of %s", value)
+        return {}
+    return {"device": names[0] if len(names) == 1 else names}
+
+
 def _batch_size(value: int | str) -> int:
     try:
         number = int(value)
@@ -241,8 +259,5 @@ def _parse_weights(value: Any) -> list[float] | None:
 
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
-
-    # As __main__ this module is another than the one whose class the registry must hold.
-    import unite_ext.lm_eval_adapter  # noqa: F401
 
     cli_evaluate()
