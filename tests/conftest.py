@@ -7,6 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# The models here are so small that threads only wait for each other, for long where other work runs beside the tests.
+torch.set_num_threads(1)
 
 REAL_TOKENIZERS = "UNITE_TEST_TOKENIZERS"
 NAMES = ("llama-3", "qwen2", "deepseek-v3", "mistral-7b-v0.1", "mistral-7b-v0.3")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import toy_tokenizers
@@ -9,6 +11,7 @@ from conftest import load_real_tokenizer
 from toy_models import KINDS, cached_toy_model, toy_model
 
 from unite_ext import UniteEnsemble, reference
+from unite_ext.decode_loop import DecodeLoop
 
 PROMPTS = [
     "Once upon a time",
@@ -419,3 +422,28 @@ def test_bad_members(pair):
         UniteEnsemble.from_pretrained(["a", "b"], dtype=["float32"] * 3)
     with pytest.raises(ValueError, match="device and device_map exclude each other"):
         UniteEnsemble.from_pretrained(["a"], device="cpu", device_map="auto")
+
+
+def live_bytes() -> int:
+    """Memory behind every tensor that is alive."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor):  # isinstance asks proxies, which warn
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def test_a_long_run_holds_nothing_but_its_caches(pair):
+    """2,000 tokens, eight rows: what has been allocated between two steps is the growth of the caches."""
+    loop = DecodeLoop(pair, {"max_new_tokens": 2000, "min_new_tokens": 2000}, trace=False)
+    prompts = [loop.encode(f"Number {i}") for i in range(8)]
+    sizes = {}
+    for step, (rows, _) in enumerate(loop.decode(prompts, range(8)), 1):
+        if step in (200, 1990):
+            sizes[step] = live_bytes()
+            lengths = [len(row.ids) + 40 for row in rows], [len(row.syncs[1].ids) + 40 for row in rows]
+    # Two layers, keys and values, 8 rows, 2 heads of 8 float32; a quarter of the columns may be holes.
+    columns = sum(max(own) for own in lengths) / 0.75
+    assert sizes[1990] - sizes[200] < columns * 2 * 2 * 8 * 2 * 8 * 4 + 200_000

@@ -44,7 +44,7 @@ _WORDS = {
 }
 _SPACES = {r"\s+"}
 _DIGIT = r"\p{N}"
-_NUMBERS = {_DIGIT, r"\p{N}{1,3}", r"\p{N}+", r" ?\p{N}+"}
+_NUMBERS = {_DIGIT, r" ?\p{N}", r"\p{N}{1,3}", r" ?\p{N}{1,3}", r"\p{N}+", r" ?\p{N}+"}
 _ALTERNATIVES = (
     _WORDS
     | _SPACES
