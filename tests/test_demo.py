@@ -112,6 +112,7 @@ def test_every_kind_and_phrasing_is_drawn():
         ("The answer is -3.", None),
         ("The answer is ²", None),
         ("7*7=49", None),
+        ("49", None),
         ("", None),
     ],
 )
