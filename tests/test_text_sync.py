@@ -162,3 +162,14 @@ def test_incomplete_suffix(text, expected):
 
 def test_top_level_alternatives():
     assert top_level_alternatives(r"(a|b)|[|\]]+|\||c") == ["(a|b)", r"[|\]]+", r"\|", "c"]
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mistral", "llama", "gpt-neox"])
+def test_bundled_tokenizers_start_again_at_words(name, caplog):
+    from transformers import AutoTokenizer
+
+    from unite_ext.demo import model_folder
+
+    vocabulary = Vocabulary.from_tokenizer(AutoTokenizer.from_pretrained(model_folder(name)))
+    check(vocabulary, cut("Zoë has 12*3=36 shells. 36-8=28 are left. The answer is 28.".encode(), [3] * 25))
+    assert not caplog.records

@@ -257,7 +257,8 @@ class UniteEnsemble:
 
     def __repr__(self) -> str:
         members = ", ".join(member.name for member in self.members)
-        return f"UniteEnsemble({members}; primary {self.members[self.step_options['primary']].name}, k={self.step_options['k']})"
+        step = self.step_options
+        return f"UniteEnsemble({members}; primary {self.members[step['primary']].name}, k={step['k']})"
 
 
 def _is_single(prompts: Any) -> bool:

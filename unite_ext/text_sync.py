@@ -43,8 +43,8 @@ _WORDS = {
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
 }
 _SPACES = {r"\s+"}
-_DIGIT = r"\p{N}"
-_NUMBERS = {_DIGIT, r" ?\p{N}", r"\p{N}{1,3}", r" ?\p{N}{1,3}", r"\p{N}+", r" ?\p{N}+"}
+_SINGLE_DIGITS = {r"\p{N}", r" ?\p{N}"}
+_NUMBERS = {*_SINGLE_DIGITS, r"\p{N}{1,3}", r" ?\p{N}{1,3}", r"\p{N}+", r" ?\p{N}+"}
 _ALTERNATIVES = (
     _WORDS
     | _SPACES
@@ -224,7 +224,7 @@ def _border_rule(parts: TokenizerParts, vocabulary: Vocabulary) -> Border | None
         alternatives = _alternatives(parts.pre_tokenizers)
         if not alternatives <= _ALTERNATIVES or not alternatives & _WORDS or not alternatives & _SPACES:
             return None
-        return _digit_border if alternatives & _NUMBERS == {_DIGIT} else _word_border
+        return _digit_border if alternatives & _NUMBERS <= _SINGLE_DIGITS else _word_border
     splits = any(p["type"] == "Metaspace" and p.get("split", True) for p in parts.pre_tokenizers)
     if parts.model["type"] == "Unigram":
         return _before_space if splits else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,8 +51,6 @@ def demo(
     torch.set_num_threads(1)
     # One bar per model loaded would drown the demo's own.
     transformers_logging.disable_progress_bar()
-    # That llama's digits make it tokenize the whole text at every step does not matter in texts this short.
-    logging.getLogger("unite_ext.text_sync").setLevel(logging.ERROR)
     members = {name: load_member(name) for name in MODELS}
     results: list[Result] = []
     shown: Problem | None = None
