@@ -52,6 +52,7 @@ class DecodeLoop:
         self.shares_ids = [p == prints[self.primary] for p in prints]
         self.processors = _processors(self.options, len(self.members))
         self.eos = [list(v.eos_token_ids) for v in self.alignment.vocabularies]
+        self.eos_index = [torch.tensor(e, device=m.device).long() for e, m in zip(self.eos, self.members)]
 
     def encode(self, prompt: Prompt) -> list[list[int]]:
         """A prompt's ids in every member."""
@@ -133,7 +134,7 @@ class DecodeLoop:
                     scores[r : r + 1] = processor(context, scores[r : r + 1])
             logits = scores
         if self.eos[m] and any(row.num_steps < self.options.min_new_tokens for row in rows):
-            logits.index_fill_(1, torch.tensor(self.eos[m], device=logits.device), -torch.inf)
+            logits.index_fill_(1, self.eos_index[m].to(logits.device), -torch.inf)
         return logits
 
     def _gated(self, logits: Tensor) -> list[int | None] | None:

@@ -54,7 +54,8 @@ class RaggedCache:
         ids = self.ids[row]
         if drop:
             del ids[len(ids) - drop :]
-            self._keep(row, len(ids))
+            if len(ids) < len(self._columns[row]):
+                self._keep(row, len(ids))
         ids += append
 
     def select(self, rows: list[int]) -> None:
@@ -78,7 +79,8 @@ class RaggedCache:
         feed = self._feed(max(max(1, len(ids) - len(columns)) for ids, columns in zip(self.ids, self._columns)))
         kept = [max(0, min(len(columns), len(ids) - feed)) for ids, columns in zip(self.ids, self._columns)]
         for r, n in enumerate(kept):
-            self._keep(r, n)
+            if n < len(self._columns[r]):
+                self._keep(r, n)
         self._trim()
         if self._has_to_move():
             self._compact()
@@ -132,9 +134,8 @@ class RaggedCache:
     def _keep(self, row: int, count: int) -> None:
         """Let go of a row's columns after the first `count`."""
         columns = self._columns[row]
-        if len(columns) > count:
-            self._mask[row, columns[count:]] = False
-            del columns[count:]
+        self._mask[row, columns[count:]] = False
+        del columns[count:]
 
     def _forget(self) -> None:
         self._cache = None
