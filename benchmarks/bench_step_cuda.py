@@ -26,12 +26,9 @@ import ctypes
 import functools
 import gc
 import itertools
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +37,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
+import cuda_cases  # noqa: E402
+from cuda_backend import GRAPH, CudaBackend  # noqa: E402
+from cuda_cases import COMPILED, PEAKS, Case  # noqa: E402
 from cuda_on_cpu.emulator import step_params  # noqa: E402
 from dictionary_step import DictionaryStep  # noqa: E402
 from measure import machine, percentiles  # noqa: E402
@@ -53,115 +53,10 @@ from unite_ext.alignment import ID_BITS, ID_MASK  # noqa: E402
 TARGETS_US = {1: 8, 64: 15, 256: 40}  # two members, bfloat16, k = 10, graph, cold, on an H200
 COLD_L2S = 5
 WARM_CALLS = 60
-PEAKS = 40  # per row: tokens that every member has and likes
 ATOL = 1e-5
 MIN_SAMPLES, MAX_SAMPLES = 7, 100
 COMPILE_SECONDS = 60  # what torch.compile may take
 LOG2_STRETCH = 18  # plain_array.cu
-
-GRAPH, EAGER = "graph", "eager"
-SHORT = (("unite_step", GRAPH), ("amax", GRAPH), ("topk", GRAPH))
-MAIN = (*SHORT, ("unite_step", EAGER), ("empty", GRAPH), ("hash_map", GRAPH), ("plain_array", GRAPH))
-RIVALS = (*SHORT, ("flashinfer_topk", GRAPH), ("dictionary", EAGER), ("reference", EAGER), ("reference", GRAPH))
-COMPILED = (*SHORT[:2], ("reference_compiled", EAGER), ("reference_compiled", GRAPH))
-MAY_BE_MISSING = {("flashinfer_topk", GRAPH), ("reference", GRAPH), *COMPILED[2:]}
-DICTIONARY_MAX_BATCH, DICTIONARY_MAX_K = 8, PEAKS // 2
-
-
-@dataclass(frozen=True)
-class Case:
-    """One shape of input and the calls to be timed on it."""
-
-    batch: int
-    calls: tuple[tuple[str, str], ...] = SHORT
-    members: int = 2
-    k: int = 10
-    dtype: torch.dtype = torch.bfloat16
-    logits: str = "peaked"
-
-    def __str__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"B={self.batch} M={self.members} k={self.k} {dtype} {self.logits}"
-
-
-def all_cases(quick: bool) -> list[Case]:
-    """The most telling first, since time may run out."""
-    float32, float16 = torch.float32, torch.float16
-    cases = [Case(batch, MAIN) for batch in (1, 64, 256, 8)]
-    cases += [Case(1, MAIN, k=64), Case(1, MAIN, members=8), Case(64, dtype=float32), Case(1, RIVALS)]
-    if quick:
-        return cases
-    cases += [Case(batch, MAIN) for batch in (2, 4, 16, 32, 128, 512)]
-    cases += [Case(batch, MAIN, k=k) for k in (20, 64, 256) for batch in (1, 64) if (k, batch) != (64, 1)]
-    cases += [Case(batch, members=members) for members in (3, 8) for batch in (1, 8, 64) if (members, batch) != (8, 1)]
-    cases += [Case(batch, dtype=d) for d in (float32, float16) for batch in (1, 64, 256) if (d, batch) != (float32, 64)]
-    kinds = ("gaussian", "equal", "ascending", "descending", "sparse", "clustered")
-    cases += [Case(batch, SHORT[:2], logits=kind) for kind in kinds for batch in (1, 64)]
-    cases += [Case(batch, RIVALS) for batch in (8, 64)]
-    cases += [Case(batch, COMPILED) for batch in (1, 8)]
-    return cases
-
-
-class CudaBackend:
-    """What the measuring needs of a device."""
-
-    device = "cuda"
-
-    def __init__(self) -> None:
-        self.l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-
-    def warm_up(self) -> None:
-        """A second of work: an idle GPU runs at a fraction of its clock."""
-        x = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
-        end = time.perf_counter() + 1
-        while time.perf_counter() < end:
-            for _ in range(20):
-                x @ x
-            torch.cuda.synchronize()
-
-    def capture(self, calls: Iterable[Callable[[], Any]]) -> tuple[Callable[[], None], Any]:
-        """A replay of all calls, one after another, and the last one's result."""
-        torch.cuda.synchronize()
-        graph, result, stream = torch.cuda.CUDAGraph(), None, torch.cuda.current_stream()
-        try:
-            with torch.cuda.graph(graph):
-                for call in calls:
-                    result = call()
-        finally:
-            torch.cuda.set_stream(stream)  # a capture that fails leaves its own
-        return graph.replay, result
-
-    def seconds(self, action: Callable[[], None], mode: str) -> float:
-        """How long the device is at it; for eager calls, how long Python keeps it waiting counts as well."""
-        torch.cuda.synchronize()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        if mode == GRAPH:
-            torch.cuda._sleep(1_000_000)  # half a millisecond, in which the replay is enqueued
-        begin.record()
-        action()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-    def build_launchers(self) -> dict[str, Any]:
-        """The launcher over the hash map and over a plain array; without nvcc none."""
-        from gpu.conftest import Driver
-        from test_nvcc import find_nvcc
-
-        nvcc = find_nvcc()
-        if nvcc is None:
-            return {}
-        arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
-        flags = ["-std=c++17", "-O3", f"-arch={arch}", "-Xcompiler", "-fPIC", "-shared"]
-        sources = {"hash_map": "tests/gpu/driver.cu", "plain_array": "benchmarks/plain_array.cu"}
-        folder = Path(tempfile.mkdtemp())
-        builds = [
-            subprocess.Popen([nvcc, *flags, ROOT / source, "-o", folder / f"{name}.so"])
-            for name, source in sources.items()
-        ]
-        if any([build.wait() != 0 for build in builds]):  # a list: waits for both
-            raise RuntimeError("nvcc does not compile the launchers")
-        return {name: Driver(folder / f"{name}.so") for name in sources}
 
 
 def input_sets(case: Case, family: Family, sets: int, device: str) -> list[torch.Tensor]:
@@ -247,7 +142,11 @@ class Calls:
         return torch.compile(lambda *x: reference.unite_step(list(x), alignment, k=k), dynamic=False)
 
     def _dictionary(self) -> Callable[[int], Any]:
-        if self.case.batch > DICTIONARY_MAX_BATCH or self.case.k > DICTIONARY_MAX_K or self.case.members != 2:
+        if (
+            self.case.batch > cuda_cases.DICTIONARY_MAX_BATCH
+            or self.case.k > cuda_cases.DICTIONARY_MAX_K
+            or self.case.members != 2
+        ):
             raise Missing("takes seconds, or is wrong there")
         step = DictionaryStep(self.family.tokenizers)
         return lambda i: step(self.logits(i), self.case.k)
@@ -390,7 +289,7 @@ def measure_case(
             actions = {key: action for key, action in actions.items() if key[:2] != (name, mode)}
             words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             print(f"{case} {name} {mode}: FAILED: {words}", flush=True)
-            if (name, mode) not in MAY_BE_MISSING or isinstance(error, AssertionError):
+            if (name, mode) not in cuda_cases.MAY_BE_MISSING or isinstance(error, AssertionError):
                 failures.append(f"{case} {name} {mode}")
 
     samples = sample_in_turn(backend, actions, modes, seconds)
@@ -450,7 +349,7 @@ def measure_cuda(
     backend.warm_up()
     rows: list[dict] = []
     failures: list[str] = []
-    for case in all_cases(quick) if cases is None else cases:
+    for case in cuda_cases.all_cases(quick) if cases is None else cases:
         reserve = COMPILE_SECONDS if case.calls == COMPILED else 0
         if budget is not None and time.perf_counter() - start + reserve > budget:
             print(f"{case}: not measured, out of time", flush=True)

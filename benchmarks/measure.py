@@ -49,9 +49,15 @@ def percentiles(samples: list[float]) -> dict[str, float]:
 
 def machine(device: str = "cpu") -> dict[str, str]:
     """What a figure depends on besides the code."""
+    here = Path(__file__).resolve().parent.parent
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=here
     ).stdout.strip()
+    # Results pile up while they are measured; what counts is the code.
+    if subprocess.run(
+        ["git", "diff", "--quiet", "HEAD", "--", "csrc", "unite_ext"], cwd=here, capture_output=True
+    ).returncode:
+        commit += "-dirty"
     if device == "cpu":
         try:
             lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -76,14 +76,17 @@ class CpuBackend:
 
 
 def test_every_kind_of_case_is_checked_and_gives_rows_of_one_shape(bench, tmp_path):
-    calls = [call for call in bench.RIVALS if call[0] != "flashinfer_topk"]
+    calls = [call for call in bench.cuda_cases.RIVALS if call[0] != "flashinfer_topk"]
     calls = (*calls, ("unite_step", "eager"))
     cases = [
         bench.Case(1, calls),
         bench.Case(3, members=8, k=20),
         bench.Case(2, members=3, k=64, dtype=torch.float16),
-        *[bench.Case(1, bench.SHORT[:2], logits=kind) for kind in ("equal", "ascending", "descending", "sparse")],
-        bench.Case(2, bench.MAIN, logits="clustered", dtype=torch.float32),
+        *[
+            bench.Case(1, bench.cuda_cases.SHORT[:2], logits=kind)
+            for kind in ("equal", "ascending", "descending", "sparse")
+        ],
+        bench.Case(2, bench.cuda_cases.MAIN, logits="clustered", dtype=torch.float32),
     ]
     table = tmp_path / "step.csv"
     rows = bench.measure_cuda(backend=CpuBackend(), cases=cases, seconds=0.0, save=lambda rows: append(table, rows))
@@ -132,7 +135,11 @@ def test_cases(bench):
     assert {c.k for c in peaked} == {10, 20, 64, 256}
     assert {c.members for c in peaked} == {2, 3, 8}
     assert {c.dtype for c in peaked} == {torch.float32, torch.bfloat16, torch.float16}
-    assert {call for c in cases for call in c.calls} >= {*bench.MAIN, *bench.RIVALS, *bench.COMPILED}
+    assert {call for c in cases for call in c.calls} >= {
+        *bench.cuda_cases.MAIN,
+        *bench.cuda_cases.RIVALS,
+        *bench.cuda_cases.COMPILED,
+    }
 
 
 def test_plain_array_holds_what_the_hash_map_holds(bench):
