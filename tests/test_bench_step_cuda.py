@@ -20,6 +20,8 @@ from unite_ext import reference
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
+ORDERED = ("equal", "ascending", "descending", "sparse")
+
 
 @pytest.fixture
 def bench(monkeypatch):
