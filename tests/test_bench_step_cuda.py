@@ -123,14 +123,14 @@ def test_what_a_replay_does_not_write_is_noticed(bench):
 
 def test_no_case_starts_after_the_budget(bench, capsys):
     assert bench.measure_cuda(backend=CpuBackend(), quick=True, budget=-1) == []
-    assert capsys.readouterr().out.count("out of time") == len(bench.all_cases(True))
+    assert capsys.readouterr().out.count("out of time") == len(bench.cuda_cases.all_cases(True))
 
 
 def test_cases(bench):
     """What is measured, in full; the quick ones come first."""
-    cases = bench.all_cases(False)
+    cases = bench.cuda_cases.all_cases(False)
     assert len(set(cases)) == len(cases)
-    assert cases[: len(bench.all_cases(True))] == bench.all_cases(True)
+    assert cases[: len(bench.cuda_cases.all_cases(True))] == bench.cuda_cases.all_cases(True)
     peaked = [c for c in cases if c.logits == "peaked" and ("topk", "graph") in c.calls]
     base = [c for c in peaked if (c.members, c.k, c.dtype) == (2, 10, torch.bfloat16)]
     assert {c.batch for c in base} == {2**n for n in range(10)}
