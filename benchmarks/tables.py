@@ -147,8 +147,27 @@ def methods_rates() -> str:
     return markdown(["rate", *(r["eta"] for r in rows)], table, f"{rows[0]['problems']} development problems.")
 
 
+def demo() -> str:
+    """The bundled models alone and together, on the demo's held-out test problems."""
+    with (RESULTS / "demo_test.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    split = rows[-1]["split"]
+    rows = [row for row in rows if row["split"] == split]
+    table = [
+        [
+            r["members"],
+            f"{float(r['accuracy']):.1f} %",
+            f"{float(r['low']):.1f} to {float(r['high']):.1f} %",
+            f"{float(r['tokens_per_step']):.1f}",
+        ]
+        for r in rows
+    ]
+    note = f"{rows[0]['problems']} test problems, k = {rows[0]['k']}; the test was run once."
+    return markdown(["members", "right", "95 % interval", "tokens per step"], table, note)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (methods, methods_rates, step_cpu, step_cpu_dtypes, decode_cpu, alignment, text_sync)
+    f.__name__: f for f in (demo, methods, methods_rates, step_cpu, step_cpu_dtypes, decode_cpu, alignment, text_sync)
 }
 
 

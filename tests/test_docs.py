@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,9 @@ def test_the_api_is_documented():
         if name != "__version__":
             assert f"`{name}`" in table, name
             assert getattr(unite_ext, name).__doc__
+
+
+def test_tables_are_those_of_the_csv_files():
+    command = [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
