@@ -64,7 +64,8 @@ def machine(device: str = "cpu") -> dict[str, str]:
             name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
         except (OSError, StopIteration):
             name = platform.processor() or platform.machine()
-        name += f", {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        name += f", {threads} thread" + "s" * (threads > 1)
         driver = cuda = ""
     else:
         name = torch.cuda.get_device_name()

@@ -150,7 +150,7 @@ def _print_examples(title: str, examples: list, pair: Any) -> None:
     for e in examples:
         values = asdict(e)
         cells = (values["text"], values["surface"], values["other_surface"], values["other_text"])
-        table.add_row(*(_plain(repr(cell)) for cell in cells))
+        table.add_row(*(_plain(f"'{cell}'") for cell in cells))
     console.print(table)
 
 
