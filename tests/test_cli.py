@@ -167,6 +167,8 @@ def test_interrupt_keeps_what_is_done(models, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        # Jobs that a shell put into the background ignore the signal, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 240
     while time.monotonic() < until and not (output.exists() and output.read_text().count("\n") >= 2):
