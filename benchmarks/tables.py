@@ -44,8 +44,9 @@ def measured_on(rows: Rows) -> str:
 
 
 def duration(microseconds: float) -> str:
-    """Three significant digits, in µs or ms."""
-    value, unit = (microseconds / 1e3, "ms") if microseconds >= 1e3 else (microseconds, "µs")
+    """Three significant digits, in µs, ms or s."""
+    scale, unit = next((n, u) for n, u in ((1e6, "s"), (1e3, "ms"), (1, "µs")) if microseconds >= n or n == 1)
+    value = microseconds / scale
     return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
 
 
