@@ -167,11 +167,14 @@ def test_interrupt_keeps_what_is_done(models, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        cwd=tmp_path,  # the installed package, not the source folder
         # Jobs that a shell put into the background ignore the signal, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 240
-    while time.monotonic() < until and not (output.exists() and output.read_text().count("\n") >= 2):
+    while time.monotonic() < until and process.poll() is None:
+        if output.exists() and output.read_text().count("\n") >= 2:
+            break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
