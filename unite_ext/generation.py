@@ -157,21 +157,25 @@ class TextPieces:
         return piece
 
 
-def sample(probs: Tensor, options: GenerationOptions, generator: torch.Generator) -> int:
-    """Draw one slot from averaged probabilities [U] (float64, on the CPU), as Hugging Face orders the warpers.
+def warped(probs: Tensor, options: GenerationOptions) -> Tensor:
+    """The distribution that a row draws from: averaged probabilities [U] (float64) to the same, as Hugging Face orders.
 
     First the temperature, p^(1/T) renormalised, then the `top_k` most likely, then the smallest set of them that holds
     `top_p` of the mass. Equal probabilities: lower slots first.
     """
     probs = (probs.log() / options.temperature).softmax(dim=0)
     order = torch.sort(probs, descending=True, stable=True).indices
-    kept = probs[order]
     if options.top_k:
-        kept = kept[: options.top_k]
-    kept = kept / kept.sum()
-    before = kept.cumsum(0) - kept
-    kept = kept[before < options.top_p]
-    kept = kept[kept > 0]
-    cumulative = kept.cumsum(0)
+        order = order[: options.top_k]
+    kept = probs[order] / probs[order].sum()
+    inside = kept.cumsum(0) - kept < options.top_p
+    result = torch.zeros_like(probs)
+    result[order[inside]] = kept[inside]
+    return result / result.sum()
+
+
+def sample(probs: Tensor, options: GenerationOptions, generator: torch.Generator) -> int:
+    """Draw one slot from `warped` averaged probabilities [U] (float64, on the CPU)."""
+    cumulative = warped(probs, options).cumsum(0)
     draw = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]
-    return int(order[int(torch.searchsorted(cumulative, draw, right=True).clamp(max=len(kept) - 1))])
+    return int(torch.searchsorted(cumulative, draw, right=True).clamp(max=len(probs) - 1))

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Change = Callable[[Tensor], Tensor]
 
 REUSE = ("holes", "compact", "recompute")
-MAX_HOLES = 0.25  # share of the columns; measured in docs/performance.md
+MAX_HOLES = 0.25  # share of the columns; a guess between copying often and attending to nothing, not tuned
 MIN_HOLES = 64
 
 
