@@ -15,7 +15,9 @@ import toy_tokenizers
 from toy_models import toy_model
 from typer.testing import CliRunner
 
+from unite_ext import Trace
 from unite_ext.cli import app
+from unite_ext.trace import load_traces
 
 runner = CliRunner()
 
@@ -125,6 +127,23 @@ def test_generate_writes_rows_and_resumes(models, tmp_path):
     assert "belongs to another prompt" in run(*arguments, "--resume", code=1).output
 
 
+def test_generate_keeps_traces(models, tmp_path):
+    base = ["generate", *members(models), "--max-new-tokens", "6", "--min-new-tokens", "6"]
+    one, page, many = (str(tmp_path / name) for name in ("one.json", "page.html", "many.json"))
+    text = run(*base, "--prompt", "James", "--trace", one).stdout
+    trace = Trace.load(one)
+    assert text == trace.text + "\n"
+    assert trace.options["max_new_tokens"] == 6
+    assert "open it in a browser" in run(*base, "--prompt", "James", "--trace", page).output
+    assert Path(page).read_text() == trace.to_html()
+    shown = run(*base, "--prompt", "James", "--trace", "-").stdout
+    assert "6 steps" in shown
+    rows = [
+        json.loads(x) for x in run(*base, "--prompt", "A", "--prompt", "James", "--trace", many).stdout.splitlines()
+    ]
+    assert {r["index"]: r["text"] for r in rows} == {i: t.text for i, t in enumerate(load_traces(many))}
+
+
 def test_generate_reads_json_lines_and_templates(models, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "James"}\n{"messages": [{"role": "user", "content": "Hi"}]}\n')
@@ -149,6 +168,10 @@ def test_generate_reads_json_lines_and_templates(models, tmp_path):
         (["--prompt", "x", "--resume"], "--resume needs --output"),
         (["--prompt", "x", "--weight", "1"], "weights must have one entry per member"),
         (["--prompt", ""], "the input is empty"),
+        (["--prompt", "x", "--trace", "t.txt"], "a trace is written as .html (a page) or .json (data)"),
+        (["--prompt", "x", "--trace", "none/t.html"], "the folder 'none' does not exist"),
+        (["--prompt", "x", "--trace", "-", "--json"], "--trace - shows one text"),
+        (["--prompt", "x", "--trace", "t.html", "--method", "voting"], "it has no steps to trace"),
     ],
 )
 def test_generate_says_what_is_wrong(models, arguments, message):

@@ -8,11 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .alignment import VocabAlignment
 from .ensemble import UniteEnsemble
-from .generation import GenerateOutput, GenerationOptions, StepTrace
+from .generation import GenerateOutput, GenerationOptions, StepTrace, TextStream
 from .member import Member
 from .ops import step_workspace, unite_step
 from .reference import StepResult
 from .selection import ModelScore, Selection, select_models
+from .trace import Trace
 from .vocab import Vocabulary
 
 try:
@@ -28,6 +29,8 @@ __all__ = [
     "Selection",
     "StepResult",
     "StepTrace",
+    "TextStream",
+    "Trace",
     "UniteEnsemble",
     "VocabAlignment",
     "Vocabulary",

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from ._names import short_names
 from .cli_eval import evaluate
 from .cli_generate import generate
 from .cli_select import select
 from .demo.cli import demo
+from .trace.cli import trace
 
 app = typer.Typer(
     help="UNITE: language models of different families decode together.",
@@ -99,7 +100,7 @@ def align(
         alignment = VocabAlignment.from_tokenizers(loaded, lossy=lossy, cache=cache, progress=not as_json)
     except (ValueError, TypeError, OSError) as error:
         raise fail(error) from None
-    names = _short_names(tokenizers)
+    names = short_names(tokenizers)
     report = report_alignment(alignment, loaded, names)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), ensure_ascii=False))
@@ -138,6 +139,7 @@ def align(
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(select)
+app.command()(trace)
 app.command()(demo)
 
 
@@ -152,9 +154,3 @@ def _print_examples(title: str, examples: list, pair: Any) -> None:
         cells = (values["text"], values["surface"], values["other_surface"], values["other_text"])
         table.add_row(*(_plain(f"'{cell}'") for cell in cells))
     console.print(table)
-
-
-def _short_names(names: list[str]) -> list[str]:
-    """The last part of each path or name, where these differ."""
-    short = [Path(name).name or name for name in names]
-    return short if len(set(short)) == len(short) else names

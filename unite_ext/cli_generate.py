@@ -6,11 +6,17 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from .ensemble import UniteEnsemble
+    from .generation import Row
+    from .trace import Trace
+
 Prompt = str | list[dict[str, str]]
+TERMINAL = Path("-")
 
 
 def generate(
@@ -26,6 +32,12 @@ def generate(
     chat: Annotated[bool, typer.Option(help="Put every prompt through each member's own chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="System message, with --chat.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with ids and finish reasons.")] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Who decided each token: a page (.html), data for `unite trace` (.json), or - for the terminal."
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the primary per row.")] = 256,
     min_new_tokens: Annotated[int, typer.Option(help="No member may end the text before.")] = 0,
     stop: Annotated[
@@ -68,11 +80,15 @@ def generate(
         unite generate --model A --model B --file prompts.txt --output texts.jsonl --resume
 
         echo "Why is the sky blue?" | unite generate --model A --model B --chat
+
+        unite generate --model A --model B --prompt "Once upon a time" --trace trace.html
     """
     from .cli import errors, fail
 
     try:
         prompts = _read_prompts(prompt, file, chat, system)
+        streams = len(prompts) == 1 and output is None and not as_json
+        _check_trace(trace, method, streams)
         done = _read_done(output, resume, prompts)
         todo = [i for i in range(len(prompts)) if i not in done]
         if not todo:
@@ -94,25 +110,92 @@ def generate(
             method=method, method_options=parse_options(method_options), trust_remote_code=trust_remote_code,
             **({"device": devices} if device else {}),
         )  # fmt: skip
-        if len(prompts) == 1 and output is None and not as_json:
+        if streams:
             if method in OUTPUT_METHODS:
                 typer.echo(ensemble.generate(prompts[0], **options))  # whole answers are compared: nothing to stream
-                return
-            for piece in ensemble.stream(prompts[0], **options):
-                typer.echo(piece, nl=False)  # as it is: rich would expand tabs
-            typer.echo()
+            else:
+                _stream(ensemble, prompts[0], options, trace)
             return
         rows = ensemble.generate_each(
-            [prompts[i] for i in todo], indices=todo, batch_size=batch_size, progress=sys.stderr.isatty(), **options
-        )
-        _write_rows(rows, prompts, output, len(done))
+            [prompts[i] for i in todo], indices=todo, batch_size=batch_size, progress=sys.stderr.isatty(),
+            trace=trace is not None, **options,
+        )  # fmt: skip
+        traces: dict[int, Trace] = {}
+        try:
+            _write_rows(
+                _traced(rows, ensemble, prompts, options, traces) if trace else rows, prompts, output, len(done)
+            )
+        finally:  # also of what was finished before Ctrl-C
+            if trace:
+                _save_traces([traces[i] for i in sorted(traces)], trace)
     except typer.Exit:  # a RuntimeError of its own kind
         raise
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise fail(error) from None
 
 
-def _write_rows(rows: Iterator[Any], prompts: list[Prompt], output: Path | None, done: int) -> None:
+def _check_trace(trace: Path | None, method: str, streams: bool) -> None:
+    """Complain before anything is loaded."""
+    from .baselines import OUTPUT_METHODS
+    from .trace.files import check_path
+
+    if trace is None:
+        return
+    if method in OUTPUT_METHODS:
+        raise ValueError(f"--trace: method {method} chooses among whole answers, it has no steps to trace")
+    if trace != TERMINAL:
+        check_path(trace)
+    elif not streams:
+        raise ValueError("--trace - shows one text: name a .html or .json file for several, --json or --output")
+
+
+def _stream(ensemble: UniteEnsemble, prompt: Prompt, options: dict[str, Any], trace: Path | None) -> None:
+    """One text on the terminal as it comes, or with its trace when it is done."""
+    from .cli import console
+    from .trace import Trace
+    from .trace.terminal import print_trace
+
+    stream = ensemble.stream(prompt, trace=trace is not None, **options)
+    for piece in stream:
+        if trace != TERMINAL:
+            typer.echo(piece, nl=False)  # as it is: rich would expand tabs
+    if trace != TERMINAL:
+        typer.echo()
+    if trace is not None:
+        made = Trace.from_row(ensemble, stream.row, prompt, options)
+        if trace == TERMINAL:
+            print_trace(made, console)
+        else:
+            _save_traces([made], trace)
+
+
+def _traced(
+    rows: Iterator[Any],
+    ensemble: UniteEnsemble,
+    prompts: list[Prompt],
+    options: dict[str, Any],
+    traces: dict[int, Trace],
+) -> Iterator[Any]:
+    """The rows as they come, each one's trace put aside."""
+    from .trace import Trace
+
+    for row in rows:
+        traces[row.index] = Trace.from_row(ensemble, row, prompts[row.index], options)
+        yield row
+
+
+def _save_traces(traces: list[Trace], path: Path) -> None:
+    from .cli import errors
+    from .trace import save_traces
+
+    if not traces:
+        return
+    save_traces(traces, path)
+    how = "open it in a browser" if path.suffix.lower() == ".html" else f"unite trace {path} shows it"
+    errors.print(f"trace: {path} ({how})", markup=False, soft_wrap=True)
+
+
+def _write_rows(rows: Iterator[Row], prompts: list[Prompt], output: Path | None, done: int) -> None:
     from .cli import errors
 
     file = output.open("a", encoding="utf-8") if output else sys.stdout

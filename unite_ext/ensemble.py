@@ -10,7 +10,7 @@ from .alignment import VocabAlignment
 from .baselines import OUTPUT_METHODS, TOKEN_METHODS, UNITE, Method, check_loadable, choose_rows, make_method
 from .config import STEP_DEFAULTS, take_step_options
 from .decode_loop import DecodeLoop
-from .generation import GenerateOutput, Row, TextPieces
+from .generation import GenerateOutput, Row, TextStream
 from .member import Member, Prompt
 
 
@@ -225,19 +225,45 @@ class UniteEnsemble:
                         bar.update()
                         yield row
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
-        """Yield the text of one prompt piece by piece, never half a character."""
-        run = DecodeLoop(self, options, trace=False)
+    def stream(self, prompt: Prompt, *, trace: bool = False, **options: Any) -> TextStream:
+        """Yield the text of one prompt piece by piece, never half a character.
+
+        `trace` keeps the trace of every step in the `row` of what this returns.
+        """
+        run = DecodeLoop(self, options, trace)
         encoded = run.encode(prompt)
+        batches = run.decode([encoded], [0])
+        return TextStream(row for rows, finished in batches for row in (*rows, *finished))
 
-        def pieces() -> Iterator[str]:
-            decoder = TextPieces()
-            for rows, finished in run.decode([encoded], [0]):
-                for row in (*rows, *finished):
-                    if piece := decoder.next(row):
-                        yield piece
+    def trace(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Generate as `generate`, and return who decided each token and what every member thought.
 
-        return pieces()
+        Returns
+        -------
+        Trace or list of Trace
+            One for a single prompt; a list for a list.
+
+        Examples
+        --------
+        >>> ens.trace("Once upon a time", max_new_tokens=64).save("trace.html")
+        """
+        from .trace import Trace
+
+        method = options.get("method", self.step_options["method"])
+        if method in OUTPUT_METHODS:
+            raise ValueError(f"method {method!r} chooses among whole answers: it has no steps to trace")
+        single = _is_single(prompts)
+        batch = [prompts] if single else prompts
+        rows = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=True, **options)
+        traces = {row.index: Trace.from_row(self, row, batch[row.index], options) for row in rows}
+        return traces[0] if single else [traces[i] for i in range(len(batch))]
 
     def alone(self, m: int) -> UniteEnsemble:
         """Member m by itself, which then generates as it would without the others."""

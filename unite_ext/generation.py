@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,6 +140,26 @@ class Row:
             if any(stop.startswith(self.text[-held:]) for stop in self.stops):
                 return len(self.text) - held
         return len(self.text)
+
+
+class TextStream:
+    """What `UniteEnsemble.stream` returns: an iterator over the pieces of a text, and the row they come from."""
+
+    def __init__(self, row_steps: Iterator[Row]) -> None:
+        self._steps = row_steps
+        self._pieces = TextPieces()
+        self.row: Row | None = None
+        """The row so far, None before the first step: its text, ids, and with `trace=True` its trace."""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        for row in self._steps:
+            self.row = row
+            if piece := self._pieces.next(row):
+                return piece
+        raise StopIteration
 
 
 class TextPieces:

@@ -1,0 +1,47 @@
+"""Traces as one HTML page that needs nothing else: no network, no files, no server."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+
+from .files import to_json
+from .record import Trace
+
+
+def render_page(traces: Sequence[Trace]) -> str:
+    """The page for one trace or several.
+
+    Its content security policy lets no script run but its own and loads nothing; texts are data in it, and become text
+    nodes.
+
+    Raises
+    ------
+    ValueError
+        There is no trace.
+    """
+    if not traces:
+        raise ValueError("traces must hold at least one")
+    folder = Path(__file__).parent
+    style, script = ((folder / name).read_text(encoding="utf-8").strip() for name in ("page.css", "page.js"))
+    data = json.dumps(to_json(traces), ensure_ascii=False, separators=(",", ":"))
+    return Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape("UNITE: " + " + ".join(traces[0].members)),
+        style=style,
+        style_hash=_hash(style),
+        script=script,
+        script_hash=_hash(script),
+        # Inside a script element only "<" can end it or open a comment.
+        data=data.replace("<", "\\u003c"),
+        plain=html.escape("\n\n".join(trace.text for trace in traces)),
+    )
+
+
+def _hash(source: str) -> str:
+    """A source as a content security policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
