@@ -6,6 +6,9 @@ const ORDER = ["agreement", "primary", "overruled", "gated"];
 const NAMES = { agreement: "agreement", primary: "primary", overruled: "primary overruled", gated: "gated" };
 const SHOWN_SLOTS = 20; // of up to 1,024: more would make moving from token to token slow
 
+// On a small screen the union lies over the foot of the text: there it waits to be asked, and the token moves clear of it.
+const small = matchMedia("(max-width: 56rem)");
+
 let trace, tokens, selected, focused;
 
 function element(tag, attributes = {}, ...children) {
@@ -159,7 +162,7 @@ function unionTable(step, limit) {
     body.append(row);
   }
   const table = element("table", { class: "union" }, element("thead", {}, head), body);
-  table.style.minWidth = `${4.6 * (trace.members.length + 1)}rem`; // with more members the panel scrolls sideways
+  table.style.minWidth = `${(trace.members.length > 3 ? 5.6 : 4.6) * (trace.members.length + 1)}rem`; // with more members the panel scrolls sideways
   return table;
 }
 
@@ -175,7 +178,9 @@ function sentence(step) {
     const others = trace.members.filter((_, m) => step.favorites[m] !== step.winner);
     made.append(`${others.join(", ")} wanted something else.`);
   }
-  if (step.averages[step.winner] < Math.max(...step.averages)) made.append(" It was not the likeliest: it was drawn, or the method ranks by more than the average.");
+  if (step.averages[step.winner] < Math.max(...step.averages)) {
+    made.append(trace.options.do_sample ? " It was drawn; another has a larger average." : " Another has a larger average, which does not decide alone in this method.");
+  }
   return made;
 }
 
@@ -199,6 +204,7 @@ function show(i) {
     });
     panel.append(more);
   }
+  if (small.matches) tokens[i].scrollIntoView({ block: "nearest" });
 }
 
 /** One token is in the tab order; the arrow keys move to the others. */
@@ -261,7 +267,7 @@ function fromAddress() {
   select.value = String(row < traces.length ? row : 0);
   showTrace(Number(select.value));
   const wanted = found ? Number(found[2]) - 1 : mostTelling();
-  show(tokens[wanted] ? wanted : undefined);
+  show(tokens[wanted] && (found || !small.matches) ? wanted : undefined);
   if (found && tokens[wanted]) tokens[wanted].scrollIntoView({ block: "center" });
 }
 
