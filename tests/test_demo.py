@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from unite_ext import UniteEnsemble
+from unite_ext import Trace, UniteEnsemble
 from unite_ext.cli import app
 from unite_ext.demo import COMPARABLE, MODELS, WEAK, load_member, model_folder, run
 from unite_ext.demo import train as training
@@ -294,15 +294,17 @@ def test_the_demo_command_prints_a_table_and_a_worked_problem():
     assert f"overruled {COMPARABLE[0]}" in result.output
 
 
-def test_a_problem_of_ones_own():
+def test_a_problem_of_ones_own(tmp_path):
     question = "Leo has 23 stamps, finds 18 more and then loses 5. How many stamps does Leo have now?"
-    result = CliRunner().invoke(app, ["demo", "--problem", question, "--json"])
+    path = tmp_path / "trace.json"
+    result = CliRunner().invoke(app, ["demo", "--problem", question, "--json", "--trace", str(path)])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["results"] == []
     worked = found["worked"]
     assert worked["question"] == question
     assert worked["alone"].keys() == set(MODELS)
+    assert worked["together"] == Trace.load(path).text
     assert worked["together"] == "".join(step["text"] for step in worked["steps"])
     assert all(step["overruled"] == (step["primary_text"] is not None) for step in worked["steps"])
     assert all(step["votes"].keys() == set(COMPARABLE) for step in worked["steps"])
@@ -323,14 +325,15 @@ def test_overruled_steps_are_those_where_the_primary_wanted_something_else(membe
     three = [members[n] for n in COMPARABLE]
     alone, together = run.work(three[:1], problems), run.work(three, problems)
     differs = next(p for p, a, b in zip(problems, alone.texts, together.texts) if a != b)
-    text, steps = run.work_one(three, differs.question)
-    first = next(i for i, step in enumerate(steps) if step.overruled)
-    said = "".join(step.text for step in steps[:first])
+    trace = run.work_one(three, differs.question)
+    first = next(i for i, step in enumerate(trace.steps) if step.decided == "overruled")
+    said = "".join(step.piece for step in trace.steps[:first])
+    step = trace.steps[first]
     own = alone.texts[problems.index(differs)]
     # Up to there the primary alone says the same, then what it wanted.
-    assert own.startswith(said + steps[first].primary_text)
-    assert text.startswith(said + steps[first].text)
-    assert not any(step.overruled for step in run.work_one(three[:1], differs.question)[1])
+    assert own.startswith(said + trace.token_text(0, step.ids[step.favorites[0]][0]))
+    assert trace.text.startswith(said + step.piece)
+    assert run.work_one(three[:1], differs.question).agreement_rate == 1
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -21,6 +21,7 @@ from .trace.cli import trace
 app = typer.Typer(
     help="UNITE: language models of different families decode together.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",  # rewraps paragraphs
     pretty_exceptions_show_locals=False,
 )
 console = Console()

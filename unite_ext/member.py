@@ -98,12 +98,12 @@ class Member:
             Messages without a chat template, a prompt without any id, or one longer than the model's context.
         """
         if isinstance(prompt, str):
-            ids = self.tokenizer(prompt).input_ids
+            ids = self.tokenizer(prompt, verbose=False).input_ids  # too long is an error below, not a warning
         else:
             if not getattr(self.tokenizer, "chat_template", None):
                 raise ValueError(f"{self.name} has no chat template: give its prompts as text")
             text = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
-            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         # A tokenizer may close what it encodes (T5, BERT); the model is to go on.
         if ids and ids[-1] in self._closing_ids():
             ids = ids[:-1]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from ..member import Member
+    from ..trace import Trace, TraceStep
     from .problems import Problem
-    from .run import Result, WorkedStep
+    from .run import Result
 
 
 def demo(
@@ -23,6 +25,9 @@ def demo(
     ] = 360,
     k: Annotated[int, typer.Option(min=1, max=200, help="How many tokens each model proposes per step.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write how that problem was worked: a page (.html) or data (.json).")
+    ] = None,
 ) -> None:
     """Four small models that ship with the package solve word problems, alone and together.
 
@@ -43,10 +48,16 @@ def demo(
     from transformers.utils import logging as transformers_logging
 
     from ..cli import fail
+    from ..trace.files import check_path
     from . import MODELS, load_member
 
     if problem is not None and not problem.strip():
         raise fail("--problem must not be empty: give a question in quotes")
+    if trace is not None:
+        try:
+            check_path(trace)
+        except ValueError as error:
+            raise fail(error) from None
     # One thread: with models this small, waiting for a second one costs more than it brings.
     torch.set_num_threads(1)
     # One bar per model loaded would drown the demo's own.
@@ -58,15 +69,17 @@ def demo(
         results, shown = _run_table(members, problems, k, quiet=as_json)
         problem = shown.question
     try:
-        worked = _work_by_all(members, problem, k)
-    except ValueError as error:
+        alone, worked = _work_by_all(members, problem, k)
+        if trace is not None:
+            worked.save(trace)
+    except (ValueError, OSError) as error:
         raise fail(error) from None
     if as_json:
-        typer.echo(json.dumps(_as_json(results, shown, problem, *worked), ensure_ascii=False))
+        typer.echo(json.dumps(_as_json(results, shown, problem, alone, worked), ensure_ascii=False))
         return
     if results:
         _print_table(results)
-    _print_worked(shown, problem, *worked)
+    _print_worked(shown, problem, alone, worked)
 
 
 def _run_table(members: dict[str, Member], size: int, k: int, *, quiet: bool) -> tuple[list[Result], Problem]:
@@ -88,34 +101,43 @@ def _run_table(members: dict[str, Member], size: int, k: int, *, quiet: bool) ->
     return results, next(won, test[0])
 
 
-def _work_by_all(members: dict[str, Member], question: str, k: int) -> tuple[dict[str, str], str, list[WorkedStep]]:
-    """What every model says alone, what the three say together, and the steps of that."""
+def _work_by_all(members: dict[str, Member], question: str, k: int) -> tuple[dict[str, str], Trace]:
+    """What every model says alone, and how the three come to what they say together."""
     from . import COMPARABLE
     from .run import work_one
 
-    alone = {name: work_one([member], question, k=k)[0] for name, member in members.items()}
-    text, steps = work_one([members[n] for n in COMPARABLE], question, k=k)
-    return alone, text, steps
+    alone = {name: work_one([member], question, k=k).text for name, member in members.items()}
+    return alone, work_one([members[n] for n in COMPARABLE], question, k=k)
 
 
 def _as_json(
-    results: list[Result],
-    shown: Problem | None,
-    question: str,
-    alone: dict[str, str],
-    text: str,
-    steps: list[WorkedStep],
+    results: list[Result], shown: Problem | None, question: str, alone: dict[str, str], trace: Trace
 ) -> dict[str, Any]:
+    steps = [
+        {
+            "text": step.piece,
+            "overruled": (wanted := _wanted(trace, step)) is not None,
+            "primary_text": wanted,
+            "votes": dict(zip(trace.members, step.probs[step.winner])),
+        }
+        for step in trace.steps
+    ]
     worked = {
         "question": question,
         "answer": shown.answer if shown else None,
         "alone": alone,
-        "together": text,
-        "steps": [
-            {"text": s.text, "overruled": s.overruled, "primary_text": s.primary_text, "votes": s.votes} for s in steps
-        ],
+        "together": trace.text,
+        "steps": steps,
     }
     return {"results": [r.to_dict() for r in results], "worked": worked}
+
+
+def _wanted(trace: Trace, step: TraceStep) -> str | None:
+    """What the primary alone would have said at a step that overruled it; empty for the end of the text."""
+    if step.decided != "overruled":
+        return None
+    wanted = step.ids[step.favorites[trace.primary]][trace.primary]
+    return "" if wanted in trace.eos_token_ids[trace.primary] else trace.token_text(trace.primary, wanted)
 
 
 def _section(result: Result) -> tuple[int, bool]:
@@ -155,12 +177,11 @@ def _print_table(results: list[Result]) -> None:
     )
 
 
-def _print_worked(
-    shown: Problem | None, question: str, alone: dict[str, str], text: str, steps: list[WorkedStep]
-) -> None:
+def _print_worked(shown: Problem | None, question: str, alone: dict[str, str], trace: Trace) -> None:
     from rich.text import Text
 
     from ..cli import console
+    from ..trace.terminal import visible
     from . import COMPARABLE
     from .problems import read_answer
 
@@ -174,29 +195,26 @@ def _print_worked(
         console.print(f"(the first problem that the three solve and {COMPARABLE[0]} alone does not, if there is one)")
     width = max(map(len, (*alone, "together")))
     for name, said in alone.items():
-        console.print(Text.assemble((f"{name:>{width}}  ", "cyan"), _visible(said), (verdict(said), "dim")))
+        console.print(Text.assemble((f"{name:>{width}}  ", "cyan"), visible(said), (verdict(said), "dim")))
     line = Text.assemble((f"{'together':>{width}}  ", "cyan bold"))
-    for step in steps:
-        line.append(_visible(step.text), "reverse" if step.overruled else "")
-    line.append(verdict(text), "dim")
+    overruled = []
+    for i, step in enumerate(trace.steps):
+        if (wanted := _wanted(trace, step)) is not None:
+            overruled.append((i, step, wanted))
+        line.append(visible(step.piece), "reverse" if wanted is not None else "")
+    line.append(verdict(trace.text), "dim")
     console.print(line)
 
-    overruled = [i for i, step in enumerate(steps) if step.overruled]
-    console.print(f"\nThe ensemble overruled {COMPARABLE[0]}, its primary, at {len(overruled)} of {len(steps)} steps.")
-    for i in overruled:
-        step = steps[i]
-        before = "".join(s.text for s in steps[:i])[-24:]
-        votes = ", ".join(f"{name} {p:.2f}" for name, p in step.votes.items())
-        wanted = step.primary_text or "to end"
+    console.print(
+        f"\nThe ensemble overruled {COMPARABLE[0]}, its primary, at {len(overruled)} of {len(trace.steps)} steps."
+    )
+    for i, step, wanted in overruled:
+        before = "".join(s.piece for s in trace.steps[:i])[-24:]
+        votes = ", ".join(f"{name} {p:.2f}" for name, p in zip(trace.members, step.probs[step.winner]))
         console.print(
             Text.assemble(
-                f"  …{_visible(before)}", (_visible(step.text) or "(end)", "reverse"),
-                f"   not {_visible(wanted)!r}; votes for this token: {votes}",
+                f"  …{visible(before)}", (visible(step.piece) or "(end)", "reverse"),
+                f"   not {visible(wanted or 'to end')!r}; votes for this token: {votes}",
             ),
             soft_wrap=True,
         )  # fmt: skip
-
-
-def _visible(text: str) -> str:
-    """Text on one line, its line ends and other control characters as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -10,8 +10,8 @@ from itertools import combinations
 from typing import Any
 
 from ..ensemble import UniteEnsemble
-from ..generation import StepTrace
 from ..member import Member
+from ..trace import Trace
 from .problems import Problem, prompt_of, read_answer
 from .recipes import COMPARABLE, WEAK
 
@@ -125,42 +125,6 @@ def work(
     return Result(tuple(m.name for m in members), right, tuple(texts), tokens, slots, seconds)
 
 
-@dataclass(frozen=True)
-class WorkedStep:
-    """One step of an ensemble as a reader sees it."""
-
-    text: str
-    """What was said; empty for the end of the text."""
-    primary_text: str | None
-    """What the primary alone would have said here, where it was overruled."""
-    votes: dict[str, float]
-    """Every member's probability for what was said."""
-
-    @property
-    def overruled(self) -> bool:
-        """Whether the primary wanted something else."""
-        return self.primary_text is not None
-
-
-def work_one(members: Sequence[Member], question: str, *, k: int = TOP_K) -> tuple[str, list[WorkedStep]]:
+def work_one(members: Sequence[Member], question: str, *, k: int = TOP_K) -> Trace:
     """One question: the text, and every step of it."""
-    ensemble = UniteEnsemble(members, k=k)
-    output = ensemble.generate([prompt_of(question)], return_dict=True, max_new_tokens=MAX_NEW_TOKENS)
-    steps = [_worked_step(ensemble, trace) for trace in output.traces[0]]
-    return output.texts[0], steps
-
-
-def _worked_step(ensemble: UniteEnsemble, trace: StepTrace) -> WorkedStep:
-    own = [probs[0] for probs in trace.member_probs]
-    wanted = own.index(max(own))
-    ids = [slot[0] for slot in trace.union_ids]
-    # Two slots can be one id of the primary: saying either is the same.
-    overruled = ids[wanted] != ids[trace.winner]
-    votes = dict(zip((m.name for m in ensemble.members), trace.member_probs[trace.winner]))
-    said = _text(ensemble, ids[trace.winner])
-    return WorkedStep(said, _text(ensemble, ids[wanted]) if overruled else None, votes)
-
-
-def _text(ensemble: UniteEnsemble, token_id: int) -> str:
-    eos = ensemble.alignment.vocabularies[0].eos_token_ids
-    return "" if token_id in eos else ensemble.alignment.token_bytes(0, token_id).decode("utf-8", "replace")
+    return UniteEnsemble(members, k=k).trace(prompt_of(question), max_new_tokens=MAX_NEW_TOKENS)
