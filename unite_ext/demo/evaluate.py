@@ -26,7 +26,7 @@ from .run import DEV_SEED, DEV_SIZE, TEST_SEED, TEST_SIZE, TEST_SPLIT, TOP_K, Re
 logger = logging.getLogger(__name__)
 
 RESULTS = Path("benchmarks/results")
-PLOT = Path("docs/demo_gap.png")
+PLOT = Path("docs/figures/demo_gap.png")
 
 
 def write(name: str, rows: Iterable[Mapping[str, Any]], *, append: bool = False) -> None:

@@ -268,7 +268,9 @@ function fromAddress() {
   showTrace(Number(select.value));
   const wanted = found ? Number(found[2]) - 1 : mostTelling();
   show(tokens[wanted] && (found || !small.matches) ? wanted : undefined);
-  if (found && tokens[wanted]) tokens[wanted].scrollIntoView({ block: "center" });
+  if (found && tokens[wanted] && tokens[wanted].getBoundingClientRect().bottom > innerHeight) {
+    tokens[wanted].scrollIntoView({ block: "center" });
+  }
 }
 
 /** What a reader sees first: a token that the members did not agree on, if there is one. */
