@@ -35,7 +35,8 @@ def folders(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_block_runs(block, folders, capsys):
+def test_block_runs(block, folders, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     for name, folder in folders.items():
         block = block.replace(name, folder)
     exec(compile(block, "document", "exec"), {"__name__": "document"})
