@@ -9,25 +9,22 @@ Each file's newest measurement (its last rows with one commit, machine and date)
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
+
+import records
+from records import Rows, duration
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-Rows = list[dict[str, str]]
-
 
 def newest(name: str) -> Rows:
-    """The last rows of a CSV file that were measured together."""
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    run = [(r["date"], r["commit"], r["machine"]) for r in rows]
-    return [row for row, key in zip(rows, run) if key == run[-1]]
+    """The last rows of a CSV file in results/ that were measured together."""
+    return records.newest(RESULTS / f"{name}.csv")
 
 
 def markdown(header: list[str], rows: list[list[str]], rows_are: str) -> str:
@@ -39,15 +36,7 @@ def markdown(header: list[str], rows: list[list[str]], rows_are: str) -> str:
 
 def measured_on(rows: Rows) -> str:
     """The line under a table: where its figures come from."""
-    r = rows[0]
-    return f"Medians. {r['machine']}, torch {r['torch']}, {r['date']}, commit {r['commit']}."
-
-
-def duration(microseconds: float) -> str:
-    """Three significant digits, in µs, ms or s."""
-    scale, unit = next((n, u) for n, u in ((1e6, "s"), (1e3, "ms"), (1, "µs")) if microseconds >= n or n == 1)
-    value = microseconds / scale
-    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
+    return f"Medians. {records.measured_on(rows)}."
 
 
 def step_cpu() -> str:
@@ -150,8 +139,7 @@ def methods_rates() -> str:
 
 def demo() -> str:
     """The bundled models alone and together, on the demo's held-out test problems."""
-    with (RESULTS / "demo_test.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = records.read_rows(RESULTS / "demo_test.csv")
     split = rows[-1]["split"]
     rows = [row for row in rows if row["split"] == split]
     table = [
