@@ -12,84 +12,32 @@ rival is checked against the reference before it is timed.
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from dictionary_step import DictionaryStep
 from measure import RESULTS, append_csv, interleaved, machine, percentiles
+from step_calls import CALLS, CLEAN_TOKENS, checked_calls, clean_logits
+from vocabularies import load_family
 
-from unite_ext import VocabAlignment, reference, unite_step
-
-WIDTHS = (128_256, 152_064)
 BATCHES = (1, 8, 64)
-RIVALS = ("amax", "unite_step", "topk", "reference", "dictionary")
-CLEAN_TOKENS = 40
 SLOW = {"reference": 8, "dictionary": 64}  # the largest batch worth waiting for
-
-
-@functools.cache
-def load() -> tuple[list, VocabAlignment]:
-    """Tokenizers and alignment."""
-    from transformers import AutoTokenizer
-
-    folder = os.environ.get("UNITE_TEST_TOKENIZERS")
-    if not folder:
-        raise SystemExit("UNITE_TEST_TOKENIZERS must name a folder with the tokenizers llama-3 and qwen2")
-    tokenizers = [AutoTokenizer.from_pretrained(Path(folder) / name) for name in ("llama-3", "qwen2")]
-    return tokenizers, VocabAlignment.from_tokenizers(tokenizers)
-
-
-def clean_logits(alignment: VocabAlignment, tokenizers: list, batch: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Gaussian logits whose best are CLEAN_TOKENS tokens per row that both vocabularies spell alike.
-
-    On such rows a dictionary of surface strings is right, so that it can be compared.
-    """
-    generator = torch.Generator().manual_seed(0)
-    logits = [torch.randn(batch, width, generator=generator) for width in WIDTHS]
-    first, second = (tokenizer.get_vocab() for tokenizer in tokenizers)
-    ids = torch.tensor(
-        [
-            (i, second[token])
-            for token, i in first.items()
-            if token in second
-            and "Ċ" not in token
-            and alignment.class_of(0, i) == alignment.class_of(1, second[token]) > 0
-        ]
-    )
-    for row in range(batch):
-        chosen = ids[torch.randint(len(ids), (CLEAN_TOKENS,), generator=generator)]
-        for m in range(2):
-            logits[m][row, chosen[:, m]] += 10 + 2 * torch.randn(CLEAN_TOKENS, generator=generator)
-    return [x.to(dtype) for x in logits]
 
 
 def rivals(batch: int, dtype: torch.dtype = torch.float32, k: int = 10) -> dict[str, Callable[[], object]]:
     """What is timed, by name; the results have been compared."""
-    tokenizers, alignment = load()
-    logits = clean_logits(alignment, tokenizers, batch, dtype)
-    dictionary = DictionaryStep(tokenizers)
-    expected = reference.unite_step(logits, alignment, k=k).next_ids
-    if not torch.equal(unite_step(logits, alignment, k=k).next_ids, expected):
-        raise AssertionError("unite_step and the reference disagree")
-    clean = k <= CLEAN_TOKENS // 2
-    if clean and dictionary(logits, k) != expected.tolist():
-        raise AssertionError("the dictionary implementation and the reference disagree on clean rows")
-    calls = {
-        "amax": lambda: [x.amax(dim=1) for x in logits],
-        "unite_step": lambda: unite_step(logits, alignment, k=k),
-        "topk": lambda: [x.topk(k) for x in logits],
-        "reference": lambda: reference.unite_step(logits, alignment, k=k),
-    }
-    if clean:
-        calls["dictionary"] = lambda: dictionary(logits, k)
-    return {name: call for name, call in calls.items() if batch <= SLOW.get(name, batch)}
+    if not os.environ.get("UNITE_TEST_TOKENIZERS"):
+        raise SystemExit("UNITE_TEST_TOKENIZERS must name a folder with the tokenizers llama-3 and qwen2")
+    family = load_family(2)
+    names = {name for name in CALLS if batch <= SLOW.get(name, batch)}
+    if k > CLEAN_TOKENS // 2:
+        names.discard("dictionary")
+    return checked_calls(family, clean_logits(family, batch, dtype), k, names)
 
 
-@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("rival", CALLS)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_step(benchmark, batch, rival):
     calls = rivals(batch)

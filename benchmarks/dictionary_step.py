@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import torch
 
+from unite_ext.reference import StepResult
+
+CLEAR = 0.02  # ahead of the runner-up; it breaks ties of 16-bit logits its own way
+
 
 class DictionaryStep:
     """Holds the tokenizers and their surface dictionaries, as such scripts do between steps."""
@@ -52,3 +56,11 @@ class DictionaryStep:
         average = torch.stack(probs).mean(dim=0)
         winner = int(average.argmax())
         return [member_ids[winner] for member_ids in ids]
+
+
+def assert_same_winners(got: list[list[int]], expected: StepResult) -> None:
+    """AssertionError unless DictionaryStep's ids are the reference's in every row that is clearly decided."""
+    best = expected.union_probs.topk(2, dim=1).values
+    clear = (best[:, 0] - best[:, 1] > CLEAR).cpu()
+    if not torch.equal(torch.tensor(got)[clear], expected.next_ids.cpu()[clear]):
+        raise AssertionError("the dictionary implementation and the reference disagree")

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
 from step_cases import alignment_from_classes
 
 from unite_ext import VocabAlignment
@@ -49,24 +54,32 @@ def load_family(members: int) -> Family:
         tokenizers = [distinct[kind] for kind in kinds]
         alignment = VocabAlignment.from_tokenizers(tokenizers)
     else:
-        alignment = synthetic_alignment(kinds)
-        tokenizers = [StandIn(alignment.classes[m].tolist()) for m in range(members)]
+        alignment = synthetic_alignment(SIZES, kinds)
+        tokenizers = stand_ins(alignment)
     widths = tuple(WIDTHS[kind] for kind in kinds)
     source = "tokenizers" if folder else "synthetic"
     return Family(source, alignment, tokenizers, widths, shared_ids(alignment, tokenizers))
 
 
-def synthetic_alignment(kinds: list[int], seed: int = 0) -> VocabAlignment:
-    """Every vocabulary is drawn from one pool, so that two large ones share most of their tokens.
+def made_up_family(widths: Sequence[int], padding: int) -> Family:
+    """One made-up vocabulary per member, `padding` smaller than the member's logits."""
+    alignment = synthetic_alignment([width - padding for width in widths], range(len(widths)))
+    tokenizers = stand_ins(alignment)
+    return Family("synthetic", alignment, tokenizers, tuple(widths), shared_ids(alignment, tokenizers))
 
-    A class that a member lacks has one of its tokens as first sub-token, an eighth of which serve for that. The last
-    ids are special: ineligible, and one EOS.
+
+def synthetic_alignment(sizes: Sequence[int], kinds: Sequence[int], seed: int = 0) -> VocabAlignment:
+    """Members of the given kinds; `sizes` holds the vocabulary size of each kind, one kind is one vocabulary.
+
+    Every vocabulary is drawn from one pool, so that two large ones share most of their tokens. A class that a member
+    lacks has one of its tokens as first sub-token, an eighth of which serve for that. The last ids are special:
+    ineligible, and one EOS.
     """
     rng = np.random.default_rng(seed)
-    pool = int(1.25 * max(SIZES))
+    pool = int(1.25 * max(sizes))
     drawn = {}
     for kind in sorted(set(kinds)):
-        class_of = 1 + rng.permutation(pool)[: SIZES[kind]]
+        class_of = 1 + rng.permutation(pool)[: sizes[kind]]
         class_of[-SPECIAL_TOKENS:] = NO_CLASS
         class_of[-1] = EOS_CLASS
         drawn[kind] = class_of
@@ -101,6 +114,11 @@ class StandIn:
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> SimpleNamespace:
         return SimpleNamespace(input_ids=[0])
+
+
+def stand_ins(alignment: VocabAlignment) -> list[StandIn]:
+    """A tokenizer for every member of a made-up alignment."""
+    return [StandIn(classes.tolist()) for classes in alignment.classes]
 
 
 def shared_ids(alignment: VocabAlignment, tokenizers: list) -> torch.Tensor:
