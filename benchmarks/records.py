@@ -12,9 +12,15 @@ Rows = list[dict[str, str]]
 
 
 def read_rows(path: Path) -> Rows:
-    """The rows of a CSV file."""
+    """The rows of a CSV file. ValueError where one is not as long as the header."""
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        rows = []
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"line {reader.line_num} is not as long as the header")
+            rows.append(row)
+        return rows
 
 
 def measurements(rows: Rows) -> list[Rows]:
@@ -26,9 +32,17 @@ def measurements(rows: Rows) -> list[Rows]:
     return list(groups.values())
 
 
-def newest(path: Path) -> Rows:
-    """The newest measurement in a CSV file."""
-    return measurements(read_rows(path))[-1]
+def pick_measurement(rows: Rows, commit: str = "") -> Rows:
+    """The newest measurement, of a commit if one is named. ValueError if there is none."""
+    if not rows:
+        raise ValueError("no rows")
+    if missing := [name for name in FACTS if name not in rows[0]]:
+        raise ValueError(f"no column {', '.join(missing)}")
+    found = [group for group in measurements(rows) if group[0]["commit"].startswith(commit)]
+    if not found:
+        commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+        raise ValueError(f"nothing was measured at commit {commit}, only at {commits}")
+    return found[-1]
 
 
 def measured_on(rows: Rows) -> str:

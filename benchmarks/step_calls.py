@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 import torch
-from dictionary_step import DictionaryStep, assert_same_winners
+from dictionary_step import CLEAR, DictionaryStep, assert_same_winners
 from vocabularies import Family
 
 from unite_ext import reference, unite_step
@@ -46,5 +46,7 @@ def checked_calls(
     if not torch.equal(calls["unite_step"]().next_ids, expected.next_ids):
         raise AssertionError("unite_step and the reference disagree")
     if "dictionary" in names:
-        assert_same_winners(dictionary(logits, k), expected)
+        clear = 1e-5 if logits[0].dtype == torch.float32 else CLEAR
+        if not assert_same_winners(dictionary(logits, k), expected, clear):
+            raise AssertionError("no row is decided clearly enough to compare the dictionary implementation")
     return {name: calls[name] for name in CALLS if name in names}

@@ -24,7 +24,7 @@ MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def newest(name: str) -> Rows:
     """The last rows of a CSV file in results/ that were measured together."""
-    return records.newest(RESULTS / f"{name}.csv")
+    return records.pick_measurement(records.read_rows(RESULTS / f"{name}.csv"))
 
 
 def markdown(header: list[str], rows: list[list[str]], rows_are: str) -> str:
