@@ -9,6 +9,7 @@ the device. `extra_info` of the JSON output (--benchmark-json) holds the sizes.
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 import time
@@ -85,6 +86,11 @@ def test_batch_of_continuations(benchmark, tokenizers, member):
 
 def main() -> None:
     """Measure a cold build and a read from the cache, and append both to the CSV file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / "alignment.csv", help="CSV file to append to")
+    out = parser.parse_args().out
+    if not FOLDER:
+        raise SystemExit(f"UNITE_TEST_TOKENIZERS must name a folder with the tokenizers {', '.join(NAMES)}")
     tokenizers, facts, rows = load_tokenizers(), machine(), []
     with tempfile.TemporaryDirectory() as folder:
         for call, cache, rounds in (("build", False, 5), ("from the cache, fingerprints included", folder, 11)):
@@ -96,7 +102,7 @@ def main() -> None:
             size = f"{device_bytes(alignment) / 1e6:.1f} MB on the device, {alignment.num_classes:,} classes"
             rows.append(facts | {"call": call} | percentiles(samples[1:]) | {"note": size})
             print(call, rows[-1])
-    append_csv(RESULTS / "alignment.csv", rows)
+    append_csv(out, rows)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ The time of one `TextSync.append` of four bytes, at several lengths of the text.
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from pathlib import Path
@@ -27,8 +28,12 @@ WINDOW = 50
 
 
 def main() -> None:
-    """Measure and append to the CSV file."""
+    """Command line."""
     from transformers import AutoTokenizer
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / "text_sync.csv", help="CSV file to append to")
+    out = parser.parse_args().out
 
     folder = os.environ.get("UNITE_TEST_TOKENIZERS")
     if not folder:
@@ -47,7 +52,7 @@ def main() -> None:
                     samples.append(time.perf_counter() - start)
                 rows.append(facts | {"tokenizer": name, "text": kind, "length": length} | percentiles(samples))
                 print(f"{name:16} {kind:9} {length:>6} {rows[-1]['p50_us']:>9.1f} µs")
-    append_csv(RESULTS / "text_sync.csv", rows)
+    append_csv(out, rows)
 
 
 if __name__ == "__main__":
