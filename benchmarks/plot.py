@@ -242,7 +242,8 @@ def step_cuda(results: Path, commit: str) -> Figure:
     for axis in ("batch", "members", "k"):
         fixed = {name: value for name, value in {**BASE, "batch": batch}.items() if name != axis}
         along += [row | {"axis": axis} for row in rows if fixed.items() <= row.items()]
-    eager = ", ".join(LOOKS[call].label for call in LOOKS if call not in replayed)
+    measured = {row["call"] for row in along}
+    eager = ", ".join(look.label for call, look in LOOKS.items() if call in measured - replayed)
     subtitle = "Llama-3 and Qwen2 sizes, k = 10, bfloat16, where not stated otherwise; cold L2; CUDA-graph replay"
     subtitle += f" ({eager}: eager)" if eager else ""
     return step_figure(along, batch, "Time of one UNITE step on a GPU", subtitle)
