@@ -56,6 +56,11 @@ step bench_sweep --out "$out/sweep_cpu.csv" ${quick:+--quick}
 step bench_decode --out "$out/decode_cpu.csv" ${quick:+--quick}
 step bench_text_sync --out "$out/text_sync.csv"
 step bench_alignment --out "$out/alignment.csv"
+if command -v chromium chromedriver >/dev/null && python -c 'import selenium' 2>/dev/null; then
+  step bench_trace --out "$out/trace_page.csv" ${quick:+--tokens 100}
+else
+  echo "== bench_trace: needs chromium, chromedriver and selenium, not run"
+fi
 if [ "$out" = "$own" ]; then
   step plot
   step tables

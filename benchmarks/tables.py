@@ -113,6 +113,14 @@ def text_sync() -> str:
     return markdown(["four bytes more", *(f"after {n:,}" for n in lengths)], table, measured_on(rows))
 
 
+def trace_page() -> str:
+    """The page of a long trace."""
+    rows = newest("trace_page")
+    table = [[r["call"], duration(float(r["p50_us"])), r["bytes"] and f"{int(r['bytes']) / 1e6:.1f} MB"] for r in rows]
+    header = [f"{int(rows[0]['tokens']):,} tokens, {rows[0]['members']} members", "time", "file"]
+    return markdown(header, table, measured_on(rows))
+
+
 def methods() -> str:
     """Every method on the demo's models."""
     rows = newest("demo_methods")
@@ -156,7 +164,8 @@ def demo() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (demo, methods, methods_rates, step_cpu, step_cpu_dtypes, decode_cpu, alignment, text_sync)
+    f.__name__: f
+    for f in (demo, methods, methods_rates, step_cpu, step_cpu_dtypes, decode_cpu, alignment, text_sync, trace_page)
 }
 
 
