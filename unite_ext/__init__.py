@@ -2,24 +2,26 @@
 
 `VocabAlignment` relates the members' vocabularies by bytes; `unite_step` takes one row of logits per model and gives
 every model's next id. `unite_ext.reference` states the same in plain PyTorch.
+
+The names here are imported on first use (PEP 562): `unite --help` need not wait for torch. The operators of
+`torch.ops.unite_ext` are registered by whatever runs steps; for them alone, ``import unite_ext.ops``.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .alignment import VocabAlignment
-from .ensemble import UniteEnsemble
-from .generation import GenerateOutput, GenerationOptions, StepTrace, TextStream
-from .member import Member
-from .ops import step_workspace, unite_step
-from .reference import StepResult
-from .selection import ModelScore, Selection, select_models
-from .trace import Trace
-from .vocab import Vocabulary
+if TYPE_CHECKING:  # what type checkers and editors see
+    from .alignment import VocabAlignment
+    from .ensemble import UniteEnsemble
+    from .generation import GenerateOutput, GenerationOptions, StepTrace, TextStream
+    from .member import Member
+    from .ops import step_workspace, unite_step
+    from .reference import StepResult
+    from .selection import ModelScore, Selection, select_models
+    from .trace import Trace
+    from .vocab import Vocabulary
 
-try:
-    __version__ = version("unite_ext")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "unknown"
+    __version__: str
 
 __all__ = [
     "GenerateOutput",
@@ -39,3 +41,56 @@ __all__ = [
     "step_workspace",
     "unite_step",
 ]
+
+_HOMES = {
+    "GenerateOutput": "generation",
+    "GenerationOptions": "generation",
+    "Member": "member",
+    "ModelScore": "selection",
+    "Selection": "selection",
+    "StepResult": "reference",
+    "StepTrace": "generation",
+    "TextStream": "generation",
+    "Trace": "trace",
+    "UniteEnsemble": "ensemble",
+    "VocabAlignment": "alignment",
+    "Vocabulary": "vocab",
+    "select_models": "selection",
+    "step_workspace": "ops",
+    "unite_step": "ops",
+}
+"""Name to the module that has it."""
+
+
+if not TYPE_CHECKING:  # or any misspelt name would count as known
+
+    def __getattr__(name: str) -> Any:
+        """A public name, the version, or a submodule; called only for what is not there yet."""
+        if name == "__version__":
+            value = _version()
+        elif name in _HOMES:
+            value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        elif name.startswith("__"):  # Python asks for some of these
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        else:
+            try:
+                return import_module(f".{name}", __name__)
+            except ModuleNotFoundError as error:
+                if error.name != f"{__name__}.{name}":  # the submodule is there, something that it needs is not
+                    raise
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("unite_ext")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "unknown"
