@@ -1,4 +1,4 @@
-"""The linters pass, and files hold one idea each."""
+"""The linters and the type checker pass, and files hold one idea each."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ def test_clang_format():
         [tool("clang-format"), "--dry-run", "-Werror", *files], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_mypy():
+    """The package is typed, and tests/typed shows what a program that uses it sees."""
+    pytest.importorskip("mypy", reason="mypy is not installed: pip install '.[test]'")
+    # Of this interpreter, so that it finds what the package imports.
+    result = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_files_stay_short():

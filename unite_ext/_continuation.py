@@ -56,10 +56,11 @@ class ContinuationEncoder:
         is_byte_piece: np.ndarray,
         eos_token_ids: tuple[int, ...],
     ) -> None:
+        self.parts = parts
         self.pieces = pieces
-        self.lossy = parts.is_lossy
-        self.unknown = unknown_id(parts)
-        self.byte_ids = _byte_ids(parts.kind, pieces, is_byte_piece)
+        self.lossy: bool = parts.is_lossy
+        self.unknown: int | None = unknown_id(parts)
+        self.byte_ids: list[int | None] = _byte_ids(parts.kind, pieces, is_byte_piece)
         specials = {t["id"] for t in parts.added_tokens if t["special"]} | set(eos_token_ids)
         self._words: _WordSpeller | None = None
         if parts.kind == WORDPIECE:
@@ -70,7 +71,7 @@ class ContinuationEncoder:
             self._stray = re.compile(f"([{stray}])")
         self._characters: dict[str, list[int]] = {}
         # With every byte at hand and nothing folded, ids always spell their text: see _repair
-        self.covers = not self.lossy and None not in self.byte_ids
+        self.covers: bool = not self.lossy and None not in self.byte_ids
 
     def encode_batch(self, data: list[bytes]) -> list[list[int]]:
         """Ids of every byte string, tokenized alone."""

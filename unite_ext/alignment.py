@@ -64,13 +64,19 @@ class VocabAlignment:
     """
 
     def __init__(self, vocabularies: Sequence[Vocabulary], classes: list[np.ndarray], class_ids: np.ndarray) -> None:
-        self.vocabularies = tuple(vocabularies)
-        self.num_members = len(self.vocabularies)
-        self.num_classes = len(class_ids)
-        self.vocab_sizes = tuple(v.highest_eligible_id + 1 for v in self.vocabularies)
-        self.eos_ids = tuple(NO_ID if v.eos_token_id is None else v.eos_token_id for v in self.vocabularies)
-        self.fingerprints = tuple(v.fingerprint for v in self.vocabularies)
-        self.class_ids = torch.from_numpy(class_ids)
+        self.vocabularies: tuple[Vocabulary, ...] = tuple(vocabularies)
+        self.num_members: int = len(self.vocabularies)
+        self.num_classes: int = len(class_ids)
+        self.vocab_sizes: tuple[int, ...] = tuple(v.highest_eligible_id + 1 for v in self.vocabularies)
+        self.eos_ids: tuple[int, ...] = tuple(
+            NO_ID if v.eos_token_id is None else v.eos_token_id for v in self.vocabularies
+        )
+        self.fingerprints: tuple[str, ...] = tuple(v.fingerprint for v in self.vocabularies)
+        self.class_ids: torch.Tensor = torch.from_numpy(class_ids)
+        self.eligible: torch.Tensor
+        self.eligible_offsets: tuple[int, ...]
+        self.table: torch.Tensor
+        self.log2_capacity: int
         self.eligible, self.eligible_offsets = _pack_eligible(classes)
         self.table, self.log2_capacity = _build_table(classes, class_ids)
         self._host_classes = classes
@@ -297,7 +303,7 @@ def _pack_eligible(classes: list[np.ndarray]) -> tuple[torch.Tensor, tuple[int, 
 
 def _build_table(classes: list[np.ndarray], class_ids: np.ndarray) -> tuple[torch.Tensor, int]:
     """The hash map at a load of at most one half, larger when some key would need too many probes."""
-    from . import _host  # type: ignore[attr-defined]  # compiled
+    from . import _host
 
     keys = sum(int((c >= 0).sum()) for c in classes)
     log2_capacity = max(4, (2 * keys - 1).bit_length())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -108,7 +108,14 @@ def report_alignment(alignment: VocabAlignment, tokenizers: Sequence[Any], names
     return AlignmentReport(members, pairs, alignment.num_classes - 1, device_bytes)
 
 
-def _report_pair(alignment, surfaces, by_id, names, i: int, j: int) -> PairReport:
+def _report_pair(
+    alignment: VocabAlignment,
+    surfaces: Sequence[Mapping[str, int]],
+    by_id: Sequence[Mapping[int, str]],
+    names: Sequence[str],
+    i: int,
+    j: int,
+) -> PairReport:
     tagged = alignment.class_ids[1:, [i, j]]  # class 0 is EOS
     own = (tagged >= 0) & (tagged & FIRST_SUB_TOKEN == 0)
     both = own.all(dim=1)
@@ -145,7 +152,7 @@ def _sub_token_share(alignment: VocabAlignment, owner: int, other: int) -> float
     return float(needs.to(torch.float64).mean())
 
 
-def _spread(items: list) -> list:
+def _spread(items: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """At most MAX_EXAMPLES of `items`, spread evenly over them."""
     step = max(1, -(-len(items) // MAX_EXAMPLES))
     return items[::step]

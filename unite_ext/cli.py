@@ -144,7 +144,7 @@ app.command()(trace)
 app.command()(demo)
 
 
-def _print_examples(title: str, examples: list, pair: Any) -> None:
+def _print_examples(title: str, examples: list[Any], pair: Any) -> None:
     if not examples:
         return
     table = Table(title=_plain(title), title_justify="left")

@@ -87,7 +87,7 @@ def evaluate(
         others = not all(name.startswith("unite_") for name in names)  # reading all of the harness's tasks takes long
         manager = TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=others)
         loaded = manager.load(names)  # reads the data, before any model is loaded
-        options = {
+        options: dict[str, Any] = {
             "k": k, "primary": primary, "weights": weight, "method": method, "method_options": parsed, "dtype": dtype,
             "trust_remote_code": trust_remote_code,
         }  # fmt: skip
@@ -97,7 +97,7 @@ def evaluate(
         tracker = EvaluationTracker(output_path=str(output)) if output else None
         if output:
             output.mkdir(parents=True, exist_ok=True)
-        results = simple_evaluate(
+        results: Any = simple_evaluate(
             lm,
             tasks=names,
             limit=limit,

@@ -104,11 +104,11 @@ def generate(
             "repetition_penalty": repetition_penalty, "stop": [s.replace("\\n", "\n") for s in stop or []],
         }  # fmt: skip
         GenerationOptions(**options)  # complains before anything is loaded
-        devices = device[0] if device and len(device) == 1 else device
+        placed: dict[str, Any] = {"device": device[0] if len(device) == 1 else device} if device else {}
         ensemble = UniteEnsemble.from_pretrained(
             model, k=k, primary=primary, weights=weight, score=score, duplicates=duplicates, dtype=dtype,
             method=method, method_options=parse_options(method_options), trust_remote_code=trust_remote_code,
-            **({"device": devices} if device else {}),
+            **placed,
         )  # fmt: skip
         if streams:
             if method in OUTPUT_METHODS:

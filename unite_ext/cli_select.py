@@ -41,7 +41,7 @@ def select(
 
     from .cli import _plain, console, fail
     from .score_files import read_scores
-    from .selection import select_models
+    from .selection import figures, select_models
 
     try:
         scores = read_scores(paths, tasks=task, metric=metric, chance=chance)
@@ -61,20 +61,23 @@ def select(
         result = {"chosen": selection.chosen, "refused": selection.refused, "weights": weights, "models": models}
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
-    best = selection.scores[selection.chosen[0]]
-    table = Table(title=f"Models on {_plain(best.task)}" if best.task else None, title_justify="left")
+    best = selection.chosen[0]
+    task_name = selection.scores[best].task
+    highest, first = figures(best, selection.scores[best])
+    table = Table(title=f"Models on {_plain(task_name)}" if task_name else None, title_justify="left")
     table.add_column("model")
     for heading in ("accuracy", "below the best", "mean length", "times the best's", "adaptive weight"):
         table.add_column(heading, justify="right")
     table.add_column("")
     for name, score in selection.scores.items():
-        verdict = "primary" if name == selection.chosen[0] else "chosen"
+        verdict = "primary" if name == best else "chosen"
+        accuracy, length = figures(name, score)
         table.add_row(
             _plain(name),
-            f"{score.accuracy:.2f}",
-            f"{best.accuracy - score.accuracy:.2f}",
-            f"{score.mean_length:.4g}",
-            f"{score.mean_length / best.mean_length:.2f}",
+            f"{accuracy:.2f}",
+            f"{highest - accuracy:.2f}",
+            f"{length:.4g}",
+            f"{length / first:.2f}",
             f"{weights[name]:.3f}" if name in weights else "",
             _plain(f"refused: {selection.refused[name]}") if name in selection.refused else verdict,
         )

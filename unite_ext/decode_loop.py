@@ -45,8 +45,8 @@ class DecodeLoop:
         self.unite_options = {n: v for n, v in self.step_options.items() if not n.startswith("method")}
         self.primary = self.step_options["primary"]
         self.alignment = ensemble.alignment.to(self.members[self.primary].device)
-        self.seed = self.options.seed
-        if self.options.do_sample and self.seed is None:
+        self.seed = self.options.seed or 0
+        if self.options.do_sample and self.options.seed is None:
             self.seed = int(torch.randint(2**31, ()))
         prints = self.alignment.fingerprints
         self.shares_ids = [p == prints[self.primary] for p in prints]
@@ -105,12 +105,12 @@ class DecodeLoop:
             else:
                 step = self.method.step(logits, rows)
             chosen = self._choose(rows, step, gated)
-        for r, (row, token_id) in enumerate(zip(rows, chosen)):
+        for r, row in enumerate(rows):
             row.num_steps += 1
-            if gated is not None and gated[r] is not None:
+            if gated is not None and (sure := gated[r]) is not None:
                 row.gated_steps += 1
                 if self.trace and len(row.traces) < row.num_steps:
-                    row.traces.append(self._gated_trace(token_id))
+                    row.traces.append(self._gated_trace(sure))
         self._emit(rows, chosen, caches)
 
     def _logits(self, m: int, rows: list[Row], caches: list[RaggedCache]) -> Tensor:
@@ -180,24 +180,24 @@ class DecodeLoop:
                 emits = emits | torch.isin(step.union_ids[:, :, m], torch.tensor(eos, device=emits.device).long())
         return emits
 
-    def _gated_trace(self, token_id: int | None) -> StepTrace:
+    def _gated_trace(self, token_id: int) -> StepTrace:
         ids = [token_id if m == self.primary else -1 for m in range(len(self.members))]
         return StepTrace([ids], [1.0], [[1.0 if i == token_id else 0.0 for i in ids]], 0, gated=True)
 
     def _emit(self, rows: list[Row], chosen: list[int | None], caches: list[RaggedCache]) -> None:
         """Take every row's token into its text and into the members' contexts."""
         token_bytes = self.alignment.vocabularies[self.primary].token_bytes
-        going = []
+        going: dict[int, int] = {}
         for r, (row, token_id) in enumerate(zip(rows, chosen)):
             if token_id is None or token_id in self.eos[self.primary]:
                 row.finish_reason = "eos"
             else:
                 row.emit(token_id, token_bytes[token_id])
-                going.append(r)
-        pieces = [token_bytes[chosen[r]] for r in going]
+                going[r] = token_id
+        pieces = [token_bytes[token_id] for token_id in going.values()]
         for m, cache in enumerate(caches):
             if self.shares_ids[m]:
-                edits = [(0, [chosen[r]]) for r in going]
+                edits = [(0, [token_id]) for token_id in going.values()]
             else:
                 edits = append_all([rows[r].syncs[m] for r in going], pieces)
             for r, (drop, append) in zip(going, edits):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 from ._arguments import MAX_MEMBERS, check_integer
 from .alignment import VocabAlignment
@@ -66,13 +66,13 @@ class UniteEnsemble:
             raise ValueError(f"models must hold 1 to {MAX_MEMBERS} members, got {len(models)}")
         if tokenizers is not None and len(tokenizers) != len(models):
             raise ValueError(f"tokenizers must hold one per model, {len(models)}, got {len(tokenizers)}")
-        self.step_options = {
+        self.step_options: dict[str, Any] = {
             "k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates, "method": method,
             "method_options": method_options,
         }  # fmt: skip
         take_step_options({}, self.step_options, len(models))
         self.compile = compile
-        self.members = []
+        self.members: list[Member] = []
         for m, model in enumerate(models):
             if not isinstance(model, Member):
                 if tokenizers is None:
@@ -87,7 +87,7 @@ class UniteEnsemble:
             )
         elif alignment.num_members != len(self.members):
             raise ValueError(f"alignment must have {len(self.members)} members, got {alignment.num_members}")
-        self.alignment = alignment.to(self.members[primary].device)
+        self.alignment: VocabAlignment = alignment.to(self.members[primary].device)
         for member, size in zip(self.members, alignment.vocab_sizes):
             if member.num_logits < size:
                 raise ValueError(
@@ -126,6 +126,38 @@ class UniteEnsemble:
         members = [Member.from_pretrained(name, **member_options) for name, member_options in zip(names, own)]
         return cls(members, lossy=lossy, compile=compile, **step)
 
+    # A string is a sequence of strings as well: the first overload that fits counts.
+    @overload
+    def generate(  # pyright: ignore[reportOverlappingOverload]
+        self,
+        prompts: Prompt,
+        *,
+        return_dict: Literal[False] = False,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        return_dict: Literal[False] = False,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> list[str]: ...
+    @overload
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        return_dict: Literal[True],
+        batch_size: int | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> GenerateOutput: ...
+    @overload
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -134,7 +166,17 @@ class UniteEnsemble:
         batch_size: int | None = None,
         progress: bool = False,
         **options: Any,
-    ) -> Any:
+    ) -> str | list[str] | GenerateOutput: ...
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        return_dict: bool = False,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> str | list[str] | GenerateOutput:
         """Generate text for one prompt or several.
 
         Parameters
@@ -162,8 +204,7 @@ class UniteEnsemble:
         RuntimeError
             A member is out of memory; says which and what to try.
         """
-        single = _is_single(prompts)
-        batch = [prompts] if single else prompts
+        batch, single = _as_batch(prompts)
         each = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=return_dict, **options)
         rows = sorted(each, key=lambda row: row.index)
         if return_dict:
@@ -287,10 +328,9 @@ class UniteEnsemble:
         return f"UniteEnsemble({members}; primary {self.members[step['primary']].name}, k={step['k']})"
 
 
-def _is_single(prompts: Any) -> bool:
-    """One prompt: a string, or a list of messages."""
-    if isinstance(prompts, str):
-        return True
+def _as_batch(prompts: Any) -> tuple[Sequence[Prompt], bool]:
+    """The prompts, and whether there was a single one: a string, or a list of messages."""
     if not isinstance(prompts, Sequence):
         raise TypeError(f"prompts must be text, chat messages, or a list of these, got {type(prompts).__name__}")
-    return bool(prompts) and isinstance(prompts[0], dict)
+    single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
+    return ([prompts] if single else prompts), single

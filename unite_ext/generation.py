@@ -194,7 +194,7 @@ def warped(probs: Tensor, options: GenerationOptions) -> Tensor:
     return result / result.sum()
 
 
-def sample(probs: Tensor, options: GenerationOptions, generator: torch.Generator) -> int:
+def sample(probs: Tensor, options: GenerationOptions, generator: torch.Generator | None) -> int:
     """Draw one slot from `warped` averaged probabilities [U] (float64, on the CPU)."""
     cumulative = warped(probs, options).cumsum(0)
     draw = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]

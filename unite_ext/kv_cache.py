@@ -12,7 +12,7 @@ again, so that all end in the last column and no row needs padding there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -245,13 +245,15 @@ def probe_reuse(model: Any, *, name: str = "model") -> str:
     raise ValueError(f"{name} ({type(model).__name__}) gives other logits in a batch of different lengths than alone")
 
 
-def _agrees(model: Any, ids: list[list[int]], start: tuple, edits: tuple, reuse: str) -> bool:
+def _agrees(
+    model: Any, ids: list[list[int]], start: Sequence[int], edits: Sequence[Sequence[tuple[int, int]]], reuse: str
+) -> bool:
     cache = RaggedCache(model, len(ids), reuse=reuse)
     fresh = [iter(row) for row in ids]
     for r, n in enumerate(start):
         cache.edit(r, 0, [next(fresh[r]) for _ in range(n)])
-    for step in (None, *edits):
-        for r, (drop, append) in enumerate(step or ()):
+    for step in ((), *edits):
+        for r, (drop, append) in enumerate(step):
             cache.edit(r, drop, [next(fresh[r]) for _ in range(append)])
         got = cache.next_logits().float()
         for r, row in enumerate(cache.ids):

@@ -40,12 +40,12 @@ class Member:
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-        self.eos_token_ids = _generation_eos(model)
-        self.context_length = _context_length(model.config)
-        self.cache_reuse = probe_reuse(model, name=self.name)
+        self.model: Any = model.eval()
+        self.tokenizer: Any = tokenizer
+        self.name: str = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self.eos_token_ids: list[int] = _generation_eos(model)
+        self.context_length: int | None = _context_length(model.config)
+        self.cache_reuse: str = probe_reuse(model, name=self.name)
 
     @classmethod
     def from_pretrained(cls, name: str, *, tokenizer: Any = None, **options: Any) -> Member:

@@ -102,24 +102,24 @@ def unite_step(
 
 @torch.library.register_fake("unite_ext::fused_step")
 def _(
-    logits,
-    table,
-    class_ids,
-    eligible,
-    eligible_offsets,
-    vocab_sizes,
-    k,
-    primary,
-    weights,
-    score_probs,
-    drop_duplicates,
-    include=None,
-    workspace=None,
-):
+    logits: Sequence[Tensor],
+    table: Tensor,
+    class_ids: Tensor,
+    eligible: Tensor,
+    eligible_offsets: Sequence[int],
+    vocab_sizes: Sequence[int],
+    k: int,
+    primary: int,
+    weights: Sequence[float],
+    score_probs: bool,
+    drop_duplicates: bool,
+    include: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     first, members = logits[0], len(logits)
     batch, slots = first.shape[0], members * k + (include is not None)
 
-    def empty(*shape, dtype):
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         return first.new_empty(shape, dtype=dtype)
 
     return (

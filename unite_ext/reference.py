@@ -189,7 +189,9 @@ def generate(
     prompt as each member's own token ids. Returns the text's bytes, the primary's ids and every step's result.
     """
     shares_ids = [f == alignment.fingerprints[primary] for f in alignment.fingerprints]
-    text, ids, steps = b"", [], []
+    text = b""
+    ids: list[int] = []
+    steps: list[StepResult] = []
     for _ in range(max_new_tokens):
         logits = []
         for m, model in enumerate(models):

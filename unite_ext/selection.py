@@ -85,12 +85,14 @@ def select_models(
     """
     if max_models is not None:
         check_integer("max_models", max_models, 1, 2**31)
-    _check_number("max_gap", max_gap, low=0.0)
-    _check_number("max_length_ratio", max_length_ratio, low=1.0)
+    _number("max_gap", max_gap, low=0.0)
+    _number("max_length_ratio", max_length_ratio, low=1.0)
     _check_candidates(candidates)
 
-    ranked = sorted(candidates, key=lambda name: -candidates[name].accuracy)  # a stable sort keeps the given order
-    best, chosen, refused = ranked[0], [ranked[0]], {}
+    # A stable sort keeps the given order.
+    ranked = sorted(candidates, key=lambda name: -figures(name, candidates[name])[0])
+    best, chosen = ranked[0], [ranked[0]]
+    refused: dict[str, str] = {}
     for name in ranked[1:]:
         reasons = _reasons(name, best, candidates, max_gap, max_length_ratio)
         if not reasons and max_models is not None and len(chosen) >= max_models:
@@ -114,10 +116,10 @@ def adaptive_weights(scores: Sequence[ModelScore]) -> list[float]:
     """
     if not scores:
         raise ValueError("scores must hold at least one model, got none")
+    above = []
     for i, score in enumerate(scores):
-        _check_points(f"scores[{i}].accuracy", score.accuracy)
-        _check_points(f"scores[{i}].chance", score.chance)
-    above = [max(0.0, score.accuracy - score.chance) for score in scores]
+        accuracy = _points(f"scores[{i}].accuracy", score.accuracy)
+        above.append(max(0.0, accuracy - _points(f"scores[{i}].chance", score.chance)))
     if sum(above) == 0:
         raise ValueError(
             f"scores must hold a model above chance, got accuracies {[s.accuracy for s in scores]} with chance "
@@ -126,18 +128,33 @@ def adaptive_weights(scores: Sequence[ModelScore]) -> list[float]:
     return [value / sum(above) for value in above]
 
 
+def figures(name: str, score: ModelScore) -> tuple[float, float]:
+    """A model's accuracy and mean length; raises where one is missing or impossible."""
+    accuracy = _points(f"accuracy of {name!r}", score.accuracy)
+    if score.mean_length is None:
+        raise ValueError(
+            f"mean_length of {name!r} is missing: give it, or evaluate with logged samples (lm_eval --log_samples) "
+            "of a task that generates text"
+        )
+    length = _number(f"mean_length of {name!r}", score.mean_length, low=0.0)
+    if length == 0:
+        raise ValueError(f"mean_length of {name!r} must be above 0, got 0: did it answer nothing at all?")
+    return accuracy, length
+
+
 def _reasons(
     name: str, best: str, scores: Mapping[str, ModelScore], max_gap: float, max_length_ratio: float
 ) -> list[str]:
     """Why a model does not go with the best one; empty if it does."""
     reasons = []
-    gap = scores[best].accuracy - scores[name].accuracy
+    accuracy, length = figures(name, scores[name])
+    highest, first = figures(best, scores[best])
+    gap = highest - accuracy
     if gap > max_gap + _ROUNDING:
         reasons.append(
-            f"its accuracy of {scores[name].accuracy:.2f} is {gap:.2f} points below that of {best} "
-            f"({scores[best].accuracy:.2f}), more than {max_gap:g}"
+            f"its accuracy of {accuracy:.2f} is {gap:.2f} points below that of {best} ({highest:.2f}), "
+            f"more than {max_gap:g}"
         )
-    length, first = scores[name].mean_length, scores[best].mean_length
     ratio = length / first
     if ratio > max_length_ratio * (1 + _ROUNDING):
         reasons.append(
@@ -163,31 +180,25 @@ def _check_candidates(candidates: Any) -> None:
     for name, score in candidates.items():
         if not isinstance(score, ModelScore):
             raise TypeError(f"candidates[{name!r}] must be a ModelScore, got {type(score).__name__}")
-        _check_points(f"accuracy of {name!r}", score.accuracy)
-        _check_points(f"chance of {name!r}", score.chance)
-        if score.mean_length is None:
-            raise ValueError(
-                f"mean_length of {name!r} is missing: give it, or evaluate with logged samples (lm_eval --log_samples) "
-                "of a task that generates text"
-            )
-        _check_number(f"mean_length of {name!r}", score.mean_length, low=0.0)
-        if score.mean_length == 0:
-            raise ValueError(f"mean_length of {name!r} must be above 0, got 0: did it answer nothing at all?")
+        figures(name, score)
+        _points(f"chance of {name!r}", score.chance)
     tasks = {name: score.task for name, score in candidates.items()}
     if len(set(tasks.values())) > 1:
         listed = ", ".join(f"{name}: {task}" for name, task in tasks.items())
         raise ValueError(f"candidates must be scored on the same task, got {listed}")
 
 
-def _check_points(name: str, value: object) -> None:
+def _points(name: str, value: object) -> float:
     if value is None:
         raise ValueError(f"{name} is missing: expected points from 0 to 100")
-    _check_number(name, value, low=0.0, high=100.0)
+    return _number(name, value, low=0.0, high=100.0)
 
 
-def _check_number(name: str, value: object, *, low: float, high: float = math.inf) -> None:
+def _number(name: str, value: object, *, low: float, high: float = math.inf) -> float:
+    """The value, if it is a number from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not (math.isfinite(value) and low <= value <= high):
         expected = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
         raise ValueError(f"{name} must be {expected}, got {value}")
+    return value

@@ -23,6 +23,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from ._tokenizer_kinds import BYTE_LEVEL, META_SPACE, SENTENCEPIECE, WORDPIECE, TokenizerParts
@@ -202,8 +203,8 @@ def _borders_of(vocabulary: Vocabulary) -> Borders:
 
 
 def _find_borders(vocabulary: Vocabulary) -> Borders:
-    parts = vocabulary.parts
     encoder = vocabulary.encoder
+    parts = encoder.parts
     matched = [t for t in parts.added_tokens if not t["special"]]
     is_border = None
     if not encoder.lossy and not any(t.get("single_word") for t in matched):
@@ -234,7 +235,7 @@ def _border_rule(parts: TokenizerParts, vocabulary: Vocabulary) -> Border | None
     return None
 
 
-def _is_space_split(pre_tokenizer: dict) -> bool:
+def _is_space_split(pre_tokenizer: dict[str, Any]) -> bool:
     return pre_tokenizer["type"] == "Split" and pre_tokenizer["pattern"] in ({"String": " "}, {"String": META_SPACE})
 
 
@@ -242,7 +243,7 @@ def _before_space(before: str, after: str) -> bool:
     return after == " " and before != " "
 
 
-def _alternatives(pre_tokenizers: list[dict]) -> set[str]:
+def _alternatives(pre_tokenizers: list[dict[str, Any]]) -> set[str]:
     """Every alternative of the regular expressions; an empty string stands for a step that is none."""
     alternatives: set[str] = set()
     for p in pre_tokenizers:

@@ -87,7 +87,7 @@ class Vocabulary:
         if not eligible.any():
             raise ValueError(f"{name}: expected a vocabulary with at least one text token, got none in {size} ids")
         self.eligible = eligible
-        self.highest_eligible_id = int(np.flatnonzero(eligible)[-1])
+        self.highest_eligible_id: int = int(np.flatnonzero(eligible)[-1])
 
     @cached_property
     def pieces(self) -> list[bytes]:

@@ -21,7 +21,7 @@ class MBR(AnswerMethod):
 
     def __init__(self, weights: Sequence[float]) -> None:
         super().__init__(weights)
-        from sacrebleu.metrics import CHRF
+        from sacrebleu.metrics.chrf import CHRF
 
         self._chrf = CHRF()
 

@@ -131,7 +131,9 @@ class EntryMethod(Method):
 
     def _scored(self, logits: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
         """Scores [B, E] with -1 where the primary cannot emit, every member's probabilities, and the status [B]."""
-        values, probs, status = [], [], torch.zeros(logits[0].shape[0], dtype=torch.int32, device=logits[0].device)
+        values: list[Tensor] = []
+        probs: list[Tensor] = []
+        status = torch.zeros(logits[0].shape[0], dtype=torch.int32, device=logits[0].device)
         for m in reversed(range(len(logits))):
             classes, size = self.alignment.classes[m], self.alignment.vocab_sizes[m]
             value = clean(logits[m][:, : len(classes)]).float()  # without the padding of the head

@@ -24,7 +24,7 @@ def model_folder(name: str) -> Path:
     """The folder of one of `MODELS`, for `AutoModelForCausalLM` and `AutoTokenizer`."""
     if name not in MODELS:
         raise ValueError(f"name must be one of {', '.join(MODELS)}, got {name!r}")
-    return Path(str(resources.files(__package__).joinpath("models", name)))
+    return Path(str(resources.files(__name__) / "models" / name))
 
 
 def load_member(name: str, folder: Path | None = None) -> Member:

@@ -157,7 +157,9 @@ def plot_gap() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m unite_ext.demo.evaluate", description=__doc__.split("\n\n")[1])
+    parser = argparse.ArgumentParser(
+        prog="python -m unite_ext.demo.evaluate", description=(__doc__ or "").partition("\n\n")[2]
+    )
     parser.add_argument("what", nargs="+", choices=("training", "dev", "gap", "plot", "test"))
     parser.add_argument("--models", type=Path, help="folder of the models; the package's by default")
     parser.add_argument("--checkpoints", type=Path, help="folder of the checkpoints, for gap")

@@ -72,7 +72,7 @@ class Measured:
 def lineup() -> list[tuple[str, tuple[str, ...], str]]:
     """What runs: (name, members, method); each model alone, then the comparable ones under every method."""
     alone = [(name, (name,), UNITE) for name in (*COMPARABLE, WEAK)]
-    return alone + [(method, COMPARABLE, method) for method in METHODS if method not in NEEDS_MORE]
+    return [*alone, *((method, COMPARABLE, method) for method in METHODS if method not in NEEDS_MORE)]
 
 
 def measure(

@@ -108,14 +108,14 @@ def train(recipe: Recipe, out: Path, *, steps: int | None = None, checkpoints: P
     `checkpoints` is a folder for weights on the way, which the skill-gap measurement reads.
     """
     started = time.perf_counter()
-    steps = steps or recipe.steps
+    count = steps or recipe.steps
     tokenizer = build_tokenizer(recipe)
     model = build_model(recipe, tokenizer).train()
     optimizers = _optimizers(model)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, steps)) for o in optimizers]
-    snapshots = {round(share * steps): share for share in CHECKPOINTS} if checkpoints else {}
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, count)) for o in optimizers]
+    snapshots = {round(share * count): share for share in CHECKPOINTS} if checkpoints else {}
     tokens, mean = 0, 0.0
-    for step, (ids, labels) in enumerate(itertools.islice(batches(recipe, tokenizer), steps), start=1):
+    for step, (ids, labels) in enumerate(itertools.islice(batches(recipe, tokenizer), count), start=1):
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=ids, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
@@ -132,14 +132,14 @@ def train(recipe: Recipe, out: Path, *, steps: int | None = None, checkpoints: P
             logger.info(
                 "%s step %d loss %.4f, %.0f tokens/s, %.0f s", recipe.name, step, mean, tokens / seconds, seconds
             )
-        if step in snapshots:
+        if checkpoints and step in snapshots:
             save(recipe, model, tokenizer, checkpoints / f"{recipe.name}-{snapshots[step]:.2f}")
     folder = save(recipe, model, tokenizer, out / recipe.name)
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "vocabulary": len(tokenizer),
-        "steps": steps,
-        "problems": steps * BATCH,
+        "steps": count,
+        "problems": count * BATCH,
         "tokens": tokens,
         "minutes": round((time.perf_counter() - started) / 60, 1),
     }
@@ -182,7 +182,9 @@ def save(recipe: Recipe, model: Any, tokenizer: Any, folder: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m unite_ext.demo.train", description=__doc__.split("\n\n")[1])
+    parser = argparse.ArgumentParser(
+        prog="python -m unite_ext.demo.train", description=(__doc__ or "").partition("\n\n")[2]
+    )
     parser.add_argument("models", nargs="*", help=f"of {', '.join(RECIPES)}; all by default")
     parser.add_argument("--out", type=Path, required=True, help="folder for the models")
     parser.add_argument("--checkpoints", type=Path, help="folder for weights on the way")
