@@ -167,7 +167,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 def save(recipe: Recipe, model: Any, tokenizer: Any, folder: Path) -> Path:
-    """Write weights of 16 bits; the configuration says float32, so they load as that."""
+    """Write weights of 16 bits; the configuration says float32, so they load as that. transformers 4 reads it too."""
     folder.mkdir(parents=True, exist_ok=True)
     half = build_model(recipe, tokenizer).half()
     half.load_state_dict(model.state_dict())
@@ -176,6 +176,9 @@ def save(recipe: Recipe, model: Any, tokenizer: Any, folder: Path) -> Path:
     config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # what both know; transformers 5 writes its new name
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "model.safetensors").chmod(0o644)
     return folder
 
