@@ -161,7 +161,7 @@ def _stream(ensemble: UniteEnsemble, prompt: Prompt, options: dict[str, Any], tr
             typer.echo(piece, nl=False)  # as it is: rich would expand tabs
     if trace != TERMINAL:
         typer.echo()
-    if trace is not None:
+    if trace is not None and stream.row is not None:
         made = Trace.from_row(ensemble, stream.row, prompt, options)
         if trace == TERMINAL:
             print_trace(made, console)

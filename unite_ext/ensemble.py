@@ -12,6 +12,7 @@ from .config import STEP_DEFAULTS, take_step_options
 from .decode_loop import DecodeLoop
 from .generation import GenerateOutput, Row, TextStream
 from .member import Member, Prompt
+from .trace import Trace
 
 
 class UniteEnsemble:
@@ -276,6 +277,15 @@ class UniteEnsemble:
         batches = run.decode([encoded], [0])
         return TextStream(row for rows, finished in batches for row in (*rows, *finished))
 
+    @overload
+    def trace(  # pyright: ignore[reportOverlappingOverload]
+        self, prompts: Prompt, *, batch_size: int | None = None, progress: bool = False, **options: Any
+    ) -> Trace: ...
+    @overload
+    def trace(
+        self, prompts: Sequence[Prompt], *, batch_size: int | None = None, progress: bool = False, **options: Any
+    ) -> list[Trace]: ...
+
     def trace(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -283,7 +293,7 @@ class UniteEnsemble:
         batch_size: int | None = None,
         progress: bool = False,
         **options: Any,
-    ) -> Any:
+    ) -> Trace | list[Trace]:
         """Generate as `generate`, and return who decided each token and what every member thought.
 
         Returns
@@ -295,13 +305,10 @@ class UniteEnsemble:
         --------
         >>> ens.trace("Once upon a time", max_new_tokens=64).save("trace.html")
         """
-        from .trace import Trace
-
         method = options.get("method", self.step_options["method"])
         if method in OUTPUT_METHODS:
             raise ValueError(f"method {method!r} chooses among whole answers: it has no steps to trace")
-        single = _is_single(prompts)
-        batch = [prompts] if single else prompts
+        batch, single = _as_batch(prompts)
         rows = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=True, **options)
         traces = {row.index: Trace.from_row(self, row, batch[row.index], options) for row in rows}
         return traces[0] if single else [traces[i] for i in range(len(batch))]

@@ -17,6 +17,8 @@ from unite_ext import (
     Selection,
     StepResult,
     StepTrace,
+    TextStream,
+    Trace,
     UniteEnsemble,
     VocabAlignment,
     Vocabulary,
@@ -38,7 +40,11 @@ def generate(ensemble: UniteEnsemble, several: Sequence[str], whole: bool) -> No
     assert_type(ensemble.generate("one", return_dict=True), GenerateOutput)
     assert_type(ensemble.generate(["one", "two"], return_dict=True).traces[0], list[StepTrace])
     assert_type(ensemble.generate("one", return_dict=whole), str | list[str] | GenerateOutput)
-    assert_type(ensemble.stream("one"), Iterator[str])
+    pieces: Iterator[str] = ensemble.stream("one")
+    assert_type(next(pieces), str)
+    assert_type(ensemble.stream("one"), TextStream)
+    assert_type(ensemble.trace("one"), Trace)
+    assert_type(ensemble.trace(["one", "two"], k=5), list[Trace])
     assert_type([row.decoded() for row in ensemble.generate_each(several)], list[str])
     assert_type(ensemble.members, list[Member])
     assert_type(ensemble.alignment, VocabAlignment)

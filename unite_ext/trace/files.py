@@ -100,7 +100,7 @@ def _check(trace: Trace) -> None:
     for number, step in enumerate(trace.steps, 1):
         slots = len(step.averages)
         fits = len(step.ids) == len(step.probs) == len(step.spellers) == slots and len(step.favorites) == members
-        if not fits or any(len(row) != members for row in (*step.ids, *step.probs)):
+        if not fits or {*map(len, step.ids), *map(len, step.probs)} != {members}:
             raise ValueError(f"step {number} does not hold {slots} slots of {members} members")
         if not all(0 <= slot < slots for slot in (step.winner, *step.favorites)) or step.decided not in DECISIONS:
             raise ValueError(f"step {number} names a slot or a decision that does not exist")

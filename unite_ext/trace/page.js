@@ -20,7 +20,7 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const probability = (p) => (p === 0 ? "0" : p < 0.001 ? "<.001" : p.toFixed(3).replace(/^0/, ""));
 
 // Control characters, and those that would reorder or hide what stands around them.

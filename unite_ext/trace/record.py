@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._names import short_names
-from ..config import STEP_DEFAULTS
 
 if TYPE_CHECKING:
     from ..ensemble import UniteEnsemble
@@ -89,7 +88,8 @@ class Trace:
         ValueError
             The row has no trace.
         """
-        from ..generation import GenerationOptions  # torch, which saved traces do without
+        from ..config import STEP_DEFAULTS  # these import torch, which saved traces do without
+        from ..generation import GenerationOptions
 
         if len(row.traces) != row.num_steps:
             raise ValueError(
@@ -201,7 +201,7 @@ class Trace:
         return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0" title="UNITE trace"></iframe>'
 
     def __repr__(self) -> str:
-        return f"Trace({' + '.join(self.members)}; {len(self.steps)} steps, {self.agreement_rate:.0%} in agreement)"
+        return f"Trace({' + '.join(self.members)}; {len(self.steps)} steps, {100 * self.agreement_rate:.1f} % in agreement)"
 
 
 def _record(trace: StepTrace, primary: int, piece: str, cut: str, spelled: Callable[[int, int], int]) -> TraceStep:

@@ -67,7 +67,7 @@ def _totals(trace: Trace, plain: bool) -> RenderableType:
         if trace.count(decided) or decided != GATED:
             name = f"⟦{decided}⟧" if plain and decided == OVERRULED else decided
             counts.append(f"{name} {trace.count(decided)}", style).append(", ")
-    counts.append(f"{trace.agreement_rate:.0%} in agreement, {len(trace.steps)} steps", "dim")
+    counts.append(f"{100 * trace.agreement_rate:.1f} % in agreement, {len(trace.steps)} steps", "dim")
     others = ", ".join(f"{name} {times}" for name, times in zip(trace.members, trace.overruled))
     return Group(counts, Text(f"wanted another token: {others}", "dim"))
 
