@@ -201,7 +201,8 @@ class Trace:
         return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0" title="UNITE trace"></iframe>'
 
     def __repr__(self) -> str:
-        return f"Trace({' + '.join(self.members)}; {len(self.steps)} steps, {100 * self.agreement_rate:.1f} % in agreement)"
+        agreement = f"{100 * self.agreement_rate:.1f} % in agreement"
+        return f"Trace({' + '.join(self.members)}; {len(self.steps)} steps, {agreement})"
 
 
 def _record(trace: StepTrace, primary: int, piece: str, cut: str, spelled: Callable[[int, int], int]) -> TraceStep:
