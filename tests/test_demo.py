@@ -196,16 +196,6 @@ def test_packaged_sizes():
     assert sum(sizes.values()) < 16_000_000
 
 
-def test_package_data_names_every_file():
-    import tomllib
-
-    project = tomllib.loads((RESULTS.parent.parent / "pyproject.toml").read_text())
-    globs = project["tool"]["setuptools"]["package-data"]["unite_ext"]
-    root = model_folder(MODELS[0]).parents[2]
-    packaged = {f for g in globs for f in root.glob(g)}
-    assert {f for name in MODELS for f in model_folder(name).iterdir()} <= packaged
-
-
 def test_tokenizers_cut_the_same_text_differently(members):
     text = "Zoë has 12*3=36 shells."
     cut = {}
