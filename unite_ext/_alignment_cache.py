@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import NDArray
 
 from .vocab import OpenedTokenizer, Vocabulary
 
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 FORMAT = "unite_ext.alignment"
 VERSION = 1  # of the file and of the rules that fill it: raise it whenever either changes
 
-Stored = tuple[list[Vocabulary], list[np.ndarray], np.ndarray]
+Stored = tuple[list[Vocabulary], list[NDArray[np.int32]], NDArray[np.int32]]
 
 
 def cache_folder(cache: bool | str | os.PathLike[str]) -> Path | None:
@@ -119,7 +120,7 @@ def read(path: Path, tokenizers: Any) -> Stored:
     return _attach(path, tensors, members, opened)
 
 
-def _read_file(path: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+def _read_file(path: Path) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
     if not path.exists():
         raise FileNotFoundError(f"path: expected an alignment file, {path} does not exist")
     try:
@@ -144,7 +145,7 @@ def _read_file(path: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]
 
 def _attach(
     path: Path,
-    tensors: dict[str, np.ndarray],
+    tensors: dict[str, NDArray[Any]],
     members: list[dict[str, Any]],
     opened: list[OpenedTokenizer] | None,
 ) -> Stored:
@@ -188,13 +189,13 @@ def _check_same(path: Path, m: int, member: dict[str, Any], opened: OpenedTokeni
         )
 
 
-def _split_bytes(blob: np.ndarray, lengths: np.ndarray) -> list[bytes]:
+def _split_bytes(blob: NDArray[np.uint8], lengths: NDArray[np.integer[Any]]) -> list[bytes]:
     data = blob.tobytes()
     ends = np.cumsum(lengths, dtype=np.int64).tolist()
     return [data[a:b] for a, b in zip([0, *ends[:-1]], ends)]
 
 
-def _checksum(tensors: dict[str, np.ndarray], header: dict[str, Any]) -> str:
+def _checksum(tensors: dict[str, NDArray[Any]], header: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])

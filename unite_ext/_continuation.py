@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 
 from ._tokenizer_kinds import (
@@ -53,7 +54,7 @@ class ContinuationEncoder:
         self,
         parts: TokenizerParts,
         pieces: list[bytes],
-        is_byte_piece: np.ndarray,
+        is_byte_piece: NDArray[np.bool_],
         eos_token_ids: tuple[int, ...],
     ) -> None:
         self.parts = parts
@@ -241,7 +242,7 @@ class _WordSpeller:
         return tuple(ids)
 
 
-def _byte_ids(kind: str, pieces: list[bytes], is_byte_piece: np.ndarray) -> list[int | None]:
+def _byte_ids(kind: str, pieces: list[bytes], is_byte_piece: NDArray[np.bool_]) -> list[int | None]:
     """The id that stands for each single byte, None where there is none."""
     ids: list[int | None] = [None] * 256
     if kind == BYTE_LEVEL:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 META_SPACE = "\u2581"  # SentencePiece writes a space as this character
 BYTE_LEVEL, SENTENCEPIECE, WORDPIECE = "byte-level", "sentencepiece", "wordpiece"
@@ -211,7 +212,7 @@ def _check_consistent(
 # --- bytes of every id -------------------------------------------------------------------------------
 
 
-def _byte_level_table() -> np.ndarray:
+def _byte_level_table() -> NDArray[np.uint16]:
     """uint16 [65536]: code point -> byte of GPT-2's byte-to-character table, or 256."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = np.full(65536, 256, np.uint16)
@@ -231,7 +232,7 @@ def surface_tokens(parts: TokenizerParts) -> list[str | None]:
     return tokens
 
 
-def piece_bytes(parts: TokenizerParts, tokens: list[str | None]) -> tuple[list[bytes], np.ndarray]:
+def piece_bytes(parts: TokenizerParts, tokens: list[str | None]) -> tuple[list[bytes], NDArray[np.bool_]]:
     """The bytes every id adds to a text, and which ids are byte-fallback pieces.
 
     Returns

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from . import _alignment_cache as cache_files
 from .vocab import OpenedTokenizer, Vocabulary
@@ -63,7 +64,9 @@ class VocabAlignment:
         Of the members' tokenizers.
     """
 
-    def __init__(self, vocabularies: Sequence[Vocabulary], classes: list[np.ndarray], class_ids: np.ndarray) -> None:
+    def __init__(
+        self, vocabularies: Sequence[Vocabulary], classes: list[NDArray[np.int32]], class_ids: NDArray[np.int32]
+    ) -> None:
         self.vocabularies: tuple[Vocabulary, ...] = tuple(vocabularies)
         self.num_members: int = len(self.vocabularies)
         self.num_classes: int = len(class_ids)
@@ -233,7 +236,7 @@ def _build(cls: type[VocabAlignment], opened: list[OpenedTokenizer], progress: b
     return cls(vocabularies, classes, class_ids)
 
 
-def _classify(vocabularies: list[Vocabulary]) -> tuple[list[np.ndarray], list[bytes]]:
+def _classify(vocabularies: list[Vocabulary]) -> tuple[list[NDArray[np.int32]], list[bytes]]:
     """Number the classes: 0 is EOS, then in order of the first member's ids, then what each later one adds.
 
     Returns
@@ -244,7 +247,7 @@ def _classify(vocabularies: list[Vocabulary]) -> tuple[list[np.ndarray], list[by
     """
     numbers: dict[bytes, int] = {}
     number = numbers.setdefault
-    classes = []
+    classes: list[NDArray[np.int32]] = []
     for vocabulary in vocabularies:
         class_of = np.full(vocabulary.size, NO_CLASS, np.int32)
         token_bytes = vocabulary.token_bytes
@@ -257,9 +260,9 @@ def _classify(vocabularies: list[Vocabulary]) -> tuple[list[np.ndarray], list[by
 
 def _fill_first_sub_tokens(
     vocabularies: list[Vocabulary],
-    classes: list[np.ndarray],
+    classes: list[NDArray[np.int32]],
     class_bytes: list[bytes],
-    class_ids: np.ndarray,
+    class_ids: NDArray[np.int32],
     progress: bool | None,
 ) -> None:
     """Tokenize, per member, the classes it has no id for; one it cannot spell keeps -1."""
@@ -287,7 +290,7 @@ def _fill_first_sub_tokens(
                 bar.update(len(chunk))
 
 
-def _pack_eligible(classes: list[np.ndarray]) -> tuple[torch.Tensor, tuple[int, ...]]:
+def _pack_eligible(classes: list[NDArray[np.int32]]) -> tuple[torch.Tensor, tuple[int, ...]]:
     """One bit per id; stretches start at multiples of 16 words and end in at least 16 zero words."""
     stretches, offsets, start = [], [], 0
     for class_of in classes:
@@ -301,7 +304,7 @@ def _pack_eligible(classes: list[np.ndarray]) -> tuple[torch.Tensor, tuple[int, 
     return torch.from_numpy(np.concatenate(stretches)), tuple(offsets)
 
 
-def _build_table(classes: list[np.ndarray], class_ids: np.ndarray) -> tuple[torch.Tensor, int]:
+def _build_table(classes: list[NDArray[np.int32]], class_ids: NDArray[np.int32]) -> tuple[torch.Tensor, int]:
     """The hash map at a load of at most one half, larger when some key would need too many probes."""
     from . import _host
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ._continuation import ContinuationEncoder
 from ._tokenizer_kinds import (
@@ -62,12 +63,12 @@ class Vocabulary:
         kind: str,
         pieces: list[bytes] | Callable[[], list[bytes]],
         size: int,
-        is_byte_piece: np.ndarray,
+        is_byte_piece: NDArray[np.bool_],
         eos_token_ids: tuple[int, ...],
         eos_token_id: int | None,
         fingerprint: str,
         parts: TokenizerParts | None,
-        eligible: np.ndarray | None = None,
+        eligible: NDArray[np.bool_] | None = None,
         name: str = "tokenizer",
     ) -> None:
         self.kind = kind
