@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every CPU benchmark in one command, about ten minutes on a quiet machine; then the figures and the tables.
+# Every CPU benchmark in one command, about six minutes on two quiet cores; then the figures and the tables.
 #
 #   benchmarks/cpu.sh [folder for results, default benchmarks/results]
 #   benchmarks/cpu.sh --quick [folder]      few shapes, short samples; the default is a new temporary folder

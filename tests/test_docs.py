@@ -1,15 +1,19 @@
-"""Every Python block of the README and of docs/ runs, as written, on small models in place of the named ones."""
+"""Every Python block of the README and of docs/ runs, on small models in place of the named ones; commands parse."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import toy_tokenizers
+import typer
 from toy_models import toy_model
+
+from unite_ext.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = ("Qwen/Qwen2-1.5B-Instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct")
@@ -40,6 +44,37 @@ def test_block_runs(block, folders, capsys, tmp_path, monkeypatch):
     for name, folder in folders.items():
         block = block.replace(name, folder)
     exec(compile(block, "document", "exec"), {"__name__": "document"})
+
+
+COMMANDS = [
+    pytest.param(shlex.split(command, comments=True), id=f"{path.name}: {command[:60]}")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for block in re.findall(r"```(?:bash|console)\n(.*?)```", path.read_text(), re.DOTALL)
+    for command in re.split(r"\n|&&", block.strip())
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_exists(command):
+    """Every shell command has the options that the documents give it; the README's own are run where tests begin."""
+    if command[0] == "unite":
+        group = typer.main.get_command(app)
+        name, parser, arguments = group.resolve_command(group.context_class(group), command[1:])
+        parser.make_context(name, list(arguments))  # parses, and runs nothing
+    elif command[:2] == ["python", "-m"]:
+        known = subprocess.run([sys.executable, "-m", command[2], "--help"], capture_output=True, text=True, check=True)
+        for option in (a for a in command[3:] if a.startswith("--")):
+            assert option in known.stdout
+    else:
+        assert command[0] in ("pip", "pytest")
+
+
+def test_shell_blocks_say_so():
+    """What opens a block names its language, or it would be tested by nothing."""
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        fences = re.findall(r"^```(\w*)$", path.read_text(), re.MULTILINE)
+        assert set(fences[::2]) <= {"bash", "console", "python", "bibtex"}, path.name
+        assert set(fences[1::2]) <= {""}, path.name
 
 
 def test_the_api_is_documented():

@@ -161,7 +161,12 @@ def test_token_texts(data, text):
     assert _token_text(data) == text
 
 
-def test_files_lose_nothing(traces, tmp_path):
+def test_files_lose_nothing(ensemble, traces, tmp_path):
+    options = {"stop": ["\n", "###"], "weights": (0.25, 0.75), "gate": 0.9, "do_sample": True, "seed": 3}
+    trace = ensemble.trace("James", max_new_tokens=9, **options)
+    assert trace.options.items() >= {**options, "weights": [0.25, 0.75]}.items()
+    trace.save(tmp_path / "options.json")
+    assert Trace.load(tmp_path / "options.json") == trace
     save_traces(traces, tmp_path / "all.json")
     assert load_traces(tmp_path / "all.json") == traces
     traces[1].save(tmp_path / "one.json")

@@ -97,11 +97,10 @@ class Trace:
                 "trace=True, by a method that decides token by token"
             )
         step = {name: options.get(name, ensemble.step_options[name]) for name in STEP_DEFAULTS}
-        step = {name: value if _is_plain(value) else str(value) for name, value in step.items()}
+        primary = step["primary"]
         chosen = vars(GenerationOptions(**{n: v for n, v in options.items() if n not in step}))
         defaults = vars(GenerationOptions())
-        changed = {n: v for n, v in chosen.items() if _is_plain(v) and v != defaults[n]}
-        primary = step["primary"]
+        step |= {name: value for name, value in chosen.items() if value != defaults[name]}
         vocabularies = ensemble.alignment.vocabularies
         used = [sorted({ids[m] for t in row.traces for ids in t.union_ids} - {-1}) for m in range(len(vocabularies))]
         eos = [sorted(v.eos_token_ids) for v in vocabularies]
@@ -121,7 +120,7 @@ class Trace:
         return cls(
             members=short_names([member.name for member in ensemble.members]),
             primary=primary,
-            options=step | changed,
+            options={name: _plain(value) for name, value in step.items()},
             prompt=prompt,
             text=row.decoded(),
             finish_reason=row.finish_reason,
@@ -244,10 +243,12 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold it."""
+def _plain(value: Any) -> Any:
+    """An option as JSON gives it back; what JSON has no form for, such as a method of one's own, by its name."""
     if isinstance(value, Mapping):
-        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+        return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return getattr(value, "name", type(value).__name__)
