@@ -113,6 +113,27 @@ def text_sync() -> str:
     return markdown(["four bytes more", *(f"after {n:,}" for n in lengths)], table, measured_on(rows))
 
 
+def holes() -> str:
+    """A pass of the model by the rule for gathering its cache, and what the rule left in it."""
+    rows = newest("holes_cpu")
+    names = {
+        ("own", "2.0", "64"): "**read in vain: 2 × the columns** (ours)",
+        ("never", "0.0", "0"): "never",
+        **{("share", str(s), "64"): f"holes: {100 * s:.0f} % of the columns" for s in (0.1, 0.25, 0.5)},
+        **{("cost", str(c), "8"): f"read in vain: {c:g} × the columns, 8 holes or more" for c in (0.5, 1.0, 2.0, 4.0)},
+    }
+    cases = {((r["rule"], r["value"], r["least"]), r["batch"]): r for r in rows}
+    batches = sorted({int(r["batch"]) for r in rows})
+
+    def cell(r: dict[str, str]) -> str:
+        return f"{duration(float(r['mean_us']))}, {r['columns']} of {r['used']} columns"
+
+    table = [[name, *(cell(cases[rule, str(b)]) for b in batches)] for rule, name in names.items()]
+    return markdown(
+        ["gather when", *(f"B = {b}" for b in batches)], table, measured_on(rows).replace("Medians", "Means")
+    )
+
+
 def trace_page() -> str:
     """The page of a long trace."""
     rows = newest("trace_page")
@@ -165,7 +186,18 @@ def demo() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (demo, methods, methods_rates, step_cpu, step_cpu_dtypes, decode_cpu, alignment, text_sync, trace_page)
+    for f in (
+        demo,
+        methods,
+        methods_rates,
+        step_cpu,
+        step_cpu_dtypes,
+        decode_cpu,
+        alignment,
+        text_sync,
+        holes,
+        trace_page,
+    )
 }
 
 

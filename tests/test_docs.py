@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -55,14 +56,22 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_exists(command):
+def test_command_exists(command, tmp_path):
     """Every shell command has the options that the documents give it; the README's own are run where tests begin."""
     if command[0] == "unite":
         group = typer.main.get_command(app)
         name, parser, arguments = group.resolve_command(group.context_class(group), command[1:])
         parser.make_context(name, list(arguments))  # parses, and runs nothing
     elif command[:2] == ["python", "-m"]:
-        known = subprocess.run([sys.executable, "-m", command[2], "--help"], capture_output=True, text=True, check=True)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        known = subprocess.run(
+            [sys.executable, "-m", command[2], "--help"],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=tmp_path,  # not the source folder, whose package may lack its compiled modules
+        )
+        assert known.returncode == 0, known.stderr
         for option in (a for a in command[3:] if a.startswith("--")):
             assert option in known.stdout
     else:

@@ -446,6 +446,6 @@ def test_a_long_run_holds_nothing_but_its_caches(pair):
         if step in (200, 1990):
             sizes[step] = live_bytes()
             lengths = [len(row.ids) + 40 for row in rows], [len(row.syncs[1].ids) + 40 for row in rows]
-    # Two layers, keys and values, 8 rows, 2 heads of 8 float32; a quarter of the columns may be holes.
+    # Two layers, keys and values, 8 rows, 2 heads of 8 float32; some of the columns are holes.
     columns = sum(max(own) for own in lengths) / 0.75
     assert sizes[1990] - sizes[200] < columns * 2 * 2 * 8 * 2 * 8 * 4 + 200_000

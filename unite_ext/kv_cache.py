@@ -2,8 +2,10 @@
 
 A row's ids stand in the cache in order, but not side by side: a dropped id leaves its column behind as a *hole*,
 0 in the 2-D attention mask, because other rows may need that column. Positions are passed explicitly, so holes
-cost memory and nothing else. They are removed, by gathering every row's columns to the right end, when they
-become many, and before every pass of a model whose attention looks at columns instead of positions (sliding windows).
+cost memory and time, and change nothing. They are removed, by gathering every row's columns to the right end, when
+passes have read so many in vain that moving the cache would have cost as much: then it never costs more than twice what
+the best moments would have, however often a member's ids change. Models whose attention looks at columns instead of
+positions (sliding windows) are gathered before every pass.
 
 Every row takes part in a pass with its last C ids, C being the most that any row has to feed: rows with fewer feed some
 again, so that all end in the last column and no row needs padding there.
@@ -23,8 +25,8 @@ logger = logging.getLogger(__name__)
 Change = Callable[[Tensor], Tensor]
 
 REUSE = ("holes", "compact", "recompute")
-MAX_HOLES = 0.25  # share of the columns; a guess between copying often and attending to nothing, not tuned
-MIN_HOLES = 64
+MOVE_COST = 2.0  # of moving a column, in columns that a pass reads; from 0.5 to 4 it hardly matters (bench_holes.py)
+MIN_HOLES = 64  # fewer are not worth the calls
 
 
 class RaggedCache:
@@ -48,6 +50,7 @@ class RaggedCache:
         self._width = 0  # columns of the cache
         self._mask = torch.zeros(rows, 0, dtype=torch.bool)  # [B, at least width]: which columns are a row's own
         self._cache: Any = None
+        self._read_in_vain = 0  # holes, summed over the passes since the last gathering
 
     def edit(self, row: int, drop: int, append: list[int]) -> None:
         """Drop the last `drop` ids of a row and append others; nothing is computed yet."""
@@ -163,10 +166,12 @@ class RaggedCache:
                 for columns in self._columns
             )
         holes = self._width - max(map(len, self._columns))
-        return holes > max(MIN_HOLES, MAX_HOLES * self._width)
+        self._read_in_vain += holes
+        return holes > MIN_HOLES and self._read_in_vain > MOVE_COST * self._width
 
     def _compact(self) -> None:
         """Gather every row's columns to the right end."""
+        self._read_in_vain = 0
         width = max(map(len, self._columns))
         if width == 0:
             self._forget()

@@ -55,6 +55,10 @@ class StaticRaggedCache(RaggedCache):
     def _feed(self, least: int) -> int:
         return next((feed for feed in FEEDS if feed >= least), least)
 
+    def _has_to_move(self) -> bool:
+        # A pass reads the whole capacity: holes cost nothing until it is full.
+        return self.reuse == "compact" and super()._has_to_move()
+
     def _reserve(self, width: int) -> None:
         if width <= self._capacity:
             return
