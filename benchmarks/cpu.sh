@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every CPU benchmark in one command, about six minutes on two quiet cores; then the figures and the tables.
+# Every CPU benchmark in one command, about ten minutes on two quiet cores; then the figures and the tables.
 #
 #   benchmarks/cpu.sh [folder for results, default benchmarks/results]
 #   benchmarks/cpu.sh --quick [folder]      few shapes, short samples; the default is a new temporary folder
@@ -54,6 +54,7 @@ step() {
 step bench_step --out "$out/step_cpu.csv" ${quick:+--seconds 0.02}
 step bench_sweep --out "$out/sweep_cpu.csv" ${quick:+--quick}
 step bench_decode --out "$out/decode_cpu.csv" ${quick:+--quick}
+[ -n "$quick" ] || step bench_holes --out "$out/holes_cpu.csv"
 step bench_text_sync --out "$out/text_sync.csv"
 step bench_alignment --out "$out/alignment.csv"
 if command -v chromium chromedriver >/dev/null && python -c 'import selenium' 2>/dev/null; then
