@@ -6,12 +6,14 @@ The member reads what Llama-3's tokenizer says of this project's documents with 
 folder that UNITE_TEST_TOKENIZERS names), every row at another place. Its model is nearly all attention, so that columns
 that nobody uses cost as much as they can. A rule is `share` (gather when holes are more than this share of the
 columns), `cost` (gather when the holes that passes have read since the last time are more than so many times the
-columns), each with the fewest holes that are worth it, or `own`, the one of `unite_ext.kv_cache`.
+columns), each with the fewest holes that are worth it, or `own`, the one of `unite_ext.kv_cache`. Of several rounds
+in opposite order each rule's faster one counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import time
 from pathlib import Path
@@ -33,7 +35,8 @@ RULES = [
     ("never", 0.0, 0),
     *(("share", s, 64) for s in (0.1, 0.25, 0.5)),
 ]
-RULES += [("cost", c, least) for least in (8, 64) for c in (0.5, 1.0, 2.0, 4.0)]
+RULES += [("cost", c, 64) for c in (0.5, 1.0, 4.0)] + [("cost", kv_cache.MOVE_COST, 8)]
+ROUNDS = 2
 
 Edit = tuple[int, list[int]]
 
@@ -99,6 +102,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "holes_cpu.csv", help="CSV file to append to")
     out = parser.parse_args().out
+    # A cache grows by being copied. Left alone, the C library gives large blocks back to the system at every step, and
+    # fresh pages cost more than anything measured here; allocators for GPUs keep them.
+    libc = ctypes.CDLL(None)
+    for setting in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        libc.mallopt(setting, 2**30)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=IDS, hidden_size=256, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
@@ -107,24 +115,27 @@ def main() -> None:
     model = AutoModelForCausalLM.from_config(config).eval()
     facts = machine()
     for batch in (8, 32):
-        edits, rows = edits_of(batch), []
-        for rule, value, least in RULES:
-            cache = RuledCache(model, batch, rule, value, least)
-            times = seconds_of(cache, edits)
-            rows.append(
-                facts
-                | {"batch": batch, "rule": rule, "value": value, "least": least, "gathered": cache.moved}
-                | {"columns": cache._width, "used": max(map(len, cache.ids))}
-                | percentiles(times)
-                | {"mean_us": round(1e6 * mean(times), 3)}
-            )
-            r = rows[-1]
-            print(
-                f"B={batch:<3} {rule:5} {value:<5} least {least:<3} gathered {cache.moved:3} "
-                f"columns {r['columns']:5} of {r['used']:5}  mean {r['mean_us'] / 1e3:8.3f} ms",
-                flush=True,
-            )
-        append_csv(out, rows)
+        edits, rows = edits_of(batch), {}
+        seconds_of(RuledCache(model, batch, *RULES[0]), edits)  # warms up
+        for order in range(ROUNDS):
+            for rule, value, least in RULES[:: -1 if order % 2 else 1]:
+                cache = RuledCache(model, batch, rule, value, least)
+                times = seconds_of(cache, edits)
+                row = (
+                    facts
+                    | {"batch": batch, "rule": rule, "value": value, "least": least, "gathered": cache.moved}
+                    | {"columns": cache._width, "used": max(map(len, cache.ids))}
+                    | percentiles(times)
+                    | {"mean_us": round(1e6 * mean(times), 3)}
+                )
+                print(
+                    f"B={batch:<3} {rule:5} {value:<5} least {least:<3} gathered {cache.moved:3} "
+                    f"columns {row['columns']:5} of {row['used']:5}  mean {row['mean_us'] / 1e3:8.3f} ms",
+                    flush=True,
+                )
+                if (rule, value, least) not in rows or row["mean_us"] < rows[rule, value, least]["mean_us"]:
+                    rows[rule, value, least] = row
+        append_csv(out, [rows[rule] for rule in RULES])
 
 
 if __name__ == "__main__":
