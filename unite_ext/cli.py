@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from ._console import console, fail, plain
 from ._names import short_names
 from .cli_eval import evaluate
 from .cli_generate import generate
@@ -24,20 +24,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # rewraps paragraphs
     pretty_exceptions_show_locals=False,
 )
-console = Console()
-errors = Console(stderr=True)
-
-
-def fail(message: object) -> typer.Exit:
-    """Print an error for a person; raise what this returns."""
-    errors.print(f"[bold red]error:[/] {_plain(message)}", soft_wrap=True)
-    return typer.Exit(code=1)
-
-
-def _plain(text: object) -> str:
-    """Text that rich prints as it is: no markup, and control characters visible."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return shown.replace("[", r"\[")
 
 
 def load_tokenizer(name: str) -> Any:
@@ -115,7 +101,7 @@ def align(
     table.add_column("EOS ids")
     for m in report.members:
         counts = (f"{n:,}" for n in (m.ids, m.eligible, m.classes, m.doubled))
-        table.add_row(_plain(m.name), m.kind, *counts, ", ".join(map(str, m.eos_token_ids)) or "none")
+        table.add_row(plain(m.name), m.kind, *counts, ", ".join(map(str, m.eos_token_ids)) or "none")
     console.print(table)
 
     table = Table(title="Pairs", title_justify="left")
@@ -126,7 +112,7 @@ def align(
     for p in report.pairs:
         counts = (f"{n:,}" for n in (p.classes_common, p.missed_by_surface, p.surface_common, p.surface_union))
         shares = (f"{100 * share:.1f} %" for share in p.first_sub_token_share)
-        table.add_row(_plain(f"{p.first} / {p.second}"), *counts, *shares)
+        table.add_row(plain(f"{p.first} / {p.second}"), *counts, *shares)
     console.print(table)
 
     for p in report.pairs:
@@ -147,11 +133,11 @@ app.command()(demo)
 def _print_examples(title: str, examples: list[Any], pair: Any) -> None:
     if not examples:
         return
-    table = Table(title=_plain(title), title_justify="left")
+    table = Table(title=plain(title), title_justify="left")
     for heading in (f"text in {pair.first}", "its surface", f"surface in {pair.second}", "its text"):
-        table.add_column(_plain(heading))
+        table.add_column(plain(heading))
     for e in examples:
         values = asdict(e)
         cells = (values["text"], values["surface"], values["other_surface"], values["other_text"])
-        table.add_row(*(_plain(f"'{cell}'") for cell in cells))
+        table.add_row(*(plain(f"'{cell}'") for cell in cells))
     console.print(table)

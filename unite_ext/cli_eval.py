@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ._console import console, fail, plain
 from .cli_eval_demo import evaluate_demo
 
 
@@ -58,7 +59,6 @@ def evaluate(
 
     Example: unite eval --model A --model B --tasks unite_gsm8k --benchmarks data --output results --method gac
     """
-    from .cli import _plain, console, fail
 
     if demo:
         if model or tasks:
@@ -115,7 +115,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(results["results"], default=str))
         return
-    console.print(_table(results, _plain))
+    console.print(_table(results))
 
 
 def _fingerprint(model: list[str], options: dict[str, Any], chat: bool) -> str:
@@ -136,7 +136,7 @@ def _save(tracker: Any, results: dict[str, Any], name: str, method: str, options
         tracker.save_results_samples(task_name=task, samples=samples[task])
 
 
-def _table(results: dict[str, Any], plain: Any) -> Any:
+def _table(results: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(title="Results", title_justify="left")

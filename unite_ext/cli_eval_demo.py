@@ -8,13 +8,14 @@ from typing import Any
 
 import typer
 
+from ._console import console, errors, fail
+
 
 def evaluate_demo(method: str | None, output: Path | None, limit: int | None, as_json: bool) -> None:
     """Run the bundled models alone and under every method on the demo's test problems, and print one table."""
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from .cli import console, errors, fail
     from .demo import MODELS, load_member
     from .demo.methods import lineup, run
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ._console import console, errors, fail
+
 if TYPE_CHECKING:
     from .ensemble import UniteEnsemble
     from .generation import Row
@@ -83,7 +85,6 @@ def generate(
 
         unite generate --model A --model B --prompt "Once upon a time" --trace trace.html
     """
-    from .cli import errors, fail
 
     try:
         prompts = _read_prompts(prompt, file, chat, system)
@@ -151,7 +152,6 @@ def _check_trace(trace: Path | None, method: str, streams: bool) -> None:
 
 def _stream(ensemble: UniteEnsemble, prompt: Prompt, options: dict[str, Any], trace: Path | None) -> None:
     """One text on the terminal as it comes, or with its trace when it is done."""
-    from .cli import console
     from .trace import Trace
     from .trace.terminal import print_trace
 
@@ -185,7 +185,6 @@ def _traced(
 
 
 def _save_traces(traces: list[Trace], path: Path) -> None:
-    from .cli import errors
     from .trace import save_traces
 
     if not traces:
@@ -196,7 +195,6 @@ def _save_traces(traces: list[Trace], path: Path) -> None:
 
 
 def _write_rows(rows: Iterator[Row], prompts: list[Prompt], output: Path | None, done: int) -> None:
-    from .cli import errors
 
     file = output.open("a", encoding="utf-8") if output else sys.stdout
     written = 0

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ._console import console, fail, plain
+
 
 def select(
     paths: Annotated[
@@ -39,7 +41,6 @@ def select(
     """
     from rich.table import Table
 
-    from .cli import _plain, console, fail
     from .score_files import read_scores
     from .selection import figures, select_models
 
@@ -64,7 +65,7 @@ def select(
     best = selection.chosen[0]
     task_name = selection.scores[best].task
     highest, first = figures(best, selection.scores[best])
-    table = Table(title=f"Models on {_plain(task_name)}" if task_name else None, title_justify="left")
+    table = Table(title=f"Models on {plain(task_name)}" if task_name else None, title_justify="left")
     table.add_column("model")
     for heading in ("accuracy", "below the best", "mean length", "times the best's", "adaptive weight"):
         table.add_column(heading, justify="right")
@@ -73,13 +74,13 @@ def select(
         verdict = "primary" if name == best else "chosen"
         accuracy, length = figures(name, score)
         table.add_row(
-            _plain(name),
+            plain(name),
             f"{accuracy:.2f}",
             f"{highest - accuracy:.2f}",
             f"{length:.4g}",
             f"{length / first:.2f}",
             f"{weights[name]:.3f}" if name in weights else "",
-            _plain(f"refused: {selection.refused[name]}") if name in selection.refused else verdict,
+            plain(f"refused: {selection.refused[name]}") if name in selection.refused else verdict,
         )
     console.print(table)
     if len(selection.chosen) == 1:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._console import console, fail, visible
+
 if TYPE_CHECKING:
     from ..member import Member
     from ..trace import Trace, TraceStep
@@ -47,7 +49,6 @@ def demo(
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from ..cli import fail
     from ..trace.files import check_path
     from . import MODELS, load_member
 
@@ -151,7 +152,6 @@ def _section(result: Result) -> tuple[int, bool]:
 def _print_table(results: list[Result]) -> None:
     from rich.table import Table
 
-    from ..cli import console
     from . import COMPARABLE
 
     table = Table(title=f"{len(results[0].right)} held-out problems", title_justify="left")
@@ -180,8 +180,6 @@ def _print_table(results: list[Result]) -> None:
 def _print_worked(shown: Problem | None, question: str, alone: dict[str, str], trace: Trace) -> None:
     from rich.text import Text
 
-    from ..cli import console
-    from ..trace.terminal import visible
     from . import COMPARABLE
     from .problems import read_answer
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .._console import console, fail
+
 
 def trace(
     file: Annotated[Path, typer.Argument(help="A .json file that `unite generate --trace` wrote.")],
@@ -29,7 +31,6 @@ def trace(
 
         unite trace trace.json --html trace.html
     """
-    from ..cli import console, fail
     from .files import check_path, load_traces, save_traces
     from .terminal import print_step, print_trace
 

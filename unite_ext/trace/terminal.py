@@ -6,6 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .._console import visible
 from .record import AGREEMENT, DECISIONS, GATED, OVERRULED, PRIMARY, Trace
 
 STYLES = {AGREEMENT: "green", PRIMARY: "blue", OVERRULED: "bold reverse yellow", GATED: "dim"}
@@ -70,8 +71,3 @@ def _totals(trace: Trace, plain: bool) -> RenderableType:
     counts.append(f"{100 * trace.agreement_rate:.1f} % in agreement, {len(trace.steps)} steps", "dim")
     others = ", ".join(f"{name} {times}" for name, times in zip(trace.members, trace.overruled))
     return Group(counts, Text(f"wanted another token: {others}", "dim"))
-
-
-def visible(text: str) -> str:
-    """Text whose control characters cannot act on the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
