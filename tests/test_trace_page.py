@@ -164,7 +164,7 @@ def test_the_legend_leads_to_the_next(browser, show):
 
 HOSTILE = [
     "<script>document.title = 'owned'</script>", "<img src=x onerror=\"document.title='owned'\">", "</script>", "<!--",
-    "&lt;b&gt;", "\u202egnol", "\x00\x1b[2J", "{{x}}", "`${document.title='owned'}`",
+    "&lt;b&gt;", "\u202egnol", "\x00\x1b[2J", "a\u00a0b", "{{x}}", "`${document.title='owned'}`",
 ]  # fmt: skip
 
 
@@ -181,9 +181,12 @@ def test_texts_are_shown_and_never_run(browser, show):
     assert [t.text for t in tokens[:5]] == HOSTILE[:5]
     assert tokens[5].text == "U+202Egnol"
     assert tokens[6].text == "U+0000U+001B[2J"
+    assert tokens[7].text.replace("\u00a0", " ") == "a b"
     for token in tokens:
         token.click()
         assert all_of(browser, "#panel tbody tr")
+    tokens[7].click()
+    assert all_of(browser, "#panel .text")[-1].text.startswith("␣aU+00A0b")  # in a table any space counts
     assert evil in one(browser, "#members").text
     assert evil in one(browser, "#options").text
     assert HOSTILE[1] in one(browser, "#prompt").text

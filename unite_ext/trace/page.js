@@ -24,22 +24,22 @@ const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const probability = (p) => (p === 0 ? "0" : p < 0.001 ? "<.001" : p.toFixed(3).replace(/^0/, ""));
 
 // Control characters, and those that would reorder or hide what stands around them.
-const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]/;
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]/u;
+const SIGNS = { "\n": "↵", "\t": "⇥", " ": "␣" };
 
 /** Text with its invisible characters made visible; in running text spaces stay spaces and lines break. */
 function visible(text, running) {
   const made = document.createDocumentFragment();
-  for (const part of text.split(/(\s|[\u0000-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff])/)) {
-    if (part === "") continue;
-    let sign;
-    if (part === "\n") sign = "↵";
-    else if (part === "\t") sign = "⇥";
-    else if (part === " ") sign = running ? undefined : "␣";
-    else if (UNSEEN.test(part)) sign = `U+${part.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
-    made.append(sign === undefined ? part : element("span", { class: "sign" }, sign));
-    if (running && part === "\n") made.append("\n");
-    if (running && part === "\t") made.append("\t");
+  for (const character of text) {
+    // In a table every kind of space counts; in running text only what cannot be seen to be there.
+    if (!UNSEEN.test(character) && (running || !/\s/u.test(character))) made.append(character);
+    else {
+      const code = character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+      made.append(element("span", { class: "sign" }, SIGNS[character] ?? `U+${code}`));
+      if (running && (character === "\n" || character === "\t")) made.append(character);
+    }
   }
+  made.normalize();
   return made;
 }
 
@@ -55,11 +55,18 @@ function showTrace(row) {
     members.append(m ? " + " : "", element("b", {}, name), m === trace.primary ? " (primary)" : "");
   });
   const options = Object.entries(trace.options).filter(([name, value]) => name !== "primary" && value !== null);
-  $("options").textContent = options.map(([name, value]) => `${name} = ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ");
+  $("options").textContent = options
+    .map(([name, value]) => `${name} = ${typeof value === "string" ? value : JSON.stringify(value)}`)
+    .join(", ");
   showPrompt();
   showTotals();
   tokens = trace.steps.map((step, i) => {
-    const span = element("span", { class: `token ${step.decided}`, role: "option", "aria-selected": "false", tabindex: i ? "-1" : "0" });
+    const span = element("span", {
+      class: `token ${step.decided}`,
+      role: "option",
+      "aria-selected": "false",
+      tabindex: i ? "-1" : "0",
+    });
     span.dataset.step = i;
     span.append(visible(step.piece, true));
     if (step.cut) span.append(element("span", { class: "cut" }, visible(step.cut, true)));
@@ -72,7 +79,11 @@ function showTrace(row) {
     return span;
   });
   $("text").replaceChildren(...tokens);
-  const reasons = { eos: "Ended by an end-of-text token.", stop: "Ended by a stop string.", length: "Ended by the limit of tokens." };
+  const reasons = {
+    eos: "Ended by an end-of-text token.",
+    stop: "Ended by a stop string.",
+    length: "Ended by the limit of tokens.",
+  };
   $("end").textContent = reasons[trace.finish_reason] || "";
 }
 
@@ -92,15 +103,29 @@ function showTotals() {
   const steps = trace.steps;
   const count = Object.fromEntries(ORDER.map((name) => [name, steps.filter((s) => s.decided === name).length]));
   const asked = steps.length - count.gated;
-  const tile = (figure, label) => element("div", { class: "tile" }, element("b", {}, figure), element("span", {}, label));
+  const tile = (figure, label) =>
+    element("div", { class: "tile" }, element("b", {}, figure), element("span", {}, label));
   const each = element("table", { "aria-label": "How often each member wanted another token" });
   trace.members.forEach((name, m) => {
     const times = steps.filter((s) => s.decided !== "gated" && s.favorites[m] !== s.winner).length;
     const track = element("td", { class: "track" });
     track.append(bar(asked ? times / asked : 0));
-    each.append(element("tr", {}, element("th", { scope: "row" }, name), track, element("td", {}, `${times} (${percent(asked ? times / asked : 0)})`)));
+    each.append(
+      element(
+        "tr",
+        {},
+        element("th", { scope: "row" }, name),
+        track,
+        element("td", {}, `${times} (${percent(asked ? times / asked : 0)})`),
+      ),
+    );
   });
-  const wide = element("div", { class: "tile each" }, element("span", {}, "Wanted another token than the one taken"), each);
+  const wide = element(
+    "div",
+    { class: "tile each" },
+    element("span", {}, "Wanted another token than the one taken"),
+    each,
+  );
   $("totals").replaceChildren(
     tile(String(steps.length), "steps"),
     tile(percent(asked ? count.agreement / asked : 1), `agreement (${count.agreement} of ${asked})`),
@@ -108,7 +133,12 @@ function showTotals() {
     wide,
   );
   const legend = ORDER.filter((name) => count[name] || name !== "gated").map((name) => {
-    const button = element("button", { type: "button", title: `next: ${NAMES[name]}` }, element("span", { class: `swatch ${name}` }), `${NAMES[name]} ${count[name]}`);
+    const button = element(
+      "button",
+      { type: "button", title: `next: ${NAMES[name]}` },
+      element("span", { class: `swatch ${name}` }),
+      `${NAMES[name]} ${count[name]}`,
+    );
     button.disabled = !count[name];
     button.addEventListener("click", () => goToNext(name, 1));
     return button;
@@ -125,7 +155,11 @@ function bar(share) {
 
 /** One member's token in one slot, with its probability as a number and as a bar. */
 function cell(tag, attributes, text, number, share) {
-  const made = element(tag, attributes, element("div", { class: "line" }, text, element("span", { class: "number" }, number)));
+  const made = element(
+    tag,
+    attributes,
+    element("div", { class: "line" }, text, element("span", { class: "number" }, number)),
+  );
   made.append(bar(share));
   return made;
 }
@@ -153,11 +187,27 @@ function unionTable(step, limit) {
     const id = step.ids[slot][speller];
     const whole = ownText(speller, id);
     const row = element("tr", { class: slot === step.winner ? "taken" : undefined });
-    row.append(cell("th", { scope: "row", class: "cell average" }, tokenText(speller, id, whole), probability(step.averages[slot]), step.averages[slot]));
+    row.append(
+      cell(
+        "th",
+        { scope: "row", class: "cell average" },
+        tokenText(speller, id, whole),
+        probability(step.averages[slot]),
+        step.averages[slot],
+      ),
+    );
     step.ids[slot].forEach((id, m) => {
       const own = step.decided !== "gated" && step.favorites[m] === slot;
       const p = step.probs[slot][m];
-      row.append(cell("td", { class: own ? "cell own" : "cell", title: own ? "its own choice" : undefined }, tokenText(m, id, whole), probability(p), p));
+      row.append(
+        cell(
+          "td",
+          { class: own ? "cell own" : "cell", title: own ? "its own choice" : undefined },
+          tokenText(m, id, whole),
+          probability(p),
+          p,
+        ),
+      );
     });
     body.append(row);
   }
@@ -172,14 +222,22 @@ function sentence(step) {
   if (step.decided === "gated") made.append(`${trace.members[trace.primary]} was sure of it; nobody else was asked.`);
   if (step.decided === "overruled") {
     const id = step.ids[slot][trace.primary];
-    made.append(`${trace.members[trace.primary]} wanted `, tokenText(trace.primary, id, ownText(trace.primary, id)), ` (${probability(step.probs[slot][trace.primary])}).`);
+    made.append(
+      `${trace.members[trace.primary]} wanted `,
+      tokenText(trace.primary, id, ownText(trace.primary, id)),
+      ` (${probability(step.probs[slot][trace.primary])}).`,
+    );
   }
   if (step.decided === "primary") {
     const others = trace.members.filter((_, m) => step.favorites[m] !== step.winner);
     made.append(`${others.join(", ")} wanted something else.`);
   }
   if (step.averages[step.winner] < Math.max(...step.averages)) {
-    made.append(trace.options.do_sample ? " It was drawn; another has a larger average." : " Another has a larger average, which does not decide alone in this method.");
+    made.append(
+      trace.options.do_sample
+        ? " It was drawn; another has a larger average."
+        : " Another has a larger average, which does not decide alone in this method.",
+    );
   }
   return made;
 }
@@ -195,7 +253,12 @@ function show(i) {
   const step = trace.steps[i];
   const close = element("button", { type: "button", class: "close", "aria-label": "close" }, "×");
   close.addEventListener("click", () => show(undefined));
-  panel.replaceChildren(close, element("h2", {}, `Token ${i + 1} of ${tokens.length}`), sentence(step), unionTable(step, SHOWN_SLOTS));
+  panel.replaceChildren(
+    close,
+    element("h2", {}, `Token ${i + 1} of ${tokens.length}`),
+    sentence(step),
+    unionTable(step, SHOWN_SLOTS),
+  );
   if (step.averages.length > SHOWN_SLOTS) {
     const more = element("button", { type: "button", class: "more" }, `all ${step.averages.length} slots`);
     more.addEventListener("click", () => {
@@ -283,7 +346,9 @@ function mostTelling() {
 }
 
 const select = $("choose").querySelector("select");
-traces.forEach((one, row) => select.append(element("option", { value: String(row) }, `${row + 1}: ${one.text.trim().slice(0, 60)}`)));
+traces.forEach((one, row) =>
+  select.append(element("option", { value: String(row) }, `${row + 1}: ${one.text.trim().slice(0, 60)}`)),
+);
 select.addEventListener("change", () => {
   showTrace(Number(select.value));
   show(tokens.length ? mostTelling() : undefined);
