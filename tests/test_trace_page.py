@@ -315,6 +315,18 @@ def test_two_thousand_tokens(browser, show, tmp_path):
     assert shot.stat().st_size > 10_000
 
 
+def test_a_notebook_shows_it_in_a_frame(browser, show, tmp_path):
+    show(made_up_trace(["x"]))  # for its check of what the browser reports
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(f"<!doctype html><title>notebook</title>{made_up_trace(WORDS)._repr_html_()}")
+    browser.get(notebook.as_uri())
+    browser.switch_to.frame(0)
+    all_of(browser, ".token")[3].click()
+    assert panel_title(browser) == "Token 4 of 7"
+    browser.switch_to.default_content()
+    assert browser.title == "notebook"
+
+
 def test_without_scripts_the_text_is_there(browser, show):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:

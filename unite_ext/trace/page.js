@@ -309,6 +309,7 @@ $("text").addEventListener("focusin", (event) => {
   if (i === undefined) return;
   focused = i;
   show(i);
+  if (location.protocol === "about:") return; // a frame of a notebook, which has no address
   history.replaceState(null, "", `#${traces.length > 1 ? `${traces.indexOf(trace) + 1}.` : ""}${i + 1}`);
 });
 $("text").addEventListener("keydown", (event) => {
