@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._console import console, errors, fail
+from .trace.cli import save_and_say
 
 if TYPE_CHECKING:
     from .ensemble import UniteEnsemble
@@ -127,8 +128,8 @@ def generate(
                 _traced(rows, ensemble, prompts, options, traces) if trace else rows, prompts, output, len(done)
             )
         finally:  # also of what was finished before Ctrl-C
-            if trace:
-                _save_traces([traces[i] for i in sorted(traces)], trace)
+            if trace and traces:
+                save_and_say([traces[i] for i in sorted(traces)], trace)
     except typer.Exit:  # a RuntimeError of its own kind
         raise
     except (ValueError, TypeError, OSError, RuntimeError) as error:
@@ -166,7 +167,7 @@ def _stream(ensemble: UniteEnsemble, prompt: Prompt, options: dict[str, Any], tr
         if trace == TERMINAL:
             print_trace(made, console)
         else:
-            _save_traces([made], trace)
+            save_and_say([made], trace)
 
 
 def _traced(
@@ -182,16 +183,6 @@ def _traced(
     for row in rows:
         traces[row.index] = Trace.from_row(ensemble, row, prompts[row.index], options)
         yield row
-
-
-def _save_traces(traces: list[Trace], path: Path) -> None:
-    from .trace import save_traces
-
-    if not traces:
-        return
-    save_traces(traces, path)
-    how = "open it in a browser" if path.suffix.lower() == ".html" else f"unite trace {path} shows it"
-    errors.print(f"trace: {path} ({how})", markup=False, soft_wrap=True)
 
 
 def _write_rows(rows: Iterator[Row], prompts: list[Prompt], output: Path | None, done: int) -> None:

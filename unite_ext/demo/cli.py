@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._console import console, fail, visible
+from ..trace.cli import save_and_say
 
 if TYPE_CHECKING:
     from ..member import Member
@@ -72,7 +73,7 @@ def demo(
     try:
         alone, worked = _work_by_all(members, problem, k)
         if trace is not None:
-            worked.save(trace)
+            save_and_say([worked], trace)
     except (ValueError, OSError) as error:
         raise fail(error) from None
     if as_json:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .._console import console, fail
+from .._console import console, errors, fail
+from .files import check_path, load_traces, save_traces
+from .record import Trace
+from .terminal import print_step, print_trace
+
+
+def save_and_say(traces: Sequence[Trace], path: Path) -> None:
+    """Write traces, and tell where they are and what to do with them."""
+    save_traces(traces, path)
+    how = "open it in a browser" if path.suffix.lower() == ".html" else f"unite trace {path} shows it"
+    errors.print(f"trace: {path} ({how})", markup=False, highlight=False, soft_wrap=True)
 
 
 def trace(
     file: Annotated[Path, typer.Argument(help="A .json file that `unite generate --trace` wrote.")],
-    html: Annotated[Path | None, typer.Option(help="Write a page for a browser here, and print nothing.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page for a browser here, not on the terminal.")] = None,
     text: Annotated[int, typer.Option(min=1, help="Which of its texts to print, counted from 1.")] = 1,
     step: Annotated[int | None, typer.Option(help="Print the union of this step, counted from 1.")] = None,
 ) -> None:
@@ -31,8 +42,6 @@ def trace(
 
         unite trace trace.json --html trace.html
     """
-    from .files import check_path, load_traces, save_traces
-    from .terminal import print_step, print_trace
 
     try:
         if html is not None and check_path(html).suffix.lower() != ".html":
@@ -41,7 +50,7 @@ def trace(
         if not traces:
             raise ValueError(f"{file} holds no trace")
         if html is not None:
-            save_traces(traces, html)
+            save_and_say(traces, html)
             return
         if text > len(traces):
             raise ValueError(f"--text must be 1 to {len(traces)}, the texts that {file} holds; got {text}")
