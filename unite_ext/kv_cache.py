@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,8 @@ class RaggedCache:
         self.ids: list[list[int]] = [[] for _ in range(rows)]
         self._columns: list[list[int]] = [[] for _ in range(rows)]  # of the ids that are in the cache, ascending
         self._width = 0  # columns of the cache
-        self._mask = torch.zeros(rows, 0, dtype=torch.bool)  # [B, at least width]: which columns are a row's own
+        # [B, at least width]: which columns are a row's own. NumPy writes to a few places ten times as fast as torch.
+        self._mask = np.zeros((rows, 0), dtype=np.bool_)
         self._cache: Any = None
         self._read_in_vain = 0  # holes, summed over the passes since the last gathering
 
@@ -101,7 +103,7 @@ class RaggedCache:
         """Run the model on the last `feed` ids of every row, of which `kept` stay in the cache before them."""
         past, width = self._width, self._width + feed
         if width > self._mask.shape[1]:
-            self._mask = torch.nn.functional.pad(self._mask, (0, max(width, 64)))  # doubling, to copy seldom
+            self._mask = np.pad(self._mask, ((0, 0), (0, max(width, 64))))  # doubling, to copy seldom
         self._mask[:, past:width] = True
         input_ids, positions = [], []
         for r, (ids, columns, n) in enumerate(zip(self.ids, self._columns, kept)):
@@ -126,7 +128,7 @@ class RaggedCache:
             "position_ids": torch.tensor(positions).to(device, non_blocking=True),
         }
         if any(len(ids) < width for ids in self.ids):
-            arguments["attention_mask"] = self._mask[:, :width].to(device, non_blocking=True)
+            arguments["attention_mask"] = torch.from_numpy(self._mask[:, :width]).to(device, non_blocking=True)
         if self.reuse != "recompute":
             if self._cache is None:
                 self._cache = new_cache()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,14 +42,14 @@ class StaticRaggedCache(RaggedCache):
         self._forward_compiled = forward
         self._rows = rows
         self._capacity = _power_of_two(max(MIN_CAPACITY, expected_length + expected_length // 4))
-        self._mask = torch.zeros(rows, self._capacity, dtype=torch.bool)
+        self._mask = np.zeros((rows, self._capacity), dtype=np.bool_)
 
     def select(self, rows: list[int]) -> None:
         """Keep only these rows, in this order; copies of the first take the places of the others."""
         self.ids = [list(self.ids[r]) for r in rows]
         self._columns = [list(self._columns[r]) for r in rows]
         places = torch.tensor(rows + [rows[0]] * (self._rows - len(rows)))
-        self._mask = self._mask[places]
+        self._mask = self._mask[places.numpy()]
         if self._cache is not None:
             self._replace(lambda t: t.index_select(0, places.to(t.device)))
 
@@ -81,7 +82,7 @@ class StaticRaggedCache(RaggedCache):
         arguments = {
             "input_ids": torch.tensor(input_ids + input_ids[:1] * copies).to(device, non_blocking=True),
             "position_ids": torch.tensor(positions + positions[:1] * copies).to(device, non_blocking=True),
-            "attention_mask": self._mask.to(device, non_blocking=True),
+            "attention_mask": torch.from_numpy(self._mask).to(device, non_blocking=True),
             "past_key_values": self._cache,
             "use_cache": True,
             "logits_to_keep": 1,
@@ -109,7 +110,7 @@ class StaticRaggedCache(RaggedCache):
                 memory[rows:, :, :width].copy_(changed[:1])
 
     def _grow(self, capacity: int) -> None:
-        self._mask = torch.nn.functional.pad(self._mask, (0, capacity - self._mask.shape[1]))
+        self._mask = np.pad(self._mask, ((0, 0), (0, capacity - self._mask.shape[1])))
         if self._cache is not None:
             old, self._cache = self._cache, _static_cache(self.model.config, capacity)
             for layer, before in zip(self._cache.layers, old.layers):
