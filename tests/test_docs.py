@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import typer
 from toy_models import toy_model
 
 from unite_ext.cli import app
+from unite_ext.trace import DECISIONS, Trace, TraceStep
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = ("Qwen/Qwen2-1.5B-Instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct")
@@ -94,6 +96,15 @@ def test_the_api_is_documented():
         if name != "__version__":
             assert f"`{name}`" in table, name
             assert getattr(unite_ext, name).__doc__
+
+
+def test_the_fields_of_a_trace_are_documented():
+    page = (ROOT / "docs" / "traces.md").read_text()
+    for kind in (Trace, TraceStep):
+        for field in dataclasses.fields(kind):
+            assert f"`{field.name}`" in page, field.name
+    for decided in DECISIONS:
+        assert f"| `{decided}` |" in page
 
 
 def test_tables_are_those_of_the_csv_files():
