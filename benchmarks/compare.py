@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 TIMES = ("p10_us", "p50_us", "p90_us")
-RESULTS = (*TIMES, "over_amax", "gb_per_s", "sets", "calls", "samples", "note")
+RESULTS = (*TIMES, "mean_us", "over_amax", "gb_per_s", "sets", "calls", "samples", "note")
+RESULTS += ("bytes", "gathered", "columns", "used")
 PLAIN_WIDTH = 160  # of a table in a pipe
 STYLES = {"slower": "bold red", "faster": "green"}
 
