@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from unite_ext import StepTrace, Trace
 from unite_ext.cli import app
-from unite_ext.trace import load_traces, save_traces
+from unite_ext.trace import TraceStep, load_traces, save_traces
 from unite_ext.trace.record import _pieces, _record, _token_text
 from unite_ext.trace.terminal import print_step, print_trace
 
@@ -89,6 +89,13 @@ def test_gated_steps_ask_nobody(ensemble):
     assert trace.agreement_rate == 1
     assert trace.overruled == [0, 0]
     assert trace.options["gate"] == 0.0
+
+
+def test_a_gated_step_overrules_nobody():
+    trace = made_up_trace(["a", "b", "c", "d"])
+    steps = [TraceStep(**{**vars(step), "favorites": [1, 1, 1]}) for step in trace.steps]
+    steps[0] = TraceStep(**{**vars(steps[0]), "decided": "gated"})
+    assert Trace(**{**vars(trace), "steps": steps}).overruled == [3, 3, 3]
 
 
 def test_a_stop_string_is_marked_as_cut(ensemble):

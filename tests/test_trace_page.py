@@ -132,12 +132,28 @@ def test_a_token_shows_its_union(browser, show):
         track = row.find_elements(By.CSS_SELECTOR, ".cell")[0].find_element(By.CSS_SELECTOR, ".line").rect["width"]
         bar = row.find_elements(By.CSS_SELECTOR, ".bar")[0].rect["width"]
         assert bar == pytest.approx(max(1, track * step.averages[slot]), abs=1)
-    texts = [t.get_attribute("textContent") for t in rows[0].find_elements(By.CSS_SELECTOR, ".text")]
-    for m, text in enumerate(texts[1:]):
-        own = trace.token_text(m, step.ids[step.winner][m]).replace(" ", "␣").replace("\n", "↵")
-        assert text == own + ("…" if trace.is_first_sub_token(step, step.winner, m) else "")
+    for slot, row in zip(order, rows):
+        cells = row.find_elements(By.CSS_SELECTOR, "td .line > :first-child")
+        for m, cell in enumerate(cells):
+            own = trace.token_text(m, step.ids[slot][m]).replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+            own = "".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in own)
+            own += "…" if trace.is_first_sub_token(step, slot, m) else ""
+            assert cell.get_attribute("textContent") == (own or "–")
+    assert any(trace.is_first_sub_token(step, slot, m) for slot in order for m in range(2))
     for m, favorite in enumerate(step.favorites):
         assert "own" in rows[order.index(favorite)].find_elements(By.CSS_SELECTOR, "td")[m].get_attribute("class")
+
+
+def test_the_slot_taken_comes_first(browser, show):
+    """Also where another has a larger average."""
+    trace = made_up_trace(WORDS)
+    unlikely = next(i for i, step in enumerate(trace.steps) if step.averages[0] < max(step.averages))
+    show(trace, at=f"#{unlikely + 1}")
+    rows = all_of(browser, "#panel tbody tr")
+    assert [r.get_attribute("class") for r in rows] == ["taken"] + [""] * 11
+    averages = [float(f"0{r.find_element(By.CSS_SELECTOR, '.number').text}") for r in rows]
+    assert averages[1:] == sorted(averages[1:], reverse=True)
+    assert "Another has a larger average" in one(browser, "#panel").text
 
 
 def test_the_pointer_shows_and_leaves(browser, show):
@@ -245,14 +261,16 @@ def test_a_phone_shows_all_of_it(browser, show, dark, members):
     panel = one(browser, "#panel")
     assert not panel.is_displayed()
     tokens = all_of(browser, ".token")
-    tokens[3].click()
-    assert panel_title(browser) == "Token 4 of 140"
-    assert panel.rect["width"] == 360
-    assert browser.execute_script("return arguments[0].getBoundingClientRect().bottom", panel) == 740
-    for token in (tokens[25], tokens[-1]):
+    low = next(i for i, token in enumerate(tokens) if token.rect["y"] > 500)  # where the panel will be
+    for token, number in ((tokens[low], low + 1), (tokens[-1], 140)):
         browser.execute_script("arguments[0].click()", token)
+        assert panel_title(browser) == f"Token {number} of 140"
         bottom = browser.execute_script("return arguments[0].getBoundingClientRect().bottom", token)
         assert bottom < browser.execute_script("return arguments[0].getBoundingClientRect().top", panel)
+    assert panel.rect["width"] == 360
+    assert browser.execute_script("return arguments[0].getBoundingClientRect().bottom", panel) == 740
+    browser.execute_script("arguments[0].scrollLeft = 40", panel)
+    assert browser.execute_script("return arguments[0].scrollLeft", panel) == (40 if members == 8 else 0)
     one(browser, "#panel .close").click()
     assert not panel.is_displayed()
 
