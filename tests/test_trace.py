@@ -297,7 +297,8 @@ def test_trace_command(traces, tmp_path):
         ([str(path), "--text", "4"], "--text must be 1 to 3"),
         ([str(path), "--step", "0"], "step must be 1 to 40, got 0"),
         ([str(path), "--html", str(tmp_path / "t.json")], "name a .html file"),
-        ([str(tmp_path / "none.json")], "No such file"),
+        (["none.json"], "No such file"),
+        (["[red]none\x1b.json"], "'[red]none\\x1b.json'"),  # a name is no markup and no command to the terminal
     ):
         result = runner.invoke(app, ["trace", *arguments])
         assert result.exit_code == 1
