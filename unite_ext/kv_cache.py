@@ -3,8 +3,8 @@
 A row's ids stand in the cache in order, but not side by side: a dropped id leaves its column behind as a *hole*,
 0 in the 2-D attention mask, because other rows may need that column. Positions are passed explicitly, so holes
 cost memory and time, and change nothing. They are removed, by gathering every row's columns to the right end, when
-passes have read so many in vain that moving the cache would have cost as much: then it never costs more than twice what
-the best moments would have, however often a member's ids change. Models whose attention looks at columns instead of
+passes have read so many in vain that moving the cache would have cost as much: however often a member's ids change,
+this costs at most about twice what the best moments would have. Models whose attention looks at columns instead of
 positions (sliding windows) are gathered before every pass.
 
 Every row takes part in a pass with its last C ids, C being the most that any row has to feed: rows with fewer feed some
