@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from measure import RESULTS, append_csv, machine, percentiles
 
-from unite_ext.alignment import VocabAlignment
-from unite_ext.vocab import OpenedTokenizer, Vocabulary
+from unite_ext.vocab.alignment import VocabAlignment
+from unite_ext.vocab.vocabulary import OpenedTokenizer, Vocabulary
 
 NAMES = ("llama-3", "qwen2", "mistral-7b-v0.3")
 FOLDER = os.environ.get("UNITE_TEST_TOKENIZERS")

@@ -25,7 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from toy_models import toy_model
 
 from unite_ext import UniteEnsemble, reference
-from unite_ext.decode_loop import DecodeLoop
+from unite_ext.decoding.decode_loop import DecodeLoop
 
 MEMBERS = (("llama", "llama-3"), ("qwen2", "qwen2"), ("mistral", "mistral-7b-v0.3"))
 LENGTHS = (1, 128, 1024)

@@ -6,7 +6,7 @@ The member reads what Llama-3's tokenizer says of this project's documents with 
 folder that UNITE_TEST_TOKENIZERS names), every row at another place. Its model is nearly all attention, so that columns
 that nobody uses cost as much as they can. A rule is `share` (gather when holes are more than this share of the
 columns), `cost` (gather when the holes that passes have read since the last time are more than so many times the
-columns), each with the fewest holes that are worth it, or `own`, the one of `unite_ext.kv_cache`. Of several rounds
+columns), each with the fewest holes that are worth it, or `own`, that of `members.kv_cache`. Of several rounds
 in opposite order each rule's faster one counts.
 """
 
@@ -24,8 +24,8 @@ from measure import RESULTS, append_csv, machine, percentiles
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from unite_ext import VocabAlignment, kv_cache
-from unite_ext.kv_cache import RaggedCache
-from unite_ext.text_sync import TextSync, append_all
+from unite_ext.members.kv_cache import RaggedCache
+from unite_ext.vocab.text_sync import TextSync, append_all
 
 ROOT = Path(__file__).resolve().parent.parent
 IDS = 1000  # the model's vocabulary: what it says does not matter

@@ -48,7 +48,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 from vocabularies import Family, load_family  # noqa: E402
 
 from unite_ext import reference, step_workspace, unite_step  # noqa: E402
-from unite_ext.alignment import ID_BITS, ID_MASK  # noqa: E402
+from unite_ext.vocab.alignment import ID_BITS, ID_MASK  # noqa: E402
 
 TARGETS_US = {1: 8, 64: 15, 256: 40}  # two members, bfloat16, k = 10, graph, cold, on an H200
 COLD_L2S = 5

@@ -15,7 +15,7 @@ from pathlib import Path
 from measure import RESULTS, append_csv, machine, percentiles
 
 from unite_ext import Vocabulary
-from unite_ext.text_sync import TextSync
+from unite_ext.vocab.text_sync import TextSync
 
 NAMES = ("llama-3", "qwen2", "deepseek-v3", "mistral-7b-v0.3")
 LENGTHS = (100, 1_000, 10_000)

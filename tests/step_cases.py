@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from unite_ext import VocabAlignment, Vocabulary
-from unite_ext.alignment import EOS_CLASS, FIRST_SUB_TOKEN, NO_CLASS, NO_ID
 from unite_ext.reference import StepResult
+from unite_ext.vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, NO_CLASS, NO_ID
 
 # Probabilities are float32 sums over at most 1025 slots, in different orders.
 ATOL = 2e-6

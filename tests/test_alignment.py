@@ -11,7 +11,7 @@ import torch
 import toy_tokenizers as toys
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from unite_ext.alignment import EOS_CLASS, FIRST_SUB_TOKEN, ID_BITS, ID_MASK, VocabAlignment
+from unite_ext.vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, ID_BITS, ID_MASK, VocabAlignment
 
 MAX_PROBES = 32  # csrc/core/hash_map.h
 
@@ -161,7 +161,7 @@ def test_the_table_grows_until_probes_are_short():
             break
     classes = np.full(max(wanted) + 1, -1, np.int32)
     classes[wanted] = np.arange(1, 101)
-    from unite_ext.alignment import _build_table
+    from unite_ext.vocab.alignment import _build_table
 
     _, grown = _build_table([classes], np.full((101, 1), -1, np.int32))
     assert grown > log2

@@ -16,8 +16,8 @@ import toy_tokenizers as toys
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from unite_ext import _alignment_cache
-from unite_ext.alignment import VocabAlignment
+from unite_ext.vocab import alignment_files
+from unite_ext.vocab.alignment import VocabAlignment
 
 TOKENIZERS = (toys.byte_level, toys.sentencepiece, toys.gemma)
 
@@ -104,7 +104,7 @@ def test_flipped_bits_are_refused(path):
 
 def header_of(path) -> dict:
     with safetensors.safe_open(str(path), framework="numpy") as file:
-        return json.loads(file.metadata()[_alignment_cache.FORMAT])
+        return json.loads(file.metadata()[alignment_files.FORMAT])
 
 
 def rewrite(path, **changes) -> None:
@@ -112,8 +112,8 @@ def rewrite(path, **changes) -> None:
     tensors = safetensors.numpy.load_file(path)
     header = {**header_of(path), **changes}
     header.pop("checksum")
-    header["checksum"] = _alignment_cache._checksum(tensors, header)
-    path.write_bytes(safetensors.numpy.save(tensors, {_alignment_cache.FORMAT: json.dumps(header)}))
+    header["checksum"] = alignment_files._checksum(tensors, header)
+    path.write_bytes(safetensors.numpy.save(tensors, {alignment_files.FORMAT: json.dumps(header)}))
 
 
 def test_other_versions_and_other_files_are_refused(path, tmp_path):
@@ -161,7 +161,7 @@ def test_a_failed_save_leaves_the_old_file(alignment, path, monkeypatch):
 @pytest.fixture
 def builds(monkeypatch):
     """How often an alignment was built, not read."""
-    from unite_ext import alignment as module
+    from unite_ext.vocab import alignment as module
 
     calls = []
     original = module._build
@@ -242,9 +242,9 @@ def test_an_unwritable_folder_only_warns(alignment, tokenizers, tmp_path):
         built = VocabAlignment.from_tokenizers(tokenizers, cache=tmp_path / "file" / "sub")
     assert_same(alignment, built)
     (tmp_path / "cache").mkdir()
-    file = _alignment_cache.cache_path(tmp_path / "cache", [])
+    file = alignment_files.cache_path(tmp_path / "cache", [])
     file.mkdir()  # unreadable as a file
-    assert _alignment_cache.read_cached(tmp_path / "cache", []) is None
+    assert alignment_files.read_cached(tmp_path / "cache", []) is None
 
 
 def _save_often(alignment: VocabAlignment, path: str) -> None:

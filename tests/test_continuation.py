@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from unite_ext.vocab import Vocabulary
+from unite_ext.vocab.vocabulary import Vocabulary
 
 ODD_TEXTS = [
     "",

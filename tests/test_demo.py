@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import train_models as training
+from demo_tokenizers import continuation
+from recipes import RECIPES
 from typer.testing import CliRunner
 
 from unite_ext import Trace, UniteEnsemble
 from unite_ext.cli import app
 from unite_ext.demo import COMPARABLE, MODELS, WEAK, load_member, model_folder, run
-from unite_ext.demo import train as training
 from unite_ext.demo.problems import (
     FRACTIONS,
     KINDS,
@@ -28,8 +30,6 @@ from unite_ext.demo.problems import (
     read_answer,
     split_of,
 )
-from unite_ext.demo.recipes import RECIPES
-from unite_ext.demo.vocabularies import continuation
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 # What each kind asks, from the numbers in its question, written down apart from the grammar.

@@ -64,17 +64,20 @@ def test_command_exists(command, tmp_path):
         group = typer.main.get_command(app)
         name, parser, arguments = group.resolve_command(group.context_class(group), command[1:])
         parser.make_context(name, list(arguments))  # parses, and runs nothing
-    elif command[:2] == ["python", "-m"]:
+    elif command[0] == "python":
+        program, options = (
+            (command[1:3], command[3:]) if command[1] == "-m" else ([str(ROOT / command[1])], command[2:])
+        )
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         known = subprocess.run(
-            [sys.executable, "-m", command[2], "--help"],
+            [sys.executable, *program, "--help"],
             capture_output=True,
             text=True,
             env=environment,
             cwd=tmp_path,  # not the source folder, whose package may lack its compiled modules
         )
         assert known.returncode == 0, known.stderr
-        for option in (a for a in command[3:] if a.startswith("--")):
+        for option in (a for a in options if a.startswith("--")):
             assert option in known.stdout
     else:
         assert command[0] in ("pip", "pytest")

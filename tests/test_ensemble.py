@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensor
 from toy_models import KINDS, cached_toy_model, toy_model
 
 from unite_ext import UniteEnsemble, reference
-from unite_ext.decode_loop import DecodeLoop
+from unite_ext.decoding.decode_loop import DecodeLoop
 
 PROMPTS = [
     "Once upon a time",

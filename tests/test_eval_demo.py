@@ -14,8 +14,8 @@ from unite_ext.cli import app
 from unite_ext.demo import methods
 from unite_ext.demo.problems import problem_set
 from unite_ext.demo.run import TEST_SEED, TEST_SPLIT
-from unite_ext.member import Member
-from unite_ext.score_files import read_scores
+from unite_ext.members.transformers import Member
+from unite_ext.selection.score_files import read_scores
 
 LIMIT = 2
 

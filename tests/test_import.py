@@ -66,6 +66,6 @@ def test_unknown_names_are_refused():
 
 
 def test_a_broken_submodule_is_not_called_unknown():
-    code = "import sys, unite_ext; sys.modules['typer'] = None; unite_ext.cli_select"  # as if it were not installed
+    code = "import sys, unite_ext; sys.modules['typer'] = None; unite_ext.cli.select"  # as if it were not installed
     with pytest.raises(AssertionError, match="ModuleNotFoundError: import of typer"):
         run(code)

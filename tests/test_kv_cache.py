@@ -10,9 +10,10 @@ import toy_tokenizers
 import transformers
 from toy_models import KINDS, toy_model
 
-from unite_ext import UniteEnsemble, kv_cache
-from unite_ext.kv_cache import RaggedCache, probe_reuse, uses_window
-from unite_ext.static_cache import StaticRaggedCache
+from unite_ext import UniteEnsemble
+from unite_ext.members import kv_cache
+from unite_ext.members.kv_cache import RaggedCache, probe_reuse, uses_window
+from unite_ext.members.static_cache import StaticRaggedCache
 
 WINDOWED = ("mistral-window", "gemma2")
 needs_static_caches = pytest.mark.skipif(
@@ -126,7 +127,7 @@ def test_static_cache_is_exact(models, kind, rows):
 
 @needs_static_caches
 def test_static_cache_grows(models, monkeypatch):
-    monkeypatch.setattr("unite_ext.static_cache.MIN_CAPACITY", 4)
+    monkeypatch.setattr("unite_ext.members.static_cache.MIN_CAPACITY", 4)
     cache = StaticRaggedCache(models["llama"], 3, reuse="holes", forward=models["llama"].forward, expected_length=4)
     exercise(cache, models["llama"], rows=3, steps=30, seed=7)
     assert cache._capacity > 8

@@ -10,8 +10,8 @@ import toy_tokenizers
 from toy_models import toy_model
 
 from unite_ext import UniteEnsemble, reference
-from unite_ext.baselines import OUTPUT_METHODS, TOKEN_METHODS
-from unite_ext.likelihood import emission_probability, score_continuations
+from unite_ext.decoding.likelihood import emission_probability, score_continuations
+from unite_ext.methods.registry import OUTPUT_METHODS, TOKEN_METHODS
 
 
 @pytest.fixture(scope="module")

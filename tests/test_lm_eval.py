@@ -18,12 +18,13 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip i
 
 from lm_eval.api.registry import get_model  # noqa: E402
 
-from unite_ext import UniteEnsemble, lm_eval_adapter, select_models  # noqa: E402
+from unite_ext import UniteEnsemble, select_models  # noqa: E402
 from unite_ext.cli import app  # noqa: E402
-from unite_ext.likelihood import score_continuations  # noqa: E402
-from unite_ext.lm_eval_adapter import UniteLM  # noqa: E402
-from unite_ext.score_files import read_scores  # noqa: E402
-from unite_ext.tasks import utils  # noqa: E402
+from unite_ext.decoding.likelihood import score_continuations  # noqa: E402
+from unite_ext.harness import adapter  # noqa: E402
+from unite_ext.harness.adapter import UniteLM  # noqa: E402
+from unite_ext.harness.tasks import utils  # noqa: E402
+from unite_ext.selection.score_files import read_scores  # noqa: E402
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 
@@ -186,11 +187,11 @@ def test_arguments_reach_the_ensemble(folders):
 
 def test_devices(monkeypatch, caplog):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert lm_eval_adapter._device("cuda:0") == {}
+    assert adapter._device("cuda:0") == {}
     assert "no CUDA device here" in caplog.text
-    assert lm_eval_adapter._device("cpu") == {"device": "cpu"}
+    assert adapter._device("cpu") == {"device": "cpu"}
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert lm_eval_adapter._device("cuda:0;cuda:1") == {"device": ["cuda:0", "cuda:1"]}
+    assert adapter._device("cuda:0;cuda:1") == {"device": ["cuda:0", "cuda:1"]}
 
 
 def test_output_methods_generate_and_have_no_likelihoods(folders):
@@ -336,7 +337,7 @@ def test_the_module_takes_the_harness_arguments(folders, benchmarks, tmp_path):
     tasks = str(Path(utils.__file__).parent)
     arguments = ["--model", "unite", "--model_args", f"models={';'.join(folders)},k=4", "--tasks", "unite_nq"]
     done = subprocess.run(
-        [sys.executable, "-m", "unite_ext.lm_eval_adapter", *arguments, "--include_path", tasks, "--limit", "1"],
+        [sys.executable, "-m", "unite_ext.harness.adapter", *arguments, "--include_path", tasks, "--limit", "1"],
         env={**os.environ, "UNITE_BENCHMARKS": str(benchmarks)},
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip

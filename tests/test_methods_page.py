@@ -6,7 +6,7 @@ import csv
 import re
 from pathlib import Path
 
-from unite_ext.baselines import METHODS, TOKEN_METHODS
+from unite_ext.methods.registry import METHODS, TOKEN_METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")

@@ -12,8 +12,8 @@ from conftest import NAMES
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from unite_ext.alignment import FIRST_SUB_TOKEN, ID_MASK, VocabAlignment
-from unite_ext.vocab import Vocabulary
+from unite_ext.vocab.alignment import FIRST_SUB_TOKEN, ID_MASK, VocabAlignment
+from unite_ext.vocab.vocabulary import Vocabulary
 
 _VOCABULARIES: dict[str, Vocabulary] = {}
 

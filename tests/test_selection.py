@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from unite_ext import ModelScore, select_models
 from unite_ext.cli import app
-from unite_ext.score_files import read_scores
-from unite_ext.selection import adaptive_weights
+from unite_ext.selection.rule import adaptive_weights
+from unite_ext.selection.score_files import read_scores
 
 # The paper prints no response lengths: every length in this file is invented.
 INVENTED_LENGTH = 200.0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from step_cases import KINDS, assert_same_step, make_logits, synthetic_alignment
 
 from unite_ext import VocabAlignment, reference, unite_step
-from unite_ext.alignment import EOS_CLASS, ID_MASK
+from unite_ext.vocab.alignment import EOS_CLASS, ID_MASK
 
 SIZES = ((9,), (40, 60), (60, 40, 7), (33, 65, 130, 31))
 

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unite_ext import Vocabulary
-from unite_ext.text_sync import TextSync, _borders_of, incomplete_suffix, top_level_alternatives
+from unite_ext.vocab.text_sync import TextSync, _borders_of, incomplete_suffix, top_level_alternatives
 
 TOYS = ("byte_level", "byte_level_digits", "sentencepiece", "sentencepiece_metaspace", "gemma", "unigram", "wordpiece")
 

@@ -11,7 +11,7 @@ import toy_tokenizers as toys
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from unite_ext.vocab import Vocabulary
+from unite_ext.vocab.vocabulary import Vocabulary
 
 ALL = [*toys.COVERING, *toys.NOT_COVERING]
 

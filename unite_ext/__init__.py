@@ -11,15 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see
-    from .alignment import VocabAlignment
-    from .ensemble import UniteEnsemble
-    from .generation import GenerateOutput, GenerationOptions, StepTrace, TextStream
-    from .member import Member
+    from .decoding.ensemble import UniteEnsemble
+    from .decoding.generation import GenerateOutput, GenerationOptions, StepTrace, TextStream
+    from .members.transformers import Member
     from .ops import step_workspace, unite_step
     from .reference import StepResult
-    from .selection import ModelScore, Selection, select_models
+    from .selection.rule import ModelScore, Selection, select_models
     from .trace import Trace
-    from .vocab import Vocabulary
+    from .vocab.alignment import VocabAlignment
+    from .vocab.vocabulary import Vocabulary
 
     __version__: str
 
@@ -43,19 +43,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GenerateOutput": "generation",
-    "GenerationOptions": "generation",
-    "Member": "member",
-    "ModelScore": "selection",
-    "Selection": "selection",
+    "GenerateOutput": "decoding.generation",
+    "GenerationOptions": "decoding.generation",
+    "Member": "members.transformers",
+    "ModelScore": "selection.rule",
+    "Selection": "selection.rule",
     "StepResult": "reference",
-    "StepTrace": "generation",
-    "TextStream": "generation",
+    "StepTrace": "decoding.generation",
+    "TextStream": "decoding.generation",
     "Trace": "trace",
-    "UniteEnsemble": "ensemble",
-    "VocabAlignment": "alignment",
-    "Vocabulary": "vocab",
-    "select_models": "selection",
+    "UniteEnsemble": "decoding.ensemble",
+    "VocabAlignment": "vocab.alignment",
+    "Vocabulary": "vocab.vocabulary",
+    "select_models": "selection.rule",
     "step_workspace": "ops",
     "unite_step": "ops",
 }

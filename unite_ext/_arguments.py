@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .alignment import VocabAlignment
+    from .vocab.alignment import VocabAlignment
 
 MAX_MEMBERS = 8
 MAX_K = 256

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from . import _arguments, _backend
-from .alignment import VocabAlignment
 from .reference import StepResult
+from .vocab.alignment import VocabAlignment
 
 
 def unite_step(

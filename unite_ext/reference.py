@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .alignment import EOS_CLASS, FIRST_SUB_TOKEN, ID_MASK, VocabAlignment
+from .vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, ID_MASK, VocabAlignment
 
 BAD_INCLUDE = -1
 

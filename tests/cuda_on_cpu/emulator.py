@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from unite_ext.alignment import VocabAlignment
 from unite_ext.reference import StepResult
+from unite_ext.vocab.alignment import VocabAlignment
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"

@@ -10,11 +10,13 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .recipes import COMPARABLE, WEAK
-
 if TYPE_CHECKING:
-    from ..member import Member
+    from ..members.transformers import Member
 
+COMPARABLE = ("qwen2", "mistral", "llama")
+"""The members worth ensembling, best on development problems first."""
+WEAK = "gpt-neox"
+"""The one to refuse."""
 MODELS = (*COMPARABLE, WEAK)
 
 __all__ = ["COMPARABLE", "MODELS", "WEAK", "load_member", "model_folder"]
@@ -29,7 +31,7 @@ def model_folder(name: str) -> Path:
 
 def load_member(name: str, folder: Path | None = None) -> Member:
     """One of `MODELS`, or a model of the same name in another folder, ready for a `UniteEnsemble`."""
-    from ..member import Member
+    from ..members.transformers import Member
 
     member = Member.from_pretrained(str(folder or model_folder(name)), local_files_only=True)
     member.name = name

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from ..alignment import VocabAlignment
-from ..baselines import METHODS, OUTPUT_METHODS, UNITE, Method
-from ..ensemble import UniteEnsemble
-from ..generation import Row
+from ..decoding.ensemble import UniteEnsemble
+from ..decoding.generation import Row
+from ..methods.registry import METHODS, OUTPUT_METHODS, UNITE, Method
 from ..ops import unite_step
 from ..reference import StepResult
-from ..selection import ModelScore, adaptive_weights
+from ..selection.rule import ModelScore, adaptive_weights
+from ..vocab.alignment import VocabAlignment
+from . import COMPARABLE, WEAK
 from .problems import Problem, read_answer
-from .recipes import COMPARABLE, WEAK
 from .run import BATCH, DEV_SEED, DEV_SIZE, MAX_NEW_TOKENS, TEST_SEED, TEST_SIZE, TEST_SPLIT, wilson
 
 ANSWER = r"The answer is (-?\d+)"

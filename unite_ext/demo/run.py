@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from ..ensemble import UniteEnsemble
-from ..member import Member
+from ..decoding.ensemble import UniteEnsemble
+from ..members.transformers import Member
 from ..trace import Trace
+from . import COMPARABLE, WEAK
 from .problems import Problem, prompt_of, read_answer
-from .recipes import COMPARABLE, WEAK
 
 TEST_SPLIT, TEST_SEED, TEST_SIZE = "test-1", 2410, 360
 """The test: drawn and run once; docs/demo.md lists every run there was."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._names import short_names
+from ..members.names import short_names
 
 if TYPE_CHECKING:
-    from ..ensemble import UniteEnsemble
-    from ..generation import Row, StepTrace
-    from ..member import Prompt
+    from ..decoding.ensemble import UniteEnsemble
+    from ..decoding.generation import Row, StepTrace
+    from ..members.transformers import Prompt
 
 AGREEMENT, PRIMARY, OVERRULED, GATED = "agreement", "primary", "overruled", "gated"
 DECISIONS = {
@@ -88,8 +88,8 @@ class Trace:
         ValueError
             The row has no trace.
         """
-        from ..config import STEP_DEFAULTS  # these import torch, which saved traces do without
-        from ..generation import GenerationOptions
+        from ..decoding.config import STEP_DEFAULTS  # these import torch, which saved traces do without
+        from ..decoding.generation import GenerationOptions
 
         if len(row.traces) != row.num_steps:
             raise ValueError(

@@ -6,7 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .._console import visible
+from .._text import visible
 from .record import AGREEMENT, DECISIONS, GATED, OVERRULED, PRIMARY, Trace
 
 STYLES = {AGREEMENT: "green", PRIMARY: "blue", OVERRULED: "bold reverse yellow", GATED: "dim"}

@@ -1,0 +1,157 @@
+"""`unite eval`: members and methods on benchmarks, through lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import console, fail, plain
+from .eval_demo import evaluate_demo
+
+
+def evaluate(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A member: Hugging Face name or local folder. Once per member; the first leads."),
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Tasks of lm_eval, separated by commas; unite_paper is the paper's six benchmarks.")
+    ] = "",
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="All methods on the bundled models and their test problems; no lm-eval needed."),
+    ] = False,
+    method: Annotated[
+        str | None, typer.Option(help="unite (the default) or another method; docs/methods.md. With --demo: only it.")
+    ] = None,
+    method_options: Annotated[
+        str | None, typer.Option(help="The method's own options, as name:value;name:value.")
+    ] = None,
+    benchmarks: Annotated[
+        Path | None, typer.Option(help="Folder with the data of the unite_... tasks; else UNITE_BENCHMARKS.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for results and samples; answers are kept there, so a run can go on.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only this many problems per task.")] = None,
+    k: Annotated[int, typer.Option(help="How many tokens every member proposes per step.")] = 10,
+    primary: Annotated[int, typer.Option(help="Which member leads, counted from 0.")] = 0,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="A member's weight, once per member; uniform by default.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts that run side by side.")] = 8,
+    chat: Annotated[bool, typer.Option(help="Put every prompt through each member's own chat template.")] = False,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[list[str] | None, typer.Option(help="A device for all members, or once per member.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the models.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Evaluate an ensemble, or one model alone, on benchmarks with lm-evaluation-harness.
+
+    Needs pip install 'unite_ext[eval]'. With --output the folder holds what `unite select` reads, and a run that was
+    stopped goes on when it is started again.
+
+    Example: unite eval --model A --model B --tasks unite_gsm8k --benchmarks data --output results --method gac
+    """
+
+    if demo:
+        if model or tasks:
+            raise fail("--demo brings its own models and problems: give no --model and no --tasks")
+        evaluate_demo(method, output, limit, as_json)
+        return
+    if not model or not tasks:
+        raise fail("--model and --tasks are needed (or --demo)")
+    method = method or "unite"
+    try:
+        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.loggers import EvaluationTracker
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise fail(f"unite eval needs lm-eval: pip install 'unite_ext[eval]' ({error})") from None
+    from ..harness.adapter import UniteLM
+    from ..methods.registry import check_method, parse_options
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        parsed = parse_options(method_options)
+        check_method(method, parsed, len(model))
+        if benchmarks is not None:
+            os.environ["UNITE_BENCHMARKS"] = str(benchmarks)
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        others = not all(name.startswith("unite_") for name in names)  # reading all of the harness's tasks takes long
+        bundled = Path(__file__).parent.parent / "harness" / "tasks"
+        manager = TaskManager(include_path=str(bundled), include_defaults=others)
+        loaded = manager.load(names)  # reads the data, before any model is loaded
+        options: dict[str, Any] = {
+            "k": k, "primary": primary, "weights": weight, "method": method, "method_options": parsed, "dtype": dtype,
+            "trust_remote_code": trust_remote_code,
+        }  # fmt: skip
+        if device:
+            options["device"] = device[0] if len(device) == 1 else device
+        lm = UniteLM(model, batch_size=batch_size, **options)
+        tracker = EvaluationTracker(output_path=str(output)) if output else None
+        if output:
+            output.mkdir(parents=True, exist_ok=True)
+        results: Any = simple_evaluate(
+            lm,
+            tasks=names,
+            limit=limit,
+            task_manager=manager,
+            evaluation_tracker=tracker,
+            apply_chat_template=chat,
+            use_cache=str(output / f"answers_{_fingerprint(model, options, chat)}") if output else None,
+            bootstrap_iters=1000,
+        )
+    except (ValueError, TypeError, OSError, RuntimeError, KeyError) as error:
+        raise fail(error) from None
+    del loaded
+    if tracker:
+        _save(tracker, results, ";".join(model), method, options)
+    if as_json:
+        typer.echo(json.dumps(results["results"], default=str))
+        return
+    console.print(_table(results))
+
+
+def _fingerprint(model: list[str], options: dict[str, Any], chat: bool) -> str:
+    """What tells the kept answers of one ensemble from those of others."""
+    text = json.dumps([model, {n: v for n, v in options.items() if n != "device"}, chat], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _save(tracker: Any, results: dict[str, Any], name: str, method: str, options: dict[str, Any]) -> None:
+    """Write results and samples as `lm_eval --output_path --log_samples` does."""
+    label = name if method == "unite" else f"{name} ({method})"
+    results["config"]["model_args"] = {"pretrained": label, **options}
+    general = tracker.general_config_tracker
+    general.model_name, general.model_name_sanitized = label, "".join(c if c.isalnum() else "_" for c in label)[-120:]
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task in results["configs"]:
+        tracker.save_results_samples(task_name=task, samples=samples[task])
+
+
+def _table(results: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Results", title_justify="left")
+    for heading in ("task", "metric"):
+        table.add_column(heading)
+    for heading in ("problems", "value", "95 % interval"):
+        table.add_column(heading, justify="right")
+    for task, values in results["results"].items():
+        count = results.get("n-samples", {}).get(task, {}).get("effective")
+        for key, value in values.items():
+            if not isinstance(value, float) or "_stderr" in key:
+                continue
+            metric, _, rest = key.partition(",")
+            error = values.get(f"{metric}_stderr,{rest}")
+            around = f"± {1.96 * error:.3f}" if isinstance(error, float) else ""
+            table.add_row(plain(task), plain(key), "" if count is None else str(count), f"{value:.3f}", around)
+    return table

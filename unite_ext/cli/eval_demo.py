@@ -1,0 +1,67 @@
+"""`unite eval --demo`: every method on the models that ship with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from .console import console, errors, fail
+
+
+def evaluate_demo(method: str | None, output: Path | None, limit: int | None, as_json: bool) -> None:
+    """Run the bundled models alone and under every method on the demo's test problems, and print one table."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from ..demo import MODELS, load_member
+    from ..demo.methods import lineup, run
+
+    if limit is not None and limit < 1:
+        raise fail(f"limit must be at least 1, got {limit}")
+    names = [name for name, *_ in lineup()]
+    if method is not None and method not in names:
+        raise fail(f"method must be one of {', '.join(names)}, got {method!r}")
+    transformers_logging.disable_progress_bar()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # models this small gain nothing from a second thread
+    try:
+        members = {name: load_member(name) for name in MODELS}
+        found = run(
+            members,
+            limit=limit,
+            folder=output,
+            wanted=None if method is None else [*MODELS, method],
+            on_start=lambda name: errors.print(f"running {name}"),
+        )
+    except (ValueError, OSError) as error:
+        raise fail(error) from None
+    finally:
+        torch.set_num_threads(threads)
+    rows = [measured.to_dict() for measured in found]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    console.print(_table(rows))
+    if output:
+        console.print(f"Results and samples are in {output}, for unite select.", soft_wrap=True)
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"{rows[0]['problems']} test problems, the 95 % interval in brackets", title_justify="left")
+    table.add_column("model or method")
+    for heading in ("accuracy", "tokens per step", "ms per token", "extra memory"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['accuracy']:.1f} % ({row['low']:.1f}–{row['high']:.1f})",
+            str(row["tokens_per_step"]) or "–",
+            f"{row['ms_per_token']:.2f}",
+            f"{row['extra_kb']:,.0f} kB" if row["extra_kb"] else "–",
+        )
+    return table

@@ -1,0 +1,273 @@
+"""`unite generate`: text from several models, on the terminal or row by row into a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import console, errors, fail
+from .trace import save_and_say
+
+if TYPE_CHECKING:
+    from ..decoding.ensemble import UniteEnsemble
+    from ..decoding.generation import Row
+    from ..trace import Trace
+
+Prompt = str | list[dict[str, str]]
+TERMINAL = Path("-")
+
+
+def generate(
+    model: Annotated[
+        list[str], typer.Option(help="A member: Hugging Face name or local folder. Once per member; the first leads.")
+    ],
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Prompts: one per line, or JSON lines with 'prompt' or 'messages'.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write JSON lines here, each row as it finishes.")] = None,
+    resume: Annotated[bool, typer.Option(help="Keep the rows that --output already holds, and go on.")] = False,
+    chat: Annotated[bool, typer.Option(help="Put every prompt through each member's own chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message, with --chat.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with ids and finish reasons.")] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Who decided each token: a page (.html), data for `unite trace` (.json), or - for the terminal."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the primary per row.")] = 256,
+    min_new_tokens: Annotated[int, typer.Option(help="No member may end the text before.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help=r"End the text before this string; may be repeated. \n is a newline.")
+    ] = None,
+    k: Annotated[int, typer.Option(help="How many tokens every member proposes per step.")] = 10,
+    primary: Annotated[int, typer.Option(help="Which member leads, counted from 0.")] = 0,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="A member's weight, once per member; uniform by default.")
+    ] = None,
+    score: Annotated[str, typer.Option(help="logits, or probs: softmax of probabilities, flatter.")] = "logits",
+    duplicates: Annotated[str, typer.Option(help="repeat or drop: slots that share a member's id.")] = "repeat",
+    method: Annotated[str, typer.Option(help="unite, or another method; docs/methods.md lists them.")] = "unite",
+    method_options: Annotated[
+        str | None, typer.Option(help="The method's own options, as name:value;name:value.")
+    ] = None,
+    do_sample: Annotated[bool, typer.Option(help="Sample from the average instead of taking its largest.")] = False,
+    temperature: Annotated[float, typer.Option(help="With --do-sample: below 1 sharpens.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="With --do-sample: among this many slots, 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="With --do-sample: among the fewest slots with this mass.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="With --do-sample: row i draws with seed + i.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="As in transformers; 1 is none.")] = 1.0,
+    gate: Annotated[
+        float | None, typer.Option(help="Do not ask the others where the primary is surer than this.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts that run side by side.")] = 8,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[list[str] | None, typer.Option(help="A device for all members, or once per member.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the models.")] = False,
+) -> None:
+    """Let several models write one text together.
+
+    A single prompt streams to the terminal. Several prompts, --json or --output give JSON lines, one per prompt as it
+    finishes; Ctrl-C keeps what is done, and --resume goes on from there.
+
+    Examples:
+
+        unite generate --model A --model B --prompt "Once upon a time"
+
+        unite generate --model A --model B --file prompts.txt --output texts.jsonl --resume
+
+        echo "Why is the sky blue?" | unite generate --model A --model B --chat
+
+        unite generate --model A --model B --prompt "Once upon a time" --trace trace.html
+    """
+
+    try:
+        prompts = _read_prompts(prompt, file, chat, system)
+        streams = len(prompts) == 1 and output is None and not as_json
+        _check_trace(trace, method, streams)
+        done = _read_done(output, resume, prompts)
+        todo = [i for i in range(len(prompts)) if i not in done]
+        if not todo:
+            errors.print(f"nothing to do: {output} holds all {len(prompts)} rows")
+            return
+        from ..decoding.ensemble import UniteEnsemble
+        from ..decoding.generation import GenerationOptions
+        from ..methods.registry import OUTPUT_METHODS, parse_options
+
+        options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample,
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "gate": gate,
+            "repetition_penalty": repetition_penalty, "stop": [s.replace("\\n", "\n") for s in stop or []],
+        }  # fmt: skip
+        GenerationOptions(**options)  # complains before anything is loaded
+        placed: dict[str, Any] = {"device": device[0] if len(device) == 1 else device} if device else {}
+        ensemble = UniteEnsemble.from_pretrained(
+            model, k=k, primary=primary, weights=weight, score=score, duplicates=duplicates, dtype=dtype,
+            method=method, method_options=parse_options(method_options), trust_remote_code=trust_remote_code,
+            **placed,
+        )  # fmt: skip
+        if streams:
+            if method in OUTPUT_METHODS:
+                typer.echo(ensemble.generate(prompts[0], **options))  # whole answers are compared: nothing to stream
+            else:
+                _stream(ensemble, prompts[0], options, trace)
+            return
+        rows = ensemble.generate_each(
+            [prompts[i] for i in todo], indices=todo, batch_size=batch_size, progress=sys.stderr.isatty(),
+            trace=trace is not None, **options,
+        )  # fmt: skip
+        traces: dict[int, Trace] = {}
+        try:
+            _write_rows(
+                _traced(rows, ensemble, prompts, options, traces) if trace else rows, prompts, output, len(done)
+            )
+        finally:  # also of what was finished before Ctrl-C
+            if trace and traces:
+                save_and_say([traces[i] for i in sorted(traces)], trace)
+    except typer.Exit:  # a RuntimeError of its own kind
+        raise
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise fail(error) from None
+
+
+def _check_trace(trace: Path | None, method: str, streams: bool) -> None:
+    """Complain before anything is loaded."""
+    from ..methods.registry import OUTPUT_METHODS
+    from ..trace.files import check_path
+
+    if trace is None:
+        return
+    if method in OUTPUT_METHODS:
+        raise ValueError(f"--trace: method {method} chooses among whole answers, it has no steps to trace")
+    if trace != TERMINAL:
+        check_path(trace)
+    elif not streams:
+        raise ValueError("--trace - shows one text: name a .html or .json file for several, --json or --output")
+
+
+def _stream(ensemble: UniteEnsemble, prompt: Prompt, options: dict[str, Any], trace: Path | None) -> None:
+    """One text on the terminal as it comes, or with its trace when it is done."""
+    from ..trace import Trace
+    from ..trace.terminal import print_trace
+
+    stream = ensemble.stream(prompt, trace=trace is not None, **options)
+    for piece in stream:
+        if trace != TERMINAL:
+            typer.echo(piece, nl=False)  # as it is: rich would expand tabs
+    if trace != TERMINAL:
+        typer.echo()
+    if trace is not None and stream.row is not None:
+        made = Trace.from_row(ensemble, stream.row, prompt, options)
+        if trace == TERMINAL:
+            print_trace(made, console)
+        else:
+            save_and_say([made], trace)
+
+
+def _traced(
+    rows: Iterator[Any],
+    ensemble: UniteEnsemble,
+    prompts: list[Prompt],
+    options: dict[str, Any],
+    traces: dict[int, Trace],
+) -> Iterator[Any]:
+    """The rows as they come, each one's trace put aside."""
+    from ..trace import Trace
+
+    for row in rows:
+        traces[row.index] = Trace.from_row(ensemble, row, prompts[row.index], options)
+        yield row
+
+
+def _write_rows(rows: Iterator[Row], prompts: list[Prompt], output: Path | None, done: int) -> None:
+
+    file = output.open("a", encoding="utf-8") if output else sys.stdout
+    written = 0
+    try:
+        for row in rows:
+            ids = [row.ids if sync is None else sync.ids for sync in row.syncs]
+            record = {
+                "index": row.index, "prompt": prompts[row.index], "text": row.decoded(),
+                "finish_reason": row.finish_reason, "num_steps": row.num_steps, "gated_steps": row.gated_steps,
+                "token_ids": ids,
+            }  # fmt: skip
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            written += 1
+    except KeyboardInterrupt:
+        kept = f"{written + done} of {len(prompts)} rows are done"
+        errors.print(
+            f"\nstopped: {kept}" + (f" and kept in {output}; --resume goes on" if output else ""), soft_wrap=True
+        )
+        raise typer.Exit(code=130) from None
+    finally:
+        if output:
+            file.close()
+
+
+def _read_prompts(prompt: list[str] | None, file: Path | None, chat: bool, system: str | None) -> list[Prompt]:
+    if prompt and file:
+        raise ValueError("give --prompt or --file, not both")
+    if system is not None and not chat:
+        raise ValueError("--system needs --chat")
+    prompts: list[Prompt]
+    if prompt:
+        prompts = list(prompt)
+    elif file:
+        prompts = _parse_file(file)
+    elif not sys.stdin.isatty():
+        prompts = [sys.stdin.read().removesuffix("\n")]
+    else:
+        raise ValueError("no prompt: give --prompt, --file, or text on standard input")
+    if not prompts or prompts == [""]:
+        raise ValueError("no prompt: the input is empty")
+    if chat:
+        first = [] if system is None else [{"role": "system", "content": system}]
+        prompts = [[*first, {"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    return prompts
+
+
+def _parse_file(file: Path) -> list[Prompt]:
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if file.suffix not in (".jsonl", ".json"):
+        return list(lines)
+    prompts: list[Prompt] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            prompts.append(record if isinstance(record, str) else record.get("messages") or record["prompt"])
+        except (json.JSONDecodeError, KeyError, AttributeError):
+            raise ValueError(f"{file}, line {number}: expected a JSON object with 'prompt' or 'messages'") from None
+    return prompts
+
+
+def _read_done(output: Path | None, resume: bool, prompts: list[Prompt]) -> set[int]:
+    """The rows that the output file holds already; a last line that a crash cut short is taken away."""
+    if resume and output is None:
+        raise ValueError("--resume needs --output")
+    if output is None or not output.exists():
+        return set()
+    if not resume:
+        raise ValueError(f"{output} exists: --resume goes on with it, or name another file")
+    data = output.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    done = set()
+    for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            index, known = record["index"], record["prompt"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(f"{output}, line {number}: not a row that `unite generate` wrote") from None
+        if not (0 <= index < len(prompts)) or prompts[index] != known:
+            raise ValueError(f"{output}, line {number}: row {index} belongs to another prompt; name another file")
+        done.add(index)
+    if len(whole) < len(data):
+        with output.open("r+b") as file:
+            file.truncate(len(whole))
+    return done

@@ -1,0 +1,1 @@
+"""Several members generate one text: requests, batches, sampling, likelihoods."""

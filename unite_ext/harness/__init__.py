@@ -1,0 +1,1 @@
+"""Ensembles under lm-evaluation-harness."""

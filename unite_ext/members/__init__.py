@@ -1,0 +1,1 @@
+"""The models of an ensemble behind one contract: prompts, caches, logits."""

@@ -1,0 +1,1 @@
+"""What decides a step: UNITE and the methods it is compared with."""

@@ -1,0 +1,58 @@
+"""Methods that map every token of a member to one token of the primary."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..vocab.alignment import EOS_CLASS, ID_MASK, VocabAlignment
+from .base import PrimaryEntryMethod
+
+
+class MappedMethod(PrimaryEntryMethod):
+    """Averages in the primary's vocabulary: q(v) = sum_m alpha_m sum_{t: f_m(t) = v} p_m(t).
+
+    A token that the primary has too, and EOS, are mapped to themselves; `nearest` decides about the others.
+    """
+
+    def __init__(self, alignment: VocabAlignment, members: Sequence[Any], step_options: Mapping[str, Any]) -> None:
+        super().__init__(alignment, members, step_options)
+        self._maps = []
+        for m in range(alignment.num_members):
+            classes = alignment.classes[m][: alignment.vocab_sizes[m]].long()
+            ids = torch.nonzero(classes >= 0).squeeze(1)
+            if m == self.primary:
+                targets = torch.where(classes[ids] == EOS_CLASS, alignment.eos_ids[self.primary], ids)
+            else:
+                tagged = alignment.class_ids[classes[ids], self.primary].long()
+                whole = (tagged >= 0) & (tagged <= ID_MASK)
+                targets = torch.where(whole, tagged, -1)
+                foreign = ids[~whole]
+                if len(foreign):
+                    targets[~whole] = self.nearest(members, m, foreign).to(targets)
+            self._maps.append((ids, targets))
+
+    @abstractmethod
+    def nearest(self, members: Sequence[Any], m: int, ids: Tensor) -> Tensor:
+        """[N] int64: the primary's id for each of member m's ids that the primary has no token for."""
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Number of tokens of the primary, each of which gets a probability."""
+        return float(int(self.emits.sum()))
+
+    def scores(self, probs: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
+        """[B, V_p]: the average."""
+        total = torch.zeros_like(probs[self.primary])
+        for weight, prob, (ids, targets) in zip(self.weights, probs, self._maps):
+            total.scatter_add_(1, targets.expand(len(prob), -1), weight * prob[:, ids])  # faster than index_add_
+        return total
+
+    def target_ids(self) -> list[int]:
+        """The primary's ids that stand for a text: one per class."""
+        tagged = self.alignment.class_ids[EOS_CLASS + 1 :, self.primary].long()
+        return tagged[(tagged >= 0) & (tagged <= ID_MASK)].sort().values.tolist()

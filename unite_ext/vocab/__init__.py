@@ -1,0 +1,1 @@
+"""One tokenizer as bytes, several related by bytes, and a growing text's ids kept in step."""

@@ -1,0 +1,318 @@
+"""How the members' vocabularies relate: classes of ids with the same bytes, and the hash map over them.
+
+A class is EOS, or a byte string that is an id of some member. For every class and member the alignment knows the
+id that stands for it: its representative, or else the first sub-token of its bytes in that member.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import alignment_files as cache_files
+from .vocabulary import OpenedTokenizer, Vocabulary
+
+__all__ = ["VocabAlignment"]
+
+# The layout of csrc/core/hash_map.h
+MAX_MEMBERS = 8
+ID_BITS = 28
+ID_MASK = (1 << ID_BITS) - 1
+FIRST_SUB_TOKEN = 1 << ID_BITS
+NO_ID = -1
+NO_CLASS = -1
+EOS_CLASS = 0
+_MAX_LOG2_CAPACITY = 30
+_STRETCH_WORDS = 16  # the kernels read eligibility 64 bytes at a time
+
+_CHUNK = 16384  # byte strings per call of the tokenizer, so that the progress bar moves
+
+
+class VocabAlignment:
+    """Up to eight vocabularies, related by bytes. Build it with :meth:`from_tokenizers`.
+
+    Attributes
+    ----------
+    num_members, num_classes : int
+        M and C.
+    vocabularies : tuple of Vocabulary
+        One per member.
+    table : torch.Tensor, int32 [2**log2_capacity, 4]
+        The hash map of csrc/core/hash_map.h: key, class, the other members' ids.
+    log2_capacity : int
+    class_ids : torch.Tensor, int32 [C, M]
+        The id that stands for each class, plus ``FIRST_SUB_TOKEN`` when it is only the first sub-token of the class's
+        bytes; -1 when the member cannot spell the class. Class 0 is EOS.
+    eligible : torch.Tensor, int32 [words]
+        Bit i of member m's stretch says whether id i is eligible.
+    eligible_offsets : tuple of int
+        Where each member's stretch starts, in words.
+    vocab_sizes : tuple of int
+        Highest eligible id of each member + 1.
+    eos_ids : tuple of int
+        The id that represents EOS in each member, -1 if none.
+    fingerprints : tuple of str
+        Of the members' tokenizers.
+    """
+
+    def __init__(
+        self, vocabularies: Sequence[Vocabulary], classes: list[NDArray[np.int32]], class_ids: NDArray[np.int32]
+    ) -> None:
+        self.vocabularies: tuple[Vocabulary, ...] = tuple(vocabularies)
+        self.num_members: int = len(self.vocabularies)
+        self.num_classes: int = len(class_ids)
+        self.vocab_sizes: tuple[int, ...] = tuple(v.highest_eligible_id + 1 for v in self.vocabularies)
+        self.eos_ids: tuple[int, ...] = tuple(
+            NO_ID if v.eos_token_id is None else v.eos_token_id for v in self.vocabularies
+        )
+        self.fingerprints: tuple[str, ...] = tuple(v.fingerprint for v in self.vocabularies)
+        self.class_ids: torch.Tensor = torch.from_numpy(class_ids)
+        self.eligible: torch.Tensor
+        self.eligible_offsets: tuple[int, ...]
+        self.table: torch.Tensor
+        self.log2_capacity: int
+        self.eligible, self.eligible_offsets = _pack_eligible(classes)
+        self.table, self.log2_capacity = _build_table(classes, class_ids)
+        self._host_classes = classes
+
+    @classmethod
+    def from_tokenizers(
+        cls,
+        tokenizers: Sequence[Any],
+        *,
+        eos_token_ids: Sequence[Iterable[int] | int | None] | None = None,
+        lossy: bool = False,
+        cache: bool | str | os.PathLike[str] = True,
+        progress: bool | None = None,
+    ) -> VocabAlignment:
+        """Relate the vocabularies of 1 to 8 tokenizers.
+
+        Parameters
+        ----------
+        tokenizers : sequence of transformers.PreTrainedTokenizerFast or tokenizers.Tokenizer
+        eos_token_ids : sequence with one entry per member, optional
+            Each the ids that end a text beside the tokenizer's own EOS (those of the generation config), or None.
+        lossy : bool
+            Accept tokenizers that lower-case or strip accents.
+        cache : bool or path
+            True keeps finished alignments in ``$UNITE_CACHE``, else ``$XDG_CACHE_HOME/unite_ext``, else
+            ``~/.cache/unite_ext``; a path names another folder; False neither reads nor writes.
+        progress : bool, optional
+            Whether to show a progress bar; by default only on a terminal.
+        """
+        opened = _open_all(tokenizers, eos_token_ids, lossy)
+        folder = cache_files.cache_folder(cache)
+        if folder is not None:
+            stored = cache_files.read_cached(folder, opened)
+            if stored is not None:
+                return cls(*stored)
+        alignment = _build(cls, opened, progress)
+        if folder is not None:
+            cache_files.write_cached(folder, opened, alignment)
+        return alignment
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything that stepping needs into one safetensors file, atomically."""
+        cache_files.write(Path(path), self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], tokenizers: Sequence[Any] | None = None) -> VocabAlignment:
+        """Read a file of :meth:`save`; a damaged or stale one raises ValueError.
+
+        Parameters
+        ----------
+        path : path
+        tokenizers : sequence, optional
+            The members' tokenizers. Their fingerprints are compared with the file's; without them the alignment
+            steps, but cannot tokenize continuations.
+        """
+        return cls(*cache_files.read(Path(path), tokenizers))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.table.device
+
+    def to(self, device: torch.device | str | int) -> VocabAlignment:
+        """The same alignment with its tensors on another device."""
+        moved = object.__new__(type(self))
+        moved.__dict__.update(self.__dict__)
+        moved.__dict__.pop("classes", None)
+        for name in ("table", "class_ids", "eligible"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return self if moved.table is self.table else moved
+
+    @cached_property
+    def classes(self) -> list[torch.Tensor]:
+        """Per member int32 [size_m] on the alignment's device: the class of each id, -1 when it is not eligible."""
+        return [torch.from_numpy(c).to(self.device) for c in self._host_classes]
+
+    def class_of(self, member: int, id: int) -> int:
+        """The class of one id, -1 when it is not eligible."""
+        classes = self._host_classes[self._check_member(member)]
+        return int(classes[id]) if 0 <= id < len(classes) else NO_CLASS
+
+    def token_bytes(self, member: int, id: int) -> bytes:
+        """The bytes one id adds to the text; empty for special tokens, EOS and unused ids."""
+        vocabulary = self.vocabularies[self._check_member(member)]
+        if not 0 <= id < vocabulary.size:
+            raise ValueError(f"id: expected an id of member {member}, 0 to {vocabulary.size - 1}, got {id}")
+        return vocabulary.token_bytes[id]
+
+    def encode_continuation(self, member: int, data: bytes) -> list[int]:
+        """The member's ids for bytes in the middle of a text; see :meth:`Vocabulary.encode_continuation`."""
+        return self.vocabularies[self._check_member(member)].encode_continuation(data)
+
+    def _check_member(self, member: int) -> int:
+        if not 0 <= member < self.num_members:
+            raise ValueError(f"member: expected 0 to {self.num_members - 1}, got {member}")
+        return member
+
+    def __repr__(self) -> str:
+        members = ", ".join(f"{v.kind} with {int(v.eligible.sum()):,} of {v.size:,} ids" for v in self.vocabularies)
+        size = sum(t.numel() * t.element_size() for t in (self.table, self.class_ids, self.eligible))
+        return (
+            f"VocabAlignment({self.num_members} members: {members}; {self.num_classes:,} classes; "
+            f"{size / 1e6:.1f} MB on {self.device})"
+        )
+
+
+def _open_all(tokenizers: Any, eos_token_ids: Any, lossy: bool) -> list[OpenedTokenizer]:
+    if not isinstance(tokenizers, (list, tuple)):
+        raise TypeError(f"tokenizers: expected a list of tokenizers, got {type(tokenizers).__name__}")
+    if not 1 <= len(tokenizers) <= MAX_MEMBERS:
+        raise ValueError(f"tokenizers: expected 1 to {MAX_MEMBERS} tokenizers, got {len(tokenizers)}")
+    if eos_token_ids is None:
+        eos_token_ids = [None] * len(tokenizers)
+    if not isinstance(eos_token_ids, (list, tuple)):
+        raise TypeError(f"eos_token_ids: expected a list with one entry per member, got {type(eos_token_ids).__name__}")
+    if len(eos_token_ids) != len(tokenizers):
+        raise ValueError(f"eos_token_ids: expected one entry per member, {len(tokenizers)}, got {len(eos_token_ids)}")
+    return [
+        OpenedTokenizer(t, eos_token_ids=e, lossy=lossy, name=f"tokenizers[{m}]")
+        for m, (t, e) in enumerate(zip(tokenizers, eos_token_ids))
+    ]
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Half a million strings that all stay alive cost the cycle collector a quarter of the build."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_garbage_collection()
+def _build(cls: type[VocabAlignment], opened: list[OpenedTokenizer], progress: bool | None) -> VocabAlignment:
+    read: dict[Any, Vocabulary] = {}
+    for o in opened:  # members of one family share a tokenizer: read it once
+        if o.identity not in read:
+            read[o.identity] = o.read()
+    vocabularies = [read[o.identity] for o in opened]
+    classes, class_bytes = _classify(vocabularies)
+    num_classes = len(class_bytes) + 1
+    class_ids = np.full((num_classes, len(vocabularies)), NO_ID, np.int32)
+    for m, (vocabulary, class_of) in enumerate(zip(vocabularies, classes)):
+        # Later assignments win: byte pieces first, then the others, each from the highest id down
+        ids = np.flatnonzero(class_of > EOS_CLASS)[::-1]
+        for group in (ids[vocabulary.is_byte_piece[ids]], ids[~vocabulary.is_byte_piece[ids]]):
+            class_ids[class_of[group], m] = group
+        if vocabulary.eos_token_id is not None:
+            class_ids[EOS_CLASS, m] = vocabulary.eos_token_id
+    _fill_first_sub_tokens(vocabularies, classes, class_bytes, class_ids, progress)
+    return cls(vocabularies, classes, class_ids)
+
+
+def _classify(vocabularies: list[Vocabulary]) -> tuple[list[NDArray[np.int32]], list[bytes]]:
+    """Number the classes: 0 is EOS, then in order of the first member's ids, then what each later one adds.
+
+    Returns
+    -------
+    classes : list of int32 arrays, shape (size_m,)
+    class_bytes : list of bytes
+        Of class 1, 2, ...
+    """
+    numbers: dict[bytes, int] = {}
+    number = numbers.setdefault
+    classes: list[NDArray[np.int32]] = []
+    for vocabulary in vocabularies:
+        class_of = np.full(vocabulary.size, NO_CLASS, np.int32)
+        token_bytes = vocabulary.token_bytes
+        text_ids = [i for i, data in enumerate(token_bytes) if data]
+        class_of[text_ids] = [number(token_bytes[i], len(numbers) + 1) for i in text_ids]
+        class_of[list(vocabulary.eos_token_ids)] = EOS_CLASS
+        classes.append(class_of)
+    return classes, list(numbers)
+
+
+def _fill_first_sub_tokens(
+    vocabularies: list[Vocabulary],
+    classes: list[NDArray[np.int32]],
+    class_bytes: list[bytes],
+    class_ids: NDArray[np.int32],
+    progress: bool | None,
+) -> None:
+    """Tokenize, per member, the classes it has no id for; one it cannot spell keeps -1."""
+    from tqdm import tqdm
+
+    missing = [np.flatnonzero(class_ids[1:, m] == NO_ID) + 1 for m in range(len(vocabularies))]
+    total = sum(map(len, missing))
+    with tqdm(
+        total=total,
+        desc="Aligning vocabularies",
+        unit="token",
+        disable=None if progress is None else not progress,
+    ) as bar:
+        for m, vocabulary in enumerate(vocabularies):
+            for start in range(0, len(missing[m]), _CHUNK):
+                chunk = missing[m][start : start + _CHUNK]
+                data = [class_bytes[c - 1] for c in chunk.tolist()]
+                encoder = vocabulary.encoder
+                batch = encoder.encode_batch(data)
+                if not encoder.covers:
+                    batch = [ids if encoder.spells(d, ids) else [NO_ID] for d, ids in zip(data, batch)]
+                first = np.array([ids[0] for ids in batch], np.int32)
+                usable = (first >= 0) & (classes[m][first] > EOS_CLASS)
+                class_ids[chunk[usable], m] = first[usable] | FIRST_SUB_TOKEN
+                bar.update(len(chunk))
+
+
+def _pack_eligible(classes: list[NDArray[np.int32]]) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """One bit per id; stretches start at multiples of 16 words and end in at least 16 zero words."""
+    stretches, offsets, start = [], [], 0
+    for class_of in classes:
+        words = -(-len(class_of) // 32)
+        words = -(-words // _STRETCH_WORDS) * _STRETCH_WORDS + _STRETCH_WORDS
+        bits = np.zeros(words * 32, bool)
+        bits[: len(class_of)] = class_of >= 0
+        stretches.append(np.packbits(bits, bitorder="little").view("<i4"))
+        offsets.append(start)
+        start += words
+    return torch.from_numpy(np.concatenate(stretches)), tuple(offsets)
+
+
+def _build_table(classes: list[NDArray[np.int32]], class_ids: NDArray[np.int32]) -> tuple[torch.Tensor, int]:
+    """The hash map at a load of at most one half, larger when some key would need too many probes."""
+    from .. import _host
+
+    keys = sum(int((c >= 0).sum()) for c in classes)
+    log2_capacity = max(4, (2 * keys - 1).bit_length())
+    while log2_capacity <= _MAX_LOG2_CAPACITY:
+        table = torch.empty((1 << log2_capacity, 4), dtype=torch.int32)
+        if _host.fill_table(classes, class_ids, table.numpy(), log2_capacity):
+            return table, log2_capacity
+        log2_capacity += 1
+    raise ValueError(f"tokenizers: their {keys:,} ids do not fit into a table of 2^{_MAX_LOG2_CAPACITY} entries")

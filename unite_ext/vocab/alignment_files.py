@@ -1,0 +1,204 @@
+"""Alignment files: what is stored, how damage and staleness are noticed, and the cache folder.
+
+A file holds the classes of every member's ids, the id of every class, and the bytes of every id. The hash map and
+the eligibility bits follow from these in a few milliseconds, so they are rebuilt instead of stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from .vocabulary import OpenedTokenizer, Vocabulary
+
+if TYPE_CHECKING:
+    from .alignment import VocabAlignment
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "unite_ext.alignment"
+VERSION = 1  # of the file and of the rules that fill it: raise it whenever either changes
+
+Stored = tuple[list[Vocabulary], list[NDArray[np.int32]], NDArray[np.int32]]
+
+
+def cache_folder(cache: bool | str | os.PathLike[str]) -> Path | None:
+    """The folder that ``cache`` means, None for no cache."""
+    if cache is False or cache is None:
+        return None
+    if cache is not True:
+        return Path(cache)
+    if os.environ.get("UNITE_CACHE"):
+        return Path(os.environ["UNITE_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "unite_ext"
+
+
+def cache_path(folder: Path, opened: list[OpenedTokenizer]) -> Path:
+    """One file per list of tokenizers and EOS ids."""
+    key = [o.identity for o in opened]
+    digest = hashlib.sha256(json.dumps([FORMAT, VERSION, key]).encode()).hexdigest()
+    return folder / f"alignment-{digest[:32]}.safetensors"
+
+
+def read_cached(folder: Path, opened: list[OpenedTokenizer]) -> Stored | None:
+    """The stored alignment, or None when there is none or it cannot be used (which is logged)."""
+    path = cache_path(folder, opened)
+    if not path.exists():
+        return None
+    try:
+        return _attach(path, *_read_file(path), opened)
+    except (ValueError, OSError) as error:
+        logger.warning("cached alignment is rebuilt: %s", error)
+        return None
+
+
+def write_cached(folder: Path, opened: list[OpenedTokenizer], alignment: VocabAlignment) -> None:
+    """Store an alignment; a folder that cannot be written only warns."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(cache_path(folder, opened), alignment)
+    except OSError as error:
+        warnings.warn(f"the alignment could not be kept in the cache folder {folder}: {error}", stacklevel=3)
+
+
+def write(path: Path, alignment: VocabAlignment) -> None:
+    """Write one alignment file: a temporary file in the same folder, then a rename."""
+    tensors = {"class_ids": alignment.class_ids.cpu().numpy()}
+    members = []
+    for m, vocabulary in enumerate(alignment.vocabularies):
+        lengths = np.fromiter(map(len, vocabulary.pieces), np.int32, vocabulary.size)
+        tensors[f"classes.{m}"] = alignment._host_classes[m]
+        tensors[f"lengths.{m}"] = lengths
+        tensors[f"bytes.{m}"] = np.frombuffer(b"".join(vocabulary.pieces), np.uint8)
+        tensors[f"byte_pieces.{m}"] = np.flatnonzero(vocabulary.is_byte_piece).astype(np.int32)
+        members.append(
+            {
+                "kind": vocabulary.kind,
+                "eos_token_ids": list(vocabulary.eos_token_ids),
+                "eos_token_id": vocabulary.eos_token_id,
+                "fingerprint": vocabulary.fingerprint,
+            }
+        )
+    header = {"format_version": VERSION, "members": members}
+    header["checksum"] = _checksum(tensors, header)
+    # One metadata entry, because safetensors writes several in random order
+    metadata = {FORMAT: json.dumps(header)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path, tokenizers: Any) -> Stored:
+    """Read one alignment file, checked, and against the tokenizers if there are any."""
+    tensors, members = _read_file(path)
+    if tokenizers is None:
+        return _attach(path, tensors, members, None)
+    if not isinstance(tokenizers, (list, tuple)):
+        raise TypeError(f"tokenizers: expected a list of tokenizers, got {type(tokenizers).__name__}")
+    if len(tokenizers) != len(members):
+        raise ValueError(f"tokenizers: expected {len(members)}, as in {path}, got {len(tokenizers)}")
+    opened = [
+        OpenedTokenizer(t, eos_token_ids=member["eos_token_ids"], lossy=True, name=f"tokenizers[{m}]")
+        for m, (t, member) in enumerate(zip(tokenizers, members))
+    ]
+    return _attach(path, tensors, members, opened)
+
+
+def _read_file(path: Path) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
+    if not path.exists():
+        raise FileNotFoundError(f"path: expected an alignment file, {path} does not exist")
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if FORMAT not in metadata:
+                raise ValueError(f"{path}: expected an alignment file, got safetensors metadata {metadata}")
+            header = json.loads(metadata[FORMAT])
+            if header.get("format_version") != VERSION:
+                raise ValueError(
+                    f"{path}: expected alignment format version {VERSION}, got {header.get('format_version')}; "
+                    "build the alignment again"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected an alignment file, got a damaged one: {error}") from error
+    checksum = header.pop("checksum", None)
+    if checksum != _checksum(tensors, header):
+        raise ValueError(f"{path}: the alignment file is damaged: its content does not match its checksum")
+    return tensors, header["members"]
+
+
+def _attach(
+    path: Path,
+    tensors: dict[str, NDArray[Any]],
+    members: list[dict[str, Any]],
+    opened: list[OpenedTokenizer] | None,
+) -> Stored:
+    """Vocabularies from stored arrays, with the tokenizers they belong to."""
+    vocabularies, classes = [], []
+    for m, member in enumerate(members):
+        if opened is not None:
+            _check_same(path, m, member, opened[m])
+        class_of = tensors[f"classes.{m}"]
+        is_byte_piece = np.zeros(len(class_of), bool)
+        is_byte_piece[tensors[f"byte_pieces.{m}"]] = True
+        vocabularies.append(
+            Vocabulary(
+                kind=member["kind"],
+                pieces=partial(_split_bytes, tensors[f"bytes.{m}"], tensors[f"lengths.{m}"]),
+                size=len(class_of),
+                is_byte_piece=is_byte_piece,
+                eos_token_ids=tuple(member["eos_token_ids"]),
+                eos_token_id=member["eos_token_id"],
+                fingerprint=member["fingerprint"],
+                parts=None if opened is None else opened[m].parts,
+                eligible=class_of >= 0,
+                name=f"tokenizers[{m}]",
+            )
+        )
+        classes.append(class_of)
+    return vocabularies, classes, tensors["class_ids"]
+
+
+def _check_same(path: Path, m: int, member: dict[str, Any], opened: OpenedTokenizer) -> None:
+    if opened.fingerprint != member["fingerprint"]:
+        raise ValueError(
+            f"tokenizers[{m}]: expected the tokenizer with fingerprint {member['fingerprint'][:12]}, for which {path} "
+            f"was made, got {opened.fingerprint[:12]}; build the alignment again"
+        )
+    if [list(opened.eos_token_ids), opened.eos_token_id] != [member["eos_token_ids"], member["eos_token_id"]]:
+        raise ValueError(
+            f"tokenizers[{m}]: expected EOS ids {member['eos_token_ids']} (first of all {member['eos_token_id']}), for "
+            f"which {path} was made, got {list(opened.eos_token_ids)} ({opened.eos_token_id}); "
+            "build the alignment again"
+        )
+
+
+def _split_bytes(blob: NDArray[np.uint8], lengths: NDArray[np.integer[Any]]) -> list[bytes]:
+    data = blob.tobytes()
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    return [data[a:b] for a, b in zip([0, *ends[:-1]], ends)]
+
+
+def _checksum(tensors: dict[str, NDArray[Any]], header: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()

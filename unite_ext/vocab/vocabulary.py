@@ -1,0 +1,244 @@
+"""One member's tokenizer, seen as bytes.
+
+A :class:`Vocabulary` says for every id which bytes it adds to the text, whether it may enter a top-k, which
+ids mean EOS, which id represents a byte string, and how a byte string is tokenized in the middle of a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .continuation import ContinuationEncoder
+from .tokenizer_kinds import (
+    TokenizerParts,
+    check_against_decode,
+    open_tokenizer,
+    piece_bytes,
+    surface_tokens,
+)
+
+__all__ = ["Vocabulary"]
+
+
+class Vocabulary:
+    """The bytes behind one tokenizer's ids. Build it with :meth:`from_tokenizer`.
+
+    Attributes
+    ----------
+    size : int
+        Highest id of the tokenizer + 1.
+    highest_eligible_id : int
+        Logits must be wider than this.
+    token_bytes : list of bytes
+        The bytes every id adds to the text; empty for special tokens, EOS ids and unused ids.
+    eligible : numpy.ndarray of bool, shape (size,)
+        Ids that may enter a top-k: those with bytes, and the EOS ids.
+    is_byte_piece : numpy.ndarray of bool, shape (size,)
+        Byte-fallback pieces (``<0x0A>``), which represent a class only when nothing else does.
+    eos_token_ids : tuple of int
+        Every id that ends a text, ascending; may be empty.
+    eos_token_id : int or None
+        The one that represents EOS: the tokenizer's own, else the lowest.
+    kind : str
+        ``"byte-level"``, ``"sentencepiece"`` or ``"wordpiece"``.
+    fingerprint : str
+        SHA-256 of everything that changes bytes or continuation tokenization.
+    parts : TokenizerParts or None
+        What was read from the tokenizer; None after loading an alignment without tokenizers.
+    name : str
+        What messages call the tokenizer.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: str,
+        pieces: list[bytes] | Callable[[], list[bytes]],
+        size: int,
+        is_byte_piece: NDArray[np.bool_],
+        eos_token_ids: tuple[int, ...],
+        eos_token_id: int | None,
+        fingerprint: str,
+        parts: TokenizerParts | None,
+        eligible: NDArray[np.bool_] | None = None,
+        name: str = "tokenizer",
+    ) -> None:
+        self.kind = kind
+        self.size = size
+        self.is_byte_piece = is_byte_piece
+        self.eos_token_ids = eos_token_ids
+        self.eos_token_id = eos_token_id
+        self.fingerprint = fingerprint
+        self._source = pieces
+        self.parts = parts
+        self.name = name
+        self._encoder: ContinuationEncoder | None = None
+        self._warned = False
+        if eligible is None:
+            eligible = np.fromiter(map(bool, self.token_bytes), bool, size)
+            eligible[list(eos_token_ids)] = True
+        if not eligible.any():
+            raise ValueError(f"{name}: expected a vocabulary with at least one text token, got none in {size} ids")
+        self.eligible = eligible
+        self.highest_eligible_id: int = int(np.flatnonzero(eligible)[-1])
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """Bytes of every id before EOS ids are taken out of the text; ``b""`` for special tokens."""
+        return self._source() if callable(self._source) else self._source
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes every id adds to the text; ``b""`` for special tokens, EOS ids and unused ids."""
+        token_bytes = list(self.pieces)
+        for i in self.eos_token_ids:
+            token_bytes[i] = b""
+        return token_bytes
+
+    @classmethod
+    def from_tokenizer(
+        cls,
+        tokenizer: Any,
+        *,
+        eos_token_ids: Iterable[int] | int | None = None,
+        lossy: bool = False,
+        name: str = "tokenizer",
+    ) -> Vocabulary:
+        """Read a fast tokenizer.
+
+        Parameters
+        ----------
+        tokenizer : transformers.PreTrainedTokenizerFast or tokenizers.Tokenizer
+        eos_token_ids : iterable of int, optional
+            Further EOS ids, such as those of the model's generation config. The tokenizer's own always counts.
+        lossy : bool
+            Accept a tokenizer that lower-cases or strips accents; its continuations then do so too.
+        name : str
+            What error messages call the tokenizer.
+        """
+        opened = OpenedTokenizer(tokenizer, eos_token_ids=eos_token_ids, lossy=lossy, name=name)
+        return opened.read()
+
+    def representatives(self) -> dict[bytes, int]:
+        """The id that stands for each byte string: lowest first, byte-fallback pieces last. EOS is not text."""
+        found: dict[bytes, int] = {}
+        ids = np.flatnonzero(self.eligible)
+        for i in [*ids[~self.is_byte_piece[ids]].tolist(), *ids[self.is_byte_piece[ids]].tolist()]:
+            if self.token_bytes[i]:
+                found.setdefault(self.token_bytes[i], i)
+        return found
+
+    def encode_continuation(self, data: bytes) -> list[int]:
+        """Tokenize bytes as they stand inside a text.
+
+        The bytes of the ids are ``data`` wherever the vocabulary can spell it; the rest becomes the unknown
+        token, with one warning per vocabulary.
+        """
+        return self.encode_continuation_batch([data])[0]
+
+    def encode_continuation_batch(self, data: list[bytes]) -> list[list[int]]:
+        """:meth:`encode_continuation` of each element, faster than one by one."""
+        for item in data:
+            if not isinstance(item, (bytes, bytearray)):
+                raise TypeError(f"data: expected bytes, got {type(item).__name__}")
+        encoder = self.encoder
+        batch = encoder.encode_batch(data)
+        if not (self._warned or encoder.covers):
+            for item, ids in zip(data, batch):
+                if item and not encoder.spells(item, ids):
+                    self._warned = True
+                    warnings.warn(
+                        f"{self.name}: its vocabulary cannot spell {bytes(item)[:40]!r}; such text enters "
+                        "this member's context as its unknown token (said once)",
+                        stacklevel=3,
+                    )
+                    break
+        return batch
+
+    @property
+    def encoder(self) -> ContinuationEncoder:
+        """The continuation tokenizer, made on first use."""
+        if self._encoder is None:
+            if self.parts is None:
+                raise ValueError(
+                    f"{self.name}: continuation tokenization needs the tokenizer, but this alignment was "
+                    "loaded without tokenizers; pass them: VocabAlignment.load(path, tokenizers)"
+                )
+            self._encoder = ContinuationEncoder(self.parts, self.pieces, self.is_byte_piece, self.eos_token_ids)
+        return self._encoder
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encoder": None}  # made again on first use
+
+    def __repr__(self) -> str:
+        return (
+            f"Vocabulary({self.kind}, size={self.size}, eligible={int(self.eligible.sum())}, "
+            f"eos={list(self.eos_token_ids)}, fingerprint={self.fingerprint[:12]})"
+        )
+
+
+class OpenedTokenizer:
+    """A tokenizer whose fingerprint and EOS ids are known, but whose vocabulary has not been read.
+
+    Opening costs a fraction of reading, which is all that a cached alignment needs.
+    """
+
+    def __init__(self, tokenizer: Any, *, eos_token_ids: Iterable[int] | int | None, lossy: bool, name: str) -> None:
+        self.name = name
+        self.parts = open_tokenizer(tokenizer, name)
+        if self.parts.is_lossy and not lossy:
+            kinds = [n["type"] for n in self.parts.normalizers]
+            raise ValueError(
+                f"{name}: expected a tokenizer that keeps the text, got normalizer {kinds}, which lower-cases or "
+                "strips accents; pass lossy=True to accept that its text differs from the other members'"
+            )
+        self.eos_token_ids, self.eos_token_id = self._eos(eos_token_ids)
+        # EOS ids among ordinary tokens take them out of the text; special ones are out of it anyway
+        special = {t["id"] for t in self.parts.added_tokens if t["special"]}
+        plain_eos = [i for i in self.eos_token_ids if i not in special]
+        self.fingerprint = hashlib.sha256(
+            json.dumps([self.parts.json_sha256, self.parts.kind, plain_eos]).encode()
+        ).hexdigest()
+
+    @property
+    def identity(self) -> tuple[str, tuple[int, ...], int | None]:
+        """Equal for two tokenizers exactly when their vocabularies are."""
+        return self.fingerprint, self.eos_token_ids, self.eos_token_id
+
+    def read(self) -> Vocabulary:
+        """Read the whole vocabulary and check it against the tokenizer's own decode."""
+        tokens = surface_tokens(self.parts)
+        pieces, is_byte_piece = piece_bytes(self.parts, tokens)
+        check_against_decode(self.parts, tokens, pieces, self.name)
+        return Vocabulary(
+            kind=self.parts.kind,
+            pieces=pieces,
+            size=len(pieces),
+            is_byte_piece=is_byte_piece,
+            eos_token_ids=self.eos_token_ids,
+            eos_token_id=self.eos_token_id,
+            fingerprint=self.fingerprint,
+            parts=self.parts,
+            name=self.name,
+        )
+
+    def _eos(self, given: Iterable[int] | int | None) -> tuple[tuple[int, ...], int | None]:
+        own = self.parts.own_eos_id
+        given = [] if given is None else [given] if isinstance(given, (int, np.integer)) else list(given)
+        for i in [*given, *([] if own is None else [own])]:
+            if isinstance(i, bool) or not isinstance(i, (int, np.integer)):
+                raise TypeError(f"{self.name}: eos_token_ids: expected ints, got {type(i).__name__}")
+            if i < 0 or self.parts.backend.id_to_token(int(i)) is None:
+                raise ValueError(f"{self.name}: eos_token_ids: expected ids of the tokenizer, got {i}")
+        ids = tuple(sorted({int(i) for i in given} | ({own} if own is not None else set())))
+        if own is not None:
+            return ids, own
+        return ids, (ids[0] if ids else None)
