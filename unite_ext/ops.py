@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _arguments, _backend
+from .options import StepOptions
 from .reference import StepResult
 from .vocab.alignment import VocabAlignment
 
@@ -78,7 +79,23 @@ def unite_step(
     if first.is_cuda and _backend.cuda_unavailable_reason is not None:
         raise RuntimeError(_backend.cuda_help())
 
-    step = StepResult(
+    options = StepOptions(k, primary, tuple(normalized), score, duplicates)
+    step = fused_step(logits, alignment, options, include=include, workspace=workspace)
+    if first.is_cpu and not torch.compiler.is_compiling():
+        step.check()
+    return step
+
+
+def fused_step(
+    logits: Sequence[Tensor],
+    alignment: VocabAlignment,
+    options: StepOptions,
+    *,
+    include: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> StepResult:
+    """`unite_step` with options that were checked before: the arguments are not looked at, rows do not raise."""
+    return StepResult(
         *torch.ops.unite_ext.fused_step(
             logits,
             alignment.table,
@@ -86,18 +103,15 @@ def unite_step(
             alignment.eligible,
             alignment.eligible_offsets,
             alignment.vocab_sizes,
-            k,
-            primary,
-            normalized,
-            score == "probs",
-            duplicates == "drop",
+            options.k,
+            options.primary,
+            options.normalized_weights(len(logits)),
+            options.score == "probs",
+            options.duplicates == "drop",
             include,
             workspace,
         )
     )
-    if first.is_cpu and not torch.compiler.is_compiling():
-        step.check()
-    return step
 
 
 @torch.library.register_fake("unite_ext::fused_step")
