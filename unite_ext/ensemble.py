@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from ._arguments import MAX_MEMBERS, check_integer
+from ._arguments import check_integer
+from ._core import MAX_MEMBERS
 from .alignment import VocabAlignment
 from .baselines import OUTPUT_METHODS, TOKEN_METHODS, UNITE, Method, check_loadable, choose_rows, make_method
 from .config import STEP_DEFAULTS, take_step_options
