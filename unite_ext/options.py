@@ -10,13 +10,13 @@ from typing import Any
 
 from ._arguments import (
     DUPLICATES,
-    MAX_K,
     SCORES,
     check_choice,
     check_integer,
     check_step_options,
     normalize_weights,
 )
+from ._core import MAX_K
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._core import BAD_INCLUDE
 from ..members.base import BaseMember, Context, Scores
 from ..members.context import LogitScores
 from ..methods.base import TokenMethod
-from ..reference import BAD_INCLUDE, StepResult
+from ..reference import StepResult
 from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import append_all
 from .processors import Processors

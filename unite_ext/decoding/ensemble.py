@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from .._arguments import MAX_MEMBERS, check_integer
+from .._arguments import check_integer
+from .._core import MAX_MEMBERS
 from ..members.base import BaseMember, Prompt
 from ..members.transformers import Member, load_tokenizer
 from ..methods.base import AnswerMethod, Method

@@ -18,6 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     import torch
 
+    from ..options import StepOptions
     from ..vocab.alignment import VocabAlignment
 
 Message = Mapping[str, str]
@@ -34,27 +35,35 @@ class Scores(ABC):
         """[N, V] float32, bfloat16 or float16 where all of them are at hand, else None."""
 
     @abstractmethod
-    def top_k(self, k: int, alignment: VocabAlignment, member: int) -> tuple[Tensor, Tensor]:
+    def top_k(self, alignment: VocabAlignment, member: int, options: StepOptions) -> tuple[Tensor, Tensor]:
         """The k best eligible ids.
 
         Parameters
         ----------
-        k : int
         alignment : VocabAlignment
             Says which ids are eligible.
         member : int
             This member's place in the alignment.
+        options : StepOptions
+            Of which `k` and `score` count.
 
         Returns
         -------
         keys : Tensor, int64 [N, k]
-            As `unite_ext.ops.top_k_keys` gives them.
+            See `unite_ext.step_parts.top_k_keys`; `unite_ext.exchange.make_keys` makes them of ids and logits.
         log_sums : Tensor, float32 [N]
+            Zeros unless `score` is "probs".
         """
 
     @abstractmethod
     def gather(self, ids: Tensor) -> Tensor:
-        """[N, U] float32: the logits of ids [N, U], -inf for -1."""
+        """The logits of ids, float32 [N, U].
+
+        Parameters
+        ----------
+        ids : Tensor, int32 [N, U]
+            With or without `FIRST_SUB_TOKEN`. Those below 0 have -inf; those of the keys need no logit.
+        """
 
     @abstractmethod
     def select(self, rows: Sequence[int]) -> Scores:

@@ -15,7 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .. import ops
+from ..options import StepOptions
+from ..step_parts import gather_logits, top_k_keys
 from ..vocab.alignment import VocabAlignment
 from .base import Context, Scores
 from .kv_cache import RaggedCache
@@ -34,13 +35,13 @@ class LogitScores(Scores):
         """See `Scores.logits`."""
         return self._logits
 
-    def top_k(self, k: int, alignment: VocabAlignment, member: int) -> tuple[Tensor, Tensor]:
+    def top_k(self, alignment: VocabAlignment, member: int, options: StepOptions) -> tuple[Tensor, Tensor]:
         """See `Scores.top_k`."""
-        return ops.top_k_keys(self._logits, alignment, member, k=k, score="probs")
+        return top_k_keys(self._logits, alignment, member, k=options.k, score=options.score)
 
     def gather(self, ids: Tensor) -> Tensor:
         """See `Scores.gather`."""
-        return ops.gather_logits(self._logits, ids)
+        return gather_logits(self._logits, ids)
 
     def select(self, rows: Sequence[int]) -> LogitScores:
         """See `Scores.select`."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..members.base import Scores
 from ..ops import fused_step
 from ..options import StepOptions
 from ..reference import StepResult
+from ..step_parts import combine_slots, score_slots, unite_keys
 from ..vocab.alignment import VocabAlignment
 from .base import TokenMethod
 
@@ -40,8 +42,26 @@ def unite_scores(
     scores: Sequence[Scores], alignment: VocabAlignment, options: StepOptions, include: Tensor | None = None
 ) -> StepResult:
     """One step of UNITE from members' scores; `include` as in `unite_step`. Nothing is checked, nothing waits."""
-    logits = [own.logits for own in scores]
-    return fused_step([x for x in logits if x is not None], alignment, options, include=include)
+    logits = [x for own in scores if (x := own.logits) is not None]
+    if len(logits) == len(scores):
+        return fused_step(logits, alignment, options, include=include)
+    return step_in_parts(scores, alignment, options, include)
+
+
+def step_in_parts(
+    scores: Sequence[Scores], alignment: VocabAlignment, options: StepOptions, include: Tensor | None = None
+) -> StepResult:
+    """`unite_scores` from what members give without their logits: their keys, then their logits of the slots."""
+    tops = [own.top_k(alignment, m, options) for m, own in enumerate(scores)]
+    keys = torch.stack([keys for keys, _ in tops], dim=1)
+    union = unite_keys(keys, alignment, primary=options.primary, include=include)
+    probs = []
+    for m, (own, top) in enumerate(zip(scores, tops)):
+        slots = union.slots[:, :, m]
+        values = own.gather(slots)
+        given = (values, slots, union.union_size, *top)
+        probs.append(score_slots(*given, score=options.score, duplicates=options.duplicates))
+    return combine_slots(torch.stack(probs, dim=2), union, primary=options.primary, weights=options.weights)
 
 
 def emission_probability(step: StepResult, targets: Tensor, alignment: VocabAlignment, primary: int) -> Tensor:
