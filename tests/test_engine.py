@@ -342,9 +342,7 @@ def test_a_request_that_can_never_fit_fails_with_the_figure(pair):
     small = engine.submit("A", unite(pair), GenerationOptions(max_new_tokens=2))
     run(engine)
     assert small.finish_reason
-    with pytest.raises(
-        RuntimeError, match=r"prompt 0 needs up to 0\.\d\d GB for caches on cpu, where"
-    ):
+    with pytest.raises(RuntimeError, match=r"prompt 0 needs up to 0\.\d\d GB for caches on cpu, where"):
         raise wide.error
 
 

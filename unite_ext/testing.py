@@ -156,8 +156,8 @@ class _RecorderContext(Context):
     def edit(self, key: int, drop: int, append: Sequence[int]) -> None:
         self._inner.edit(key, drop, append)
 
-    def length(self, key: int) -> int:
-        return self._inner.length(key)
+    def lengths(self, keys: Sequence[int]) -> list[int]:
+        return self._inner.lengths(keys)
 
     def ids(self, key: int) -> list[int]:
         return self._inner.ids(key)
@@ -196,8 +196,8 @@ class _RecordedContext(Context):
         ids = self._ids[key]
         ids[len(ids) - drop :] = append
 
-    def length(self, key: int) -> int:
-        return len(self._ids[key])
+    def lengths(self, keys: Sequence[int]) -> list[int]:
+        return [len(self._ids[key]) for key in keys]
 
     def ids(self, key: int) -> list[int]:
         return self._ids[key]

@@ -54,7 +54,7 @@ class StepRunner:
         self._processors = Processors([v.eos_token_ids for v in alignment.vocabularies])
         self._token_bytes = alignment.vocabularies[primary].token_bytes
         self._shares_ids = [print_ == alignment.fingerprints[primary] for print_ in alignment.fingerprints]
-        self._lengths = [
+        self._limits = [
             (context, member.context_length)
             for member, context in zip(members, contexts)
             if member.context_length is not None
@@ -237,8 +237,12 @@ class StepRunner:
             for request, (drop, append) in zip(going, edits):
                 context.edit(request.key, drop, append)
         for request in going:
-            if request.finish_reason:
-                continue
-            full = any(context.length(request.key) >= length for context, length in self._lengths)
-            if full or len(request.ids) >= request.options.max_new_tokens:
+            if len(request.ids) >= request.options.max_new_tokens and not request.finish_reason:
                 request.finish_reason = "length"
+        keys = [request.key for request in going]
+        for context, limit in self._limits:
+            lengths = context.lengths(keys)
+            if max(lengths) >= limit:
+                for request, length in zip(going, lengths):
+                    if length >= limit and not request.finish_reason:
+                        request.finish_reason = "length"

@@ -41,8 +41,11 @@ class Processors:
                 logits[r : r + 1] = processor(ids, logits[r : r + 1])
         if early and len(self._eos[member]):
             eos = self._eos[member] = self._eos[member].to(logits.device)
-            rows = torch.tensor(early, device=logits.device)
-            logits[rows[:, None], eos[None]] = -torch.inf
+            if len(early) == len(requests):  # the common case, in a fraction of the time
+                logits.index_fill_(1, eos, -torch.inf)
+            else:
+                rows = torch.tensor(early, device=logits.device)
+                logits[rows[:, None], eos[None]] = -torch.inf
         return LogitScores(logits)
 
 

@@ -90,8 +90,8 @@ class Context(ABC):
         """Drop a request's last `drop` ids and append others."""
 
     @abstractmethod
-    def length(self, key: int) -> int:
-        """How many ids a request has."""
+    def lengths(self, keys: Sequence[int]) -> list[int]:
+        """How many ids each request has."""
 
     @abstractmethod
     def ids(self, key: int) -> list[int]:

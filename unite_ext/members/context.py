@@ -123,9 +123,12 @@ class TransformersContext(Context):
         else:
             self._batch.edit(row, drop, append)
 
-    def length(self, key: int) -> int:
-        """See `Context.length`."""
-        return len(self.ids(key))
+    def lengths(self, keys: Sequence[int]) -> list[int]:
+        """See `Context.lengths`."""
+        if self._newcomers:
+            return [len(self.ids(key)) for key in keys]
+        ids, row_of = self._batch.ids, self._row_of
+        return [len(ids[row_of[key]]) for key in keys]
 
     def ids(self, key: int) -> list[int]:
         """See `Context.ids`."""
