@@ -130,9 +130,8 @@ def append_all(syncs: Sequence[TextSync], pieces: Sequence[bytes]) -> list[tuple
     batch = iter(vocabulary.encode_continuation_batch(texts))
     edits = []
     for sync, (tail, cut), data in zip(syncs, grown, pieces):
-        if cut == 0:
-            head_ids = []
-        else:
+        head_ids: list[int] = []
+        if cut:
             head_ids = next(batch) if cut < len(tail) - len(data) else sync.ids[sync._settled :]
         tail_ids = next(batch)
         if cut and not borders.may_follow(head_ids):
