@@ -7,36 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from step_cases import ATOL, KINDS, assert_same_step, make_logits, synthetic_alignment
+from step_cases import (
+    ATOL,
+    KINDS,
+    assert_bitwise_equal,
+    assert_same_step,
+    in_parts,
+    make_logits,
+    synthetic_alignment,
+)
 from test_step import AXES, DTYPES, SIZES, name_of, pairwise_cover
 from test_step_laws import cases
 
 from unite_ext import exchange, reference, step_parts, unite_step
 from unite_ext._core import BAD_INCLUDE, FIRST_SUB_TOKEN, ID_MASK, NO_CLASS, NO_ID
 from unite_ext.ops import cpu_instruction_set
-
-
-def in_parts(parts, logits, alignment, *, k=10, primary=0, weights=None, score="logits", duplicates="repeat",
-             include=None):  # fmt: skip
-    """A step made of `parts`: the module `step_parts`, or `reference`."""
-    tops = [parts.top_k_keys(x, alignment, m, k=k, score=score) for m, x in enumerate(logits)]
-    keys = torch.stack([keys for keys, _ in tops], dim=1)
-    union = parts.unite_keys(keys, alignment, primary=primary, include=include)
-    columns = []
-    for m, (own, log_sums) in enumerate(tops):
-        slots = union.slots[:, :, m]
-        values = parts.gather_logits(logits[m], slots)
-        columns.append(
-            parts.score_slots(values, slots, union.union_size, own, log_sums, score=score, duplicates=duplicates)
-        )
-    return parts.combine_slots(torch.stack(columns, dim=2), union, primary=primary, weights=weights)
-
-
-def assert_bitwise_equal(a, b):
-    for name, value in a._asdict().items():
-        other = getattr(b, name)
-        assert (value.dtype, value.shape) == (other.dtype, other.shape), name
-        assert torch.equal(value.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)), name
 
 
 def options_of(case, alignment, seed=0):
