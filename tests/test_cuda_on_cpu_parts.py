@@ -111,7 +111,7 @@ def test_what_came_over_a_network_is_not_trusted_with_memory(checked):
     for a, b in zip(got, reference.unite_keys(keys, alignment)):
         assert torch.equal(a, b)
     logits = make_logits(alignment, 4)
-    wild = torch.tensor([[0, 40, 2**28 - 1, 5 | FIRST_SUB_TOKEN, -7, 2**31 - 1]] * 4)
+    wild = torch.tensor([[0, 40, 2**28 - 1, 5 | FIRST_SUB_TOKEN, -7, 2**29, 2**31 - 1]] * 4)
     for ids in (wild, wild.int()):
         assert torch.equal(checked.gather_logits(logits[0], ids), reference.gather_logits(logits[0], ids))
     union = exchange.UnionSlots(

@@ -165,10 +165,10 @@ def test_keys_that_no_member_could_have_made_count_as_none():
 def test_gather_logits_is_clean_and_stays_in_its_row():
     for dtype in DTYPES:
         x = torch.tensor([[1.5, torch.inf, torch.nan, -torch.inf, -0.0], [2.0, 3.0, -torch.nan, 4.0, 5.0]]).to(dtype)
-        ids = torch.tensor([[0, 1, 2, 3, 4, -1, 5], [4 | FIRST_SUB_TOKEN, 2**28 - 1, -7, 0, 1, 2, 3]])
+        ids = torch.tensor([[0, 1, 2, 3, 4, -1, 5], [4 | FIRST_SUB_TOKEN, 2**28 - 1, -7, 2**29, 1, 2, 3]])
         largest = torch.finfo(dtype).max
         inf = torch.inf
-        want = torch.tensor([[1.5, largest, -inf, -inf, 0.0, -inf, -inf], [5.0, -inf, -inf, 2.0, 3.0, -inf, 4.0]])
+        want = torch.tensor([[1.5, largest, -inf, -inf, 0.0, -inf, -inf], [5.0, -inf, -inf, -inf, 3.0, -inf, 4.0]])
         for given_ids in (ids, ids.int(), ids.repeat_interleave(2, dim=1)[:, ::2], ids.T.contiguous().T):
             got = step_parts.gather_logits(x, given_ids)
             assert got.dtype == torch.float32

@@ -33,7 +33,7 @@ UNITE_HOST_DEVICE inline float gathered_logit(const MemberLogits& logits, int64_
 // The logit of one slot: straight from the key where the id is in the member's own top-k.
 UNITE_HOST_DEVICE inline float own_or_given(const ScorePart& p, int64_t row, int slot, int32_t tagged) {
   float logit = p.values.at(row, slot);
-  for (int rank = 0; rank < p.k; ++rank) {
+  for (int rank = p.k - 1; rank >= 0; --rank) {  // the best of several
     const uint64_t key = static_cast<uint64_t>(p.keys.at(row, rank));
     if (key_id(key) == untag(tagged)) logit = key_value(key);
   }
