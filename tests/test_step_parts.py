@@ -7,36 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from step_cases import ATOL, KINDS, assert_same_step, make_logits, synthetic_alignment
+from step_cases import (
+    ATOL,
+    KINDS,
+    assert_bitwise_equal,
+    assert_same_step,
+    in_parts,
+    make_logits,
+    synthetic_alignment,
+)
 from test_step import AXES, DTYPES, SIZES, name_of, pairwise_cover
 from test_step_laws import cases
 
 from unite_ext import exchange, reference, step_parts, unite_step
 from unite_ext._core import BAD_INCLUDE, FIRST_SUB_TOKEN, ID_MASK, NO_CLASS, NO_ID
 from unite_ext.ops import cpu_instruction_set
-
-
-def in_parts(parts, logits, alignment, *, k=10, primary=0, weights=None, score="logits", duplicates="repeat",
-             include=None):  # fmt: skip
-    """A step made of `parts`: the module `step_parts`, or `reference`."""
-    tops = [parts.top_k_keys(x, alignment, m, k=k, score=score) for m, x in enumerate(logits)]
-    keys = torch.stack([keys for keys, _ in tops], dim=1)
-    union = parts.unite_keys(keys, alignment, primary=primary, include=include)
-    columns = []
-    for m, (own, log_sums) in enumerate(tops):
-        slots = union.slots[:, :, m]
-        values = parts.gather_logits(logits[m], slots)
-        columns.append(
-            parts.score_slots(values, slots, union.union_size, own, log_sums, score=score, duplicates=duplicates)
-        )
-    return parts.combine_slots(torch.stack(columns, dim=2), union, primary=primary, weights=weights)
-
-
-def assert_bitwise_equal(a, b):
-    for name, value in a._asdict().items():
-        other = getattr(b, name)
-        assert (value.dtype, value.shape) == (other.dtype, other.shape), name
-        assert torch.equal(value.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)), name
 
 
 def options_of(case, alignment, seed=0):
@@ -180,10 +165,10 @@ def test_keys_that_no_member_could_have_made_count_as_none():
 def test_gather_logits_is_clean_and_stays_in_its_row():
     for dtype in DTYPES:
         x = torch.tensor([[1.5, torch.inf, torch.nan, -torch.inf, -0.0], [2.0, 3.0, -torch.nan, 4.0, 5.0]]).to(dtype)
-        ids = torch.tensor([[0, 1, 2, 3, 4, -1, 5], [4 | FIRST_SUB_TOKEN, 2**28 - 1, -7, 0, 1, 2, 3]])
+        ids = torch.tensor([[0, 1, 2, 3, 4, -1, 5], [4 | FIRST_SUB_TOKEN, 2**28 - 1, -7, 2**29, 1, 2, 3]])
         largest = torch.finfo(dtype).max
         inf = torch.inf
-        want = torch.tensor([[1.5, largest, -inf, -inf, 0.0, -inf, -inf], [5.0, -inf, -inf, 2.0, 3.0, -inf, 4.0]])
+        want = torch.tensor([[1.5, largest, -inf, -inf, 0.0, -inf, -inf], [5.0, -inf, -inf, -inf, 3.0, -inf, 4.0]])
         for given_ids in (ids, ids.int(), ids.repeat_interleave(2, dim=1)[:, ::2], ids.T.contiguous().T):
             got = step_parts.gather_logits(x, given_ids)
             assert got.dtype == torch.float32

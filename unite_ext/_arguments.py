@@ -87,38 +87,31 @@ def check_logits(logits: Sequence[Tensor], alignment: VocabAlignment) -> None:
         )
     batch = None
     for m, tensor in enumerate(logits):
-        name = f"logits[{m}]"
-        check_logits_tensor(name, tensor)
+        check_rows(f"logits[{m}]", tensor, alignment.vocab_sizes[m], alignment.device)
         batch = tensor.shape[0] if batch is None else batch
         if tensor.shape[0] != batch:
-            raise ValueError(f"{name} must have {batch} rows like logits[0], got {tensor.shape[0]}")
-        check_member_logits(name, tensor, alignment, m)
+            raise ValueError(f"logits[{m}] must have {batch} rows like logits[0], got {tensor.shape[0]}")
 
 
-def check_logits_tensor(name: str, tensor: object) -> None:
-    """A tensor that the kernels can read rows of logits from."""
+def check_rows(name: str, tensor: object, vocab_size: int = 0, device: torch.device | None = None) -> None:
+    """A [B, V] tensor of one member's logits; wide enough and on the alignment's device, if these are given."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {tensor.dtype}")
     if tensor.dim() != 2:
         raise ValueError(f"{name} must be [batch, vocabulary], got shape {tuple(tensor.shape)}")
-    if tensor.stride(1) != 1 and tensor.shape[1] > 1:
-        raise ValueError(f"{name} must be contiguous in its last dimension, got strides {tensor.stride()}")
-
-
-def check_member_logits(name: str, tensor: Tensor, alignment: VocabAlignment, member: int) -> None:
-    """Rows of logits of one member of the alignment: wide enough, on its device."""
-    check_logits_tensor(name, tensor)
-    width, size = tensor.shape[1], alignment.vocab_sizes[member]
-    if width < size:
+    width = tensor.shape[1]
+    if width < vocab_size:
         raise ValueError(
-            f"{name} must hold the member's highest eligible id, {size - 1}, got a width of {width}: "
+            f"{name} must hold the member's highest eligible id, {vocab_size - 1}, got a width of {width}: "
             "is the alignment made from this model's tokenizer?"
         )
-    if tensor.device != alignment.device:
+    if tensor.stride(1) != 1 and width > 1:
+        raise ValueError(f"{name} must be contiguous in its last dimension, got strides {tensor.stride()}")
+    if device is not None and tensor.device != device:
         raise ValueError(
-            f"{name} must be on the alignment's device, {alignment.device}, got {tensor.device}: "
+            f"{name} must be on the alignment's device, {device}, got {tensor.device}: "
             "move the alignment with alignment.to(device)"
         )
 

@@ -144,7 +144,7 @@ def unite_keys(
 
 def gather_logits(logits: Tensor, ids: Tensor) -> Tensor:
     """3. A member's logits of tagged ids [B, U]; -inf for -1 and for ids that it has no logit of."""
-    known = (ids >= 0) & (ids & ID_MASK < logits.shape[1])
+    known = (ids >= 0) & (ids < 2 * FIRST_SUB_TOKEN) & (ids & ID_MASK < logits.shape[1])
     return clean(logits).gather(1, (ids & ID_MASK).long() * known).masked_fill(~known, -torch.inf)
 
 

@@ -61,7 +61,7 @@ def top_k_keys(
     """
     _arguments.check_alignment(alignment)
     _arguments.check_integer("member", member, 0, alignment.num_members - 1)
-    _arguments.check_member_logits("logits", logits, alignment, member)
+    _arguments.check_rows("logits", logits, alignment.vocab_sizes[member], alignment.device)
     _arguments.check_proposals(1, k)
     _arguments.check_choice("score", score, _arguments.SCORES)
     _backend.require_cuda_for(logits)
@@ -120,7 +120,7 @@ def gather_logits(logits: Tensor, ids: Tensor) -> Tensor:
     TypeError, ValueError
         An argument is wrong; nothing has been computed.
     """
-    _arguments.check_logits_tensor("logits", logits)
+    _arguments.check_rows("logits", logits)
     dtypes = (torch.int32, torch.int64)
     _arguments.check_tensor("ids", ids, dtypes, (logits.shape[0], None), logits.device)
     _arguments.check_slots("ids", ids)

@@ -26,12 +26,12 @@ UNITE_HOST_DEVICE inline float negative_infinity() {
   return float_from_bits(0xFF800000u);
 }
 
-// a * b as a float, never contracted with a sum around it: results are the same wherever the code is inlined.
-UNITE_HOST_DEVICE inline float rounded_product(float a, float b) {
+// a + b, never contracted with a product in it: the bits are the same wherever the code is inlined.
+UNITE_HOST_DEVICE inline float plain_sum(float a, float b) {
 #if defined(__CUDA_ARCH__)
-  return __fmul_rn(a, b);
+  return __fadd_rn(a, b);
 #else
-  return a * b;
+  return a + b;
 #endif
 }
 

@@ -33,7 +33,7 @@ UNITE_HOST_DEVICE inline float gathered_logit(const MemberLogits& logits, int64_
 // The logit of one slot: straight from the key where the id is in the member's own top-k.
 UNITE_HOST_DEVICE inline float own_or_given(const ScorePart& p, int64_t row, int slot, int32_t tagged) {
   float logit = p.values.at(row, slot);
-  for (int rank = 0; rank < p.k; ++rank) {
+  for (int rank = p.k - 1; rank >= 0; --rank) {  // the best of several
     const uint64_t key = static_cast<uint64_t>(p.keys.at(row, rank));
     if (key_id(key) == untag(tagged)) logit = key_value(key);
   }
@@ -51,7 +51,7 @@ UNITE_HOST_DEVICE void unite_row(Block& block, const UnionPart& u, int64_t row, 
     const uint64_t key = u.keys[(row * p.members + member) * p.k + w % p.k];
     s.top[w] = detail::is_eligible_key(p, member, key) ? key : kNoKey;
   }
-  block.sync();
+  block.sync();  // s.top is complete
 
   const int32_t status = detail::find_slots(block, p, row, s);
   const int slots = status == kOk ? *s.size : 0;
@@ -91,7 +91,7 @@ UNITE_HOST_DEVICE void score_row(const Block& block, const ScorePart& p, int64_t
     }
     scores[slot] = score;
   }
-  block.sync();
+  block.sync();  // all scores are there
   if (p.duplicates == Duplicates::kDrop) detail::drop_duplicates(block, table, ids, scores, slots, 1);
   if (block.group_rank() == 0) softmax(block, scores, slots, 1);
 }

@@ -122,7 +122,7 @@ UNITE_HOST_DEVICE void write_failure(const Block& block, const StepParams& p, in
 // Weighted average over the members, in member order so that it is the same everywhere.
 UNITE_HOST_DEVICE inline float average(const StepParams& p, const float* probs) {
   float sum = 0.0f;
-  for (int m = 0; m < p.members; ++m) sum += rounded_product(p.weights[m], probs[m]);  // constructed ties stay ties
+  for (int m = 0; m < p.members; ++m) sum = plain_sum(sum, p.weights[m] * probs[m]);  // constructed ties stay ties
   return sum;
 }
 
