@@ -15,10 +15,11 @@ from unite_ext.methods.cosine import nearest_vectors
 from unite_ext.methods.edit_distance import nearest_texts
 from unite_ext.methods.eva import EVA
 from unite_ext.methods.mined import MinED
+from unite_ext.options import StepOptions
 
 rapidfuzz = pytest.importorskip("rapidfuzz", reason="rapidfuzz is not installed: pip install 'unite_ext[eval]'")
 
-STEP = {"k": 10, "primary": 0, "weights": None, "score": "logits", "duplicates": "repeat", "method_options": None}
+STEP = StepOptions()
 
 
 def plain_texts(queries, targets):
@@ -103,11 +104,10 @@ class FakeMember:
     """A member that is nothing but its embeddings."""
 
     def __init__(self, embeddings):
-        self.model = self
         self.weight = embeddings
 
-    def get_input_embeddings(self):
-        return self
+    def input_embeddings(self):
+        return self.weight
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_maps_are_kept(cls, alignment, members, searches, tmp_path, monkeypatch)
     assert searches[cls] == 1
     assert maps(cls(alignment, members, STEP)) == first
     assert searches[cls] == 1
-    cls(alignment, members, {**STEP, "primary": 1})  # the other way is another map
+    cls(alignment, members, StepOptions(primary=1))  # the other way is another map
     assert searches[cls] == 2
     monkeypatch.setattr(map_files, "VERSION", map_files.VERSION + 1)  # so are other rules
     cls(alignment, members, STEP)

@@ -12,6 +12,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -84,14 +85,14 @@ void launch_with_shared(const StepParams& p, const Tensor& first, size_t bytes, 
 StepOutputs fused_step(const std::vector<Tensor> logits, const Tensor table, const Tensor class_ids,
                        const Tensor eligible, const std::vector<int64_t> eligible_offsets,
                        const std::vector<int64_t> vocab_sizes, int64_t k, int64_t primary,
-                       const std::vector<double> weights, bool score_probs, bool drop_duplicates,
+                       const std::vector<double> weights, const std::string score, const std::string duplicates,
                        const std::optional<Tensor> include, const std::optional<Tensor> workspace) {
   if (logits.empty()) fail("logits must not be empty");
   const Tensor first = logits[0];
   const int32_t device = first.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  StepArguments step(logits, table, class_ids, eligible, eligible_offsets, vocab_sizes, k, primary, weights,
-                     score_probs, drop_duplicates, include);
+  StepArguments step(logits, table, class_ids, eligible, eligible_offsets, vocab_sizes, k, primary, weights, score,
+                     duplicates, include);
   const StepParams& p = step.params;
   if (p.batch == 0) return step.outputs;
 
@@ -115,7 +116,7 @@ StepOutputs fused_step(const std::vector<Tensor> logits, const Tensor table, con
 }
 
 Tensor step_workspace(const std::vector<Tensor> logits, const std::vector<int64_t> vocab_sizes, int64_t k,
-                      bool score_probs) {
+                      const std::string score) {
   const int64_t members = static_cast<int64_t>(logits.size());
   check_range("the number of logits", members, 1, kMaxMembers);
   check_range("k", k, 1, kMaxTopK);
@@ -127,7 +128,7 @@ Tensor step_workspace(const std::vector<Tensor> logits, const std::vector<int64_
   p.batch = static_cast<int32_t>(logits[0].size(0));
   p.members = static_cast<int32_t>(members);
   p.k = static_cast<int32_t>(k);
-  p.score = score_probs ? Score::kProbs : Score::kLogits;
+  p.score = parse_score(score);
   for (int m = 0; m < members; ++m) {
     p.logits[m].vocab_size = static_cast<int32_t>(vocab_sizes[m]);
     p.logits[m].dtype = detail::member_dtype("logits", logits[m]);

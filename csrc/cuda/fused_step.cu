@@ -7,7 +7,7 @@
 // So the grid is slices x rows. A CTA reads its slice of one row of one member (slice.cuh), reduces it to its
 // top-k (top_k.cuh) and publishes k sorted keys. It then takes a ticket at the row's arrival counter. Whoever
 // takes the last one knows that all keys of the row are written, merges them (merge.cuh) and runs the shared code
-// of core/fused_step.h for the row. No CTA ever waits for another, so it does not matter which of them are
+// of core/row_step.h for the row. No CTA ever waits for another, so it does not matter which of them are
 // resident together; no second launch, and the counter wraps to zero by itself (atomicInc), so that nothing is
 // reset between launches or graph replays.
 //
@@ -23,7 +23,7 @@
 //   to cover the latency of device memory.
 // - No opt-in shared memory: everything fits into 48 KiB but for the largest unions, whose slots then stay in the
 //   row's record (row_plan.cuh).
-#include "../core/fused_step.h"
+#include "../core/row_step.h"
 #include "fused_step.h"
 #include "merge.cuh"
 

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "../core/top_k.h"
+#include "../core/key_order.h"
 #include "row_plan.cuh"
 
 namespace unite {

@@ -12,7 +12,7 @@
 
 #include <cstdint>
 
-#include "../core/top_k.h"
+#include "../core/key_order.h"
 #include "cuda_block.cuh"
 #include "slice.cuh"
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from unite_ext._core import MAX_MEMBERS
 from unite_ext.reference import StepResult
 from unite_ext.vocab.alignment import VocabAlignment
 
@@ -32,7 +33,6 @@ CHECKED = [
     "-fno-tree-loop-distribute-patterns",  # no memset or memcpy calls that the checker would not see
 ]
 POLICIES = {"in order": 0, "reverse": 1, "random": 2}
-MAX_MEMBERS = 8
 COUNTER_BYTES = 16384 * 4
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 POISON = 0x5A

@@ -246,7 +246,7 @@ def test_opcheck():
     tensors = (alignment.table, alignment.class_ids, alignment.eligible)
     sizes = (list(alignment.eligible_offsets), list(alignment.vocab_sizes))
     torch.library.opcheck(
-        torch.ops.unite_ext.fused_step.default, (logits, *tensors, *sizes, 5, 0, [0.5, 0.5], False, False)
+        torch.ops.unite_ext.fused_step.default, (logits, *tensors, *sizes, 5, 0, [0.5, 0.5], "logits", "repeat")
     )
 
 

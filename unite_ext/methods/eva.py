@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..members.base import BaseMember
+from ..options import StepOptions
 from ..vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, ID_MASK, VocabAlignment
 from .cosine import nearest_vectors
 from .map_files import digest_of
@@ -30,15 +32,15 @@ class EVA(MappedMethod):
     name: ClassVar[str] = "eva"
 
     @classmethod
-    def check(cls, alignment: VocabAlignment, step_options: Mapping[str, Any]) -> None:
+    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, Any]) -> None:
         """Every member shares tokens with the primary."""
-        super().check(alignment, step_options)
-        primary = step_options["primary"]
+        super().check(alignment, options, own)
+        primary = options.primary
         for m in range(alignment.num_members):
             if len(shared_ids(alignment, m, primary)) == 0:
                 raise ValueError(f"method 'eva' needs tokens that member {m} shares with the primary, got none")
 
-    def nearest(self, members: Sequence[Any], m: int, ids: Tensor) -> Tensor:
+    def nearest(self, members: Sequence[BaseMember], m: int, ids: Tensor) -> Tensor:
         """See `MappedMethod.nearest`."""
         device = self.alignment.device
         own, primary = (weight.to(device) for weight in self._embeddings(members, m))
@@ -50,13 +52,13 @@ class EVA(MappedMethod):
         rotated = [_unit((own[part].float() - centres[0]) @ rotation) for part in ids.split(_PART)]
         return targets[nearest_vectors(torch.cat(rotated), _unit(primary[targets].float() - centres[1]))]
 
-    def source(self, members: Sequence[Any], m: int) -> str:
+    def source(self, members: Sequence[BaseMember], m: int) -> str:
         """See `MappedMethod.source`: a digest of both embeddings."""
         return digest_of(*self._embeddings(members, m))
 
-    def _embeddings(self, members: Sequence[Any], m: int) -> list[Tensor]:
+    def _embeddings(self, members: Sequence[BaseMember], m: int) -> list[Tensor]:
         """The input embeddings of member m and of the primary."""
-        return [members[i].model.get_input_embeddings().weight.detach() for i in (m, self.primary)]
+        return [members[i].input_embeddings() for i in (m, self.primary)]
 
 
 def shared_ids(alignment: VocabAlignment, m: int, primary: int) -> Tensor:

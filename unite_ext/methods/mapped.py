@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..members.base import BaseMember
+from ..options import StepOptions
 from ..vocab.alignment import EOS_CLASS, ID_MASK, VocabAlignment
-from .base import PrimaryEntryMethod
+from .entries import PrimaryEntryMethod
 from .map_files import keep_map
 
 
@@ -21,8 +22,8 @@ class MappedMethod(PrimaryEntryMethod):
     A token that the primary has too, and EOS, are mapped to themselves; `nearest` decides about the others.
     """
 
-    def __init__(self, alignment: VocabAlignment, members: Sequence[Any], step_options: Mapping[str, Any]) -> None:
-        super().__init__(alignment, members, step_options)
+    def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
+        super().__init__(alignment, members, options)
         self._maps = []
         for m in range(alignment.num_members):
             classes = alignment.classes[m][: alignment.vocab_sizes[m]].long()
@@ -48,10 +49,10 @@ class MappedMethod(PrimaryEntryMethod):
             self._maps.append((ids, targets))
 
     @abstractmethod
-    def nearest(self, members: Sequence[Any], m: int, ids: Tensor) -> Tensor:
+    def nearest(self, members: Sequence[BaseMember], m: int, ids: Tensor) -> Tensor:
         """[N] int64: the primary's id for each of member m's ids that the primary has no token for."""
 
-    def source(self, members: Sequence[Any], m: int) -> str:
+    def source(self, members: Sequence[BaseMember], m: int) -> str:
         """What `nearest` depends on beside the vocabularies, for the cache of its results; here nothing."""
         return ""
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..members.base import BaseMember
 from .edit_distance import nearest_texts
 from .mapped import MappedMethod
 
@@ -25,13 +26,13 @@ class MinED(MappedMethod):
     name: ClassVar[str] = "mined"
 
     @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
+    def check_options(cls, own: Mapping[str, Any]) -> None:
         """See `Method.check_options`."""
-        super().check_options(options)
+        super().check_options(own)
         if importlib.util.find_spec("rapidfuzz") is None:
             raise ValueError("method 'mined' needs rapidfuzz: pip install 'unite_ext[eval]'")
 
-    def nearest(self, members: Sequence[Any], m: int, ids: Tensor) -> Tensor:
+    def nearest(self, members: Sequence[BaseMember], m: int, ids: Tensor) -> Tensor:
         """See `MappedMethod.nearest`."""
         own, primary = self.alignment.vocabularies[m].token_bytes, self.alignment.vocabularies[self.primary].token_bytes
         targets = self.target_ids()
