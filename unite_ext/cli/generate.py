@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import console, errors, fail
+from .resume import keep_run
 from .trace import save_and_say
 
 if TYPE_CHECKING:
@@ -31,7 +32,12 @@ def generate(
         Path | None, typer.Option(help="Prompts: one per line, or JSON lines with 'prompt' or 'messages'.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write JSON lines here, each row as it finishes.")] = None,
-    resume: Annotated[bool, typer.Option(help="Keep the rows that --output already holds, and go on.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the rows that --output already holds, and go on; refused with other models or options."
+        ),
+    ] = False,
     chat: Annotated[bool, typer.Option(help="Put every prompt through each member's own chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="System message, with --chat.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with ids and finish reasons.")] = False,
@@ -86,12 +92,14 @@ def generate(
 
         unite generate --model A --model B --prompt "Once upon a time" --trace trace.html
     """
-
+    given = dict(locals())
     try:
         prompts = _read_prompts(prompt, file, chat, system)
         streams = len(prompts) == 1 and output is None and not as_json
         _check_trace(trace, method, streams)
         done = _read_done(output, resume, prompts)
+        if output:
+            keep_run(output, given)
         todo = [i for i in range(len(prompts)) if i not in done]
         if not todo:
             errors.print(f"nothing to do: {output} holds all {len(prompts)} rows")
