@@ -147,7 +147,7 @@ def generate(
 def _check_trace(trace: Path | None, method: str, streams: bool) -> None:
     """Complain before anything is loaded."""
     from ..methods.registry import is_answer_method
-    from ..trace.files import check_path
+    from ..trace.trace import check_path
 
     if trace is None:
         return

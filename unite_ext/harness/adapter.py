@@ -23,7 +23,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from .._arguments import check_integer
+from .._checks import check_integer
 from ..decoding.ensemble import UniteEnsemble
 from ..decoding.likelihood import score_continuations
 from ..members.base import Prompt

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._arguments import check_integer
+from .._checks import check_integer
 
 # Accuracies are printed with two decimals; a difference of 10.00 must not fail by a rounding of floats.
 _ROUNDING = 1e-9
