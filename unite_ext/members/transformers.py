@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from .kv_cache import RaggedCache, probe_reuse
+from .cache_probe import probe_reuse
+from .kv_cache import RaggedCache
 from .static_cache import StaticRaggedCache, compile_forward
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Member:
     context_length : int or None
         The longest text the model was made for.
     cache_reuse : {"holes", "compact", "recompute"}
-        How its KV cache may be reused, found by a probe (`unite_ext.kv_cache.probe_reuse`).
+        How its KV cache may be reused, found by a probe (`unite_ext.members.cache_probe.probe_reuse`).
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
