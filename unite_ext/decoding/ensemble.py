@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
 from .._arguments import MAX_MEMBERS, check_integer
-from ..members.transformers import Member, Prompt
+from ..members.transformers import Member, Prompt, load_members
 from ..methods.registry import OUTPUT_METHODS, TOKEN_METHODS, UNITE, Method, check_loadable, choose_rows, make_method
 from ..trace import Trace
 from ..vocab.alignment import VocabAlignment
@@ -104,11 +104,11 @@ class UniteEnsemble:
     def from_pretrained(
         cls, names: Sequence[str], *, lossy: bool = False, compile: bool = False, **options: Any
     ) -> UniteEnsemble:
-        """Load the members by Hugging Face name or local folder.
+        """Load the members by Hugging Face name, local folder or .gguf file.
 
         `k`, `primary`, `weights`, `score`, `duplicates`, `method` and `compile` are the ensemble's. Every other option
         goes to `Member.from_pretrained` (`dtype`, `device`, `device_map`, `quantization_config`, `attn_implementation`,
-        `trust_remote_code`, `revision`, `tokenizer`, ...); a list gives each member its own.
+        `trust_remote_code`, `revision`, `tokenizer`, `chat_template`, ...); a list gives each member its own.
 
         Examples
         --------
@@ -124,7 +124,7 @@ class UniteEnsemble:
                 raise ValueError(f"{name} must be one value or one per member, {len(names)}, got {len(value)}")
         own = [{o: v[m] if isinstance(v, (list, tuple)) else v for o, v in options.items()} for m in range(len(names))]
         check_loadable(names, step, own, lossy)
-        members = [Member.from_pretrained(name, **member_options) for name, member_options in zip(names, own)]
+        members = load_members(names, own, known=(*STEP_DEFAULTS, "lossy", "compile"))
         return cls(members, lossy=lossy, compile=compile, **step)
 
     # A string is a sequence of strings as well: the first overload that fits counts.
