@@ -25,7 +25,6 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from toy_models import toy_model
 
 from unite_ext import UniteEnsemble, reference
-from unite_ext.decoding.decode_loop import DecodeLoop
 
 MEMBERS = (("llama", "llama-3"), ("qwen2", "qwen2"), ("mistral", "mistral-7b-v0.3"))
 LENGTHS = (1, 128, 1024)
@@ -75,11 +74,14 @@ def ensemble_steps(
 ) -> dict[int, dict[str, list[float]]]:
     """Per length: seconds of every step in its window, whole and outside the forward passes."""
     steps = length + WINDOW
-    loop = DecodeLoop(ensemble, {"max_new_tokens": steps, "min_new_tokens": steps}, False)
-    encoded = [loop.encode(prompt) for prompt in prompts_of(batch)]
+    plan = ensemble.plan({"max_new_tokens": steps, "min_new_tokens": steps})
+    engine = ensemble.new_engine(plan, max_requests=batch)
+    for prompt in prompts_of(batch):
+        engine.submit(prompt, plan.token_method, plan.generation)
     times = []
     before, forward = time.perf_counter(), clock.seconds
-    for _ in loop.decode(encoded, range(batch)):
+    while engine.has_work:
+        engine.step()
         now = time.perf_counter()
         times.append((now - before, now - before - (clock.seconds - forward)))
         before, forward = now, clock.seconds

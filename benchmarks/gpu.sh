@@ -57,7 +57,7 @@ if [ -n "$sanitizer" ]; then
   pids=()
   for check in memcheck racecheck initcheck synccheck; do  # nothing is timed: all at once
     step "$check" 90 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$check" \
-      --kernel-name kernel_substring=fused_step --error-exitcode 9 python tests/gpu/sanitizer_case.py &
+      --kernel-name kernel_substring=unite --error-exitcode 9 python tests/gpu/sanitizer_case.py &
     pids+=($!)
   done
   for pid in "${pids[@]}"; do wait "$pid" || failed=1; done

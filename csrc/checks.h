@@ -1,7 +1,7 @@
 // Argument checks: each names the argument, says what was expected and what came.
 //
-// unite_ext/ops.py has checked before with Python's exception types; these keep direct callers of the operator
-// memory safe.
+// unite_ext/ops.py and unite_ext/step_parts.py have checked before with Python's exception types; these keep direct
+// callers of the operators memory safe.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -16,7 +16,7 @@ namespace unite {
 template <class... Parts>
 [[noreturn]] inline void fail(const Parts&... parts) {
   std::ostringstream message;
-  message << "unite_ext::fused_step: ";
+  message << "unite_ext: ";
   ((message << parts), ...);
   throw std::runtime_error(message.str());
 }
@@ -32,7 +32,7 @@ inline void check_length(const char* name, size_t length, size_t expected) {
 inline void check_same_device(const std::string& name, const torch::stable::Tensor& tensor,
                               const torch::stable::Tensor& first) {
   if (tensor.is_cuda() != first.is_cuda() || tensor.get_device_index() != first.get_device_index())
-    fail(name, " must be on the device of logits[0]");
+    fail(name, " must be on the device of the first tensor");
 }
 
 // A contiguous tensor of the given dtype, on the device of `first`.

@@ -1,4 +1,7 @@
 // The schemas of every operator of this package. Backends register their own implementations.
+//
+// Rules of the step travel as strings, so that a new one changes no schema: score is "logits" or "probs", duplicates
+// is "repeat" or "drop".
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(unite_ext, m) {
@@ -7,12 +10,30 @@ STABLE_TORCH_LIBRARY(unite_ext, m) {
   m.def(
       "fused_step("
       "Tensor[] logits, Tensor table, Tensor class_ids, Tensor eligible, int[] eligible_offsets, int[] vocab_sizes, "
-      "int k, int primary, float[] weights, bool score_probs, bool drop_duplicates, "
+      "int k, int primary, float[] weights, str score, str duplicates, "
       "Tensor? include=None, Tensor(a!)? workspace=None"
       ") -> (Tensor next_ids, Tensor union_ids, Tensor union_size, Tensor winner, Tensor union_probs, "
       "Tensor member_probs, Tensor status)");
   // Zeroed memory for the `workspace` of steps on such logits.
-  m.def("step_workspace(Tensor[] logits, int[] vocab_sizes, int k, bool score_probs) -> Tensor");
+  m.def("step_workspace(Tensor[] logits, int[] vocab_sizes, int k, str score) -> Tensor");
+
+  // The same step in parts, for members whose logits are not at hand; unite_ext/step_parts.py documents them.
+  m.def(
+      "top_k_keys(Tensor logits, Tensor eligible, int eligible_offset, int vocab_size, int k, str score) "
+      "-> (Tensor keys, Tensor log_sums)");
+  m.def(
+      "unite_keys(Tensor keys, Tensor table, Tensor class_ids, int[] vocab_sizes, int primary, Tensor? include=None) "
+      "-> (Tensor slots, Tensor slot_classes, Tensor union_size, Tensor status)");
+  m.def("gather_logits(Tensor logits, Tensor ids) -> Tensor");
+  m.def(
+      "score_slots(Tensor values, Tensor slots, Tensor union_size, Tensor keys, Tensor log_sums, str score, "
+      "str duplicates) -> Tensor");
+  m.def(
+      "combine_slots(Tensor member_probs, Tensor slots, Tensor slot_classes, Tensor union_size, Tensor status, "
+      "int primary, float[] weights"
+      ") -> (Tensor next_ids, Tensor union_ids, Tensor union_size, Tensor winner, Tensor union_probs, "
+      "Tensor member_probs, Tensor status)");
+
   // Which instruction set the CPU kernel uses: names it, after switching to `name` unless that is empty.
   m.def("cpu_instruction_set(str name=\"\") -> str");
 }

@@ -29,8 +29,9 @@ from unite_ext import _backend
 
 assert torch.version.cuda, f"torch {torch.__version__} is not a CUDA build"
 assert _backend.cuda_unavailable_reason is None, _backend.cuda_unavailable_reason
-for name in ("fused_step", "step_workspace"):
-    for key in ("CUDA",) + (("CPU",) if name == "fused_step" else ()):
+PARTS = ("top_k_keys", "unite_keys", "gather_logits", "score_slots", "combine_slots")
+for name in ("fused_step", "step_workspace", *PARTS):
+    for key in ("CUDA",) + (("CPU",) if name != "step_workspace" else ()):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"unite_ext::{name}", key), (name, key)
 print(f"unite_ext {unite_ext.__version__}: _C_cuda is built, linked, imported and registered beside torch {torch.__version__}")
 PY

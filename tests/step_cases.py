@@ -136,3 +136,27 @@ def assert_same_step(got: StepResult, expected: StepResult, atol: float = ATOL) 
     clear = (top[:, 0] - top[:, -1] > 1e-6) | (top[:, 0] == top[:, -1])
     assert torch.equal(got.winner.cpu()[clear], expected.winner.cpu()[clear])
     assert torch.equal(got.next_ids.cpu()[clear], expected.next_ids.cpu()[clear])
+
+
+def in_parts(parts, logits, alignment, *, k=10, primary=0, weights=None, score="logits", duplicates="repeat",
+             include=None):  # fmt: skip
+    """A step made of `parts`: the module `step_parts`, or what has functions of the same names."""
+    tops = [parts.top_k_keys(x, alignment, m, k=k, score=score) for m, x in enumerate(logits)]
+    keys = torch.stack([keys for keys, _ in tops], dim=1)
+    union = parts.unite_keys(keys, alignment, primary=primary, include=include)
+    columns = []
+    for m, (own, log_sums) in enumerate(tops):
+        slots = union.slots[:, :, m]
+        values = parts.gather_logits(logits[m], slots)
+        columns.append(
+            parts.score_slots(values, slots, union.union_size, own, log_sums, score=score, duplicates=duplicates)
+        )
+    return parts.combine_slots(torch.stack(columns, dim=2), union, primary=primary, weights=weights)
+
+
+def assert_bitwise_equal(a, b):
+    """Same bits in every field of two results."""
+    for name, value in a._asdict().items():
+        other = getattr(b, name)
+        assert (value.dtype, value.shape) == (other.dtype, other.shape), name
+        assert torch.equal(value.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)), name

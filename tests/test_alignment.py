@@ -11,9 +11,8 @@ import torch
 import toy_tokenizers as toys
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from unite_ext.vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, ID_BITS, ID_MASK, VocabAlignment
-
-MAX_PROBES = 32  # csrc/core/hash_map.h
+from unite_ext._core import EOS_CLASS, FIRST_SUB_TOKEN, ID_BITS, ID_MASK, MAX_PROBES
+from unite_ext.vocab.alignment import VocabAlignment
 
 
 def align(*makes, **options) -> VocabAlignment:
@@ -186,13 +185,13 @@ def test_eligibility_bits(mix):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class_of": []}, "class_of: expected 1 to 8 members, got 0"),
-        ({"class_of": [np.array([2], np.int32)]}, "class_of: class 2 of id 0 is no row of class_ids"),
-        ({"class_of": [np.array([-2], np.int32)]}, "class_of: class -2 of id 0"),
-        ({"class_of": [np.zeros((1, 1), np.int32)]}, "class_of: expected one dimension"),
-        ({"class_ids": np.zeros((2, 2), np.int32)}, "class_ids: expected shape"),
-        ({"log2_capacity": 5}, "table: expected shape"),
-        ({"table": np.zeros((16, 3), np.int32)}, "table: expected shape"),
+        ({"class_of": []}, "class_of must hold 1 to 8 members, got 0"),
+        ({"class_of": [np.array([2], np.int32)]}, "class_of must name rows of class_ids, got class 2 of id 0"),
+        ({"class_of": [np.array([-2], np.int32)]}, "class_of must name rows of class_ids, got class -2 of id 0"),
+        ({"class_of": [np.zeros((1, 1), np.int32)]}, "class_of must have one dimension"),
+        ({"class_ids": np.zeros((2, 2), np.int32)}, "class_ids must be"),
+        ({"log2_capacity": 5}, "table must be"),
+        ({"table": np.zeros((16, 3), np.int32)}, "table must be"),
     ],
 )
 def test_the_host_module_checks_its_arguments(changes, message):

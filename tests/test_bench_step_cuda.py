@@ -158,8 +158,8 @@ def test_the_kernel_over_a_plain_array_gives_the_same_step(bench, tmp_path):
     source = (BENCHMARKS / "plain_array.cu").read_text()
     macro = re.search(r"#define (UNITE_MAP_SLOT\(.*?\)) \\\n *(.*)", source)
     flag = f"-D{macro[1].replace(' ', '')}={macro[2]}"
-    objects = [emulator.compile_object(tmp_path, "cuda_emu.cpp", "-O2")]
-    objects += [emulator.compile_object(tmp_path, "driver.cpp", "-O2", flag)]
+    objects = [emulator.compile_object(emulator.HERE / "cuda_emu.cpp", "-O2")]
+    objects += [emulator.compile_object(emulator.HERE / "driver.cpp", "-O2", flag)]
     emulator.run(emulator.compiler(), "-shared", *objects, "-o", tmp_path / "driver.so")
     emu = emulator.Emulator(tmp_path / "driver.so")
     for sizes in ((2500, 3100), (900, 700, 1100, 300)):

@@ -9,14 +9,15 @@ import ctypes
 import functools
 import itertools
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cuda_on_cpu import emulator
+from cuda_on_cpu.emulated_parts import EmulatedParts
 from cuda_on_cpu.emulator import EmulationError, Emulator, LaunchConfig, Schedule, StepParams
-from step_cases import KINDS, alignment_from_classes, assert_same_step, make_logits, synthetic_alignment
+from cuda_on_cpu.faults import FAULTS
+from step_cases import KINDS, alignment_from_classes, assert_same_step, in_parts, make_logits, synthetic_alignment
 
 from unite_ext import reference
 
@@ -26,21 +27,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STEP_OPTIONS = ("k", "primary", "weights", "score", "duplicates", "include")
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cuda_on_cpu")
+@pytest.fixture
+def checked() -> Emulator:
+    return emulator.built("checked")
 
 
-@pytest.fixture(scope="session")
-def checked(folder) -> Emulator:
-    """Every access goes through the race checker."""
-    return Emulator(emulator.build(folder, "driver.cpp", True, "-shared"))
-
-
-@pytest.fixture(scope="session")
-def plain(folder) -> Emulator:
-    """Several times faster, and blind."""
-    return Emulator(emulator.build(folder, "driver.cpp", False, "-shared"))
+@pytest.fixture
+def plain() -> Emulator:
+    return emulator.built("plain")
 
 
 def compare(emu, alignment, logits, **options):
@@ -51,8 +45,9 @@ def compare(emu, alignment, logits, **options):
 
 
 @pytest.mark.parametrize("checking", [False, True], ids=["plain", "checked"])
-def test_shim_and_race_checker_mean_what_they_say(folder, checking):
-    done = subprocess.run([emulator.build(folder, "selftest.cpp", checking)], capture_output=True, text=True)
+def test_shim_and_race_checker_mean_what_they_say(checking):
+    program = emulator.build(emulator.HERE / "selftest.cpp", checking)
+    done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -248,56 +243,38 @@ def test_more_rows_than_one_launch_takes(plain):
     compare(plain, alignment, logits, k=2, threads=32, slices=1)
 
 
-# What finds each deliberate bug: a word of the race checker's, or the comparison with the reference.
-PLANTED = {
-    "kNoBarrierAfterMaxima": "RACE",
-    "kNoBarrierBeforeRescan": "RACE",
-    "kPlainCandidateCounter": "RACE",
-    "kNoBarrierBeforeDigit": "RACE",
-    "kReadPastTail": "out-of-bounds",
-    "kPublishPastEnd": "RACE|UNINITIALISED|out-of-bounds",
-    "kNoReleaseFence": "RACE",
-    "kNarrowReleaseFence": "RACE",
-    "kNoAcquireFence": "RACE",
-    "kTicketNotReset": "second launch",
-    "kNoBarrierBeforeTicket": "RACE",
-    "kEarlyReturn": "returned",
-    "kMergeCountsNotCleared": "UNINITIALISED",
-    "kRankPastTop": "RACE|UNINITIALISED|out-of-bounds",
-    "kDivergentBarrier": "divergent",
-    "kScanBufferReused": "RACE",
-}
-CASES = {
-    "kNoBarrierBeforeDigit": ((9000,), "equal", {"k": 10, "slices": 1}),
-    "kScanBufferReused": ((900, 800), "gaussian", {"k": 64, "threads": 64}),
+OWN_CASES = {
+    "no barrier before the digit": ((9000,), "equal", {"k": 10, "slices": 1}),
+    "scan buffer reused": ((900, 800), "gaussian", {"k": 64, "threads": 64}),
+    "no barrier before the softmax": ((900, 800), "gaussian", {"k": 40}),  # more slots than a warp has lanes
 }
 
 
-def two_launches(emu, bug: str) -> None:
-    sizes, kind, options = CASES.get(bug, ((2500, 3101), "gaussian", {"k": 10, "slices": 3}))
+def two_launches(emu, fault: str) -> None:
+    """Two steps, on one workspace or in parts."""
+    sizes, kind, options = OWN_CASES.get(fault, ((2500, 3101), "gaussian", {"k": 10, "slices": 3}))
     alignment = synthetic_alignment(sizes)
     workspace = torch.zeros(1 << 20, dtype=torch.uint8)
     for turn, name in enumerate(["first launch", "second launch"]):
         logits = make_logits(alignment, 2, kind=kind, dtype=torch.bfloat16, seed=turn, padding=0, strided=True)
         try:
-            compare(emu, alignment, logits, workspace=workspace, **options)
+            if FAULTS[fault].file == "core/row_parts.h":
+                step = in_parts(EmulatedParts(emu), logits, alignment, k=options["k"])
+                assert_same_step(step, reference.unite_step(logits, alignment, k=options["k"]))
+            else:
+                compare(emu, alignment, logits, workspace=workspace, **options)
         except AssertionError as error:
             raise EmulationError(f"the {name} differs from the reference") from error
 
 
-def test_every_planted_bug_has_its_test():
-    assert set(PLANTED) == set(emulator.planted_bugs())
-
-
-@pytest.mark.parametrize("bug", PLANTED)
-def test_planted_bugs_are_caught(checked, bug):
-    two_launches(checked, bug)  # sound without it
-    checked.plant(emulator.planted_bugs()[bug])
-    try:
-        with pytest.raises(EmulationError, match=PLANTED[bug]):
-            two_launches(checked, bug)
-    finally:
-        checked.plant(0)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault):
+    faulty = emulator.built("faulty")
+    faulty.plant(None)
+    two_launches(faulty, fault)  # sound without it
+    faulty.plant(fault)
+    with pytest.raises(EmulationError, match=FAULTS[fault].found):
+        two_launches(faulty, fault)
 
 
 @pytest.mark.parametrize(

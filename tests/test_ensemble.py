@@ -12,7 +12,6 @@ from torch._subclasses import FakeTensor
 from toy_models import KINDS, cached_toy_model, toy_model
 
 from unite_ext import UniteEnsemble, reference
-from unite_ext.decoding.decode_loop import DecodeLoop
 
 PROMPTS = [
     "Once upon a time",
@@ -69,7 +68,7 @@ def test_one_member_is_its_own_greedy_generate(kind):
     ens = UniteEnsemble([model], [tokenizer])
     ineligible = [i for i in range(model.config.vocab_size) if ens.alignment.class_of(0, i) < 0]
     output = ens.generate(PROMPTS[:3], return_dict=True, max_new_tokens=60)
-    for prompt, got, traces in zip(PROMPTS, output.token_ids, output.traces):
+    for prompt, got, traces in zip(PROMPTS, output.token_ids, output.records):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         expected = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False, suppress_tokens=ineligible,
@@ -142,12 +141,12 @@ def test_texts_are_the_bytes_of_the_ids(pair):
         data = b"".join(pair.alignment.token_bytes(0, i) for i in ids[0])
         assert text == data.decode("utf-8", "replace")
         assert ids[1] == pair.alignment.encode_continuation(1, data)
-        assert len(output.traces[row]) == output.num_steps[row]
+        assert len(output.records[row]) == output.num_steps[row]
 
 
 def test_traces_tell_the_steps(pair):
     output = pair.generate("James", max_new_tokens=12, return_dict=True)
-    for token, trace in zip(output.token_ids[0][0], output.traces[0]):
+    for token, trace in zip(output.token_ids[0][0], output.records[0]):
         assert trace.union_ids[trace.winner][0] == token
         assert trace.winner == max(range(len(trace.union_probs)), key=trace.union_probs.__getitem__)
         assert sum(trace.union_probs) == pytest.approx(1, abs=1e-5)
@@ -219,11 +218,11 @@ def test_sampling_is_seeded_and_independent_of_the_batch(pair):
 
 
 def test_samples_follow_the_averaged_distribution(pair):
-    trace = pair.generate("James", max_new_tokens=1, return_dict=True, temperature=1.0).traces[0][0]
+    trace = pair.generate("James", max_new_tokens=1, return_dict=True, temperature=1.0).records[0][0]
     draws = 3000
     output = pair.generate(["James"] * draws, max_new_tokens=1, do_sample=True, seed=1, return_dict=True)
     counts = torch.zeros(len(trace.union_probs), dtype=torch.float64)
-    for t in output.traces:
+    for t in output.records:
         counts[t[0].winner] += 1
     expected = torch.tensor(trace.union_probs, dtype=torch.float64) * draws
     busy = expected > 5
@@ -343,9 +342,7 @@ def test_out_of_memory_names_the_member(pair, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(pair.members[1].model, "forward", explode)
-    with pytest.raises(
-        RuntimeError, match=r"MistralForCausalLM is out of memory on cpu with 2 rows .* try a smaller batch_size"
-    ):
+    with pytest.raises(RuntimeError, match=r"MistralForCausalLM is out of memory on cpu with one request of \d+ ids"):
         pair.generate(["a", "b"], max_new_tokens=2)
 
 
@@ -439,13 +436,16 @@ def live_bytes() -> int:
 
 def test_a_long_run_holds_nothing_but_its_caches(pair):
     """2,000 tokens, eight rows: what has been allocated between two steps is the growth of the caches."""
-    loop = DecodeLoop(pair, {"max_new_tokens": 2000, "min_new_tokens": 2000}, trace=False)
-    prompts = [loop.encode(f"Number {i}") for i in range(8)]
+    plan = pair.plan({"max_new_tokens": 2000, "min_new_tokens": 2000})
+    engine = pair.new_engine(plan, max_requests=8)
+    requests = [engine.submit(f"Number {i}", plan.token_method, plan.generation) for i in range(8)]
     sizes = {}
-    for step, (rows, _) in enumerate(loop.decode(prompts, range(8)), 1):
+    for step in range(1, 2001):
+        engine.step()
         if step in (200, 1990):
             sizes[step] = live_bytes()
-            lengths = [len(row.ids) + 40 for row in rows], [len(row.syncs[1].ids) + 40 for row in rows]
+            lengths = [[len(r.token_ids(m)) + 40 for r in requests] for m in range(2)]
+    assert not engine.has_work
     # Two layers, keys and values, 8 rows, 2 heads of 8 float32; some of the columns are holes.
     columns = sum(max(own) for own in lengths) / 0.75
     assert sizes[1990] - sizes[200] < columns * 2 * 2 * 8 * 2 * 8 * 4 + 200_000

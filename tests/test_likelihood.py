@@ -10,8 +10,9 @@ import toy_tokenizers
 from toy_models import toy_model
 
 from unite_ext import UniteEnsemble, reference
-from unite_ext.decoding.likelihood import emission_probability, score_continuations
-from unite_ext.methods.registry import OUTPUT_METHODS, TOKEN_METHODS
+from unite_ext.decoding.likelihood import score_continuations
+from unite_ext.methods.registry import ANSWER_METHODS, TOKEN_METHODS
+from unite_ext.methods.unite import emission_probability
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_unite_token_by_token(ensemble, primary):
         assert found[i].log_prob < -1e-3
 
 
-@pytest.mark.parametrize("method", ["unite", *TOKEN_METHODS])
+@pytest.mark.parametrize("method", TOKEN_METHODS)
 def test_what_is_generated_is_greedy_and_what_is_not_is_not(ensemble, method):
     options = {"method": method, "weights": [1, 1] if method == "deepen-adapt" else None}
     output = ensemble.generate(["James met", "A"], max_new_tokens=5, return_dict=True, **options)
@@ -84,7 +85,7 @@ def test_probabilities_of_all_tokens_add_up(ensemble, method):
     # Ids that share a text, special tokens and texts that only the other member has take the rest.
     assert 0.3 < total <= 1 + 1e-4
     if method == "gac":
-        step = next(ensemble.generate_each(["James met"], max_new_tokens=1, trace=True, **options)).traces[0]
+        step = next(ensemble.generate_each(["James met"], max_new_tokens=1, trace=True, **options)).records[0]
         best = next(score_continuations(ensemble, [("James met", [step.union_ids[0][0]])], **options))
         assert math.exp(best.log_prob) == pytest.approx(step.union_probs[0], rel=1e-4)
 
@@ -128,7 +129,7 @@ def test_bad_requests(ensemble):
         score_continuations(ensemble, [("A", [99999])])
     with pytest.raises(TypeError, match="unknown option 'max_new_tokens'"):
         score_continuations(ensemble, [("A", [1])], max_new_tokens=3)
-    for method in OUTPUT_METHODS.keys() - {"pair-ranker"}:
+    for method in ANSWER_METHODS.keys() - {"pair-ranker"}:
         with pytest.raises(ValueError, match=f"method '{method}' chooses among whole answers and gives no"):
             score_continuations(ensemble, [("A", [1])], method=method)
 

@@ -18,7 +18,7 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip i
 
 from lm_eval.api.registry import get_model  # noqa: E402
 
-from unite_ext import UniteEnsemble, select_models  # noqa: E402
+from unite_ext import StepOptions, UniteEnsemble, select_models  # noqa: E402
 from unite_ext.cli import app  # noqa: E402
 from unite_ext.decoding.likelihood import score_continuations  # noqa: E402
 from unite_ext.harness import adapter  # noqa: E402
@@ -178,10 +178,9 @@ def test_bad_arguments_before_any_model_is_loaded(arguments, message):
 def test_arguments_reach_the_ensemble(folders):
     options = "primary=1,k=4,weights=1;3,method=deepen-adapt,method_options=eta:0.2;anchors:20"
     model = UniteLM.create_from_arg_string(f"models={';'.join(folders)},{options}", {"batch_size": "2"})
-    assert model.ensemble.step_options == {
-        "k": 4, "primary": 1, "weights": [1.0, 3.0], "score": "logits", "duplicates": "repeat",
-        "method": "deepen-adapt", "method_options": {"eta": 0.2, "anchors": 20},
-    }  # fmt: skip
+    assert model.ensemble.step_options == StepOptions(k=4, primary=1, weights=(1.0, 3.0))
+    assert model.ensemble.method == "deepen-adapt"
+    assert model.ensemble.method_options == {"eta": 0.2, "anchors": 20}
     assert (model.batch_size, model.primary) == (2, 1)
 
 

@@ -10,12 +10,13 @@ import torch
 import toy_tokenizers
 from toy_models import toy_model
 
-from unite_ext import UniteEnsemble, VocabAlignment
+from unite_ext import StepOptions, UniteEnsemble, VocabAlignment
+from unite_ext.members.context import LogitScores
 from unite_ext.methods import deepen, gac
 from unite_ext.methods.deepen import DeepenAdapt, DeepenAvg, relative_representations
 from unite_ext.methods.registry import METHODS, TOKEN_METHODS, check_method, method_class
 
-STEP = {"k": 10, "primary": 0, "weights": None, "score": "logits", "duplicates": "repeat", "method_options": None}
+STEP = StepOptions()
 CPU = torch.device("cpu")
 
 
@@ -52,15 +53,18 @@ def id_of(alignment, m, text):
     return alignment.vocabularies[m].representatives()[text.encode()] if text else alignment.eos_ids[m]
 
 
+def scores_of(logits):
+    return [LogitScores(x) for x in logits]
+
+
 class FakeMember:
     """A member that is nothing but its embeddings."""
 
     def __init__(self, embeddings):
-        self.model = self
-        self.weight = embeddings
+        self.embeddings = embeddings
 
-    def get_input_embeddings(self):
-        return self
+    def input_embeddings(self):
+        return self.embeddings
 
 
 # GaC
@@ -70,13 +74,13 @@ def test_gac_averages_over_the_union(alignment):
     # By hand: " the" 0.5 * 0.4 + 0.5 * 0.1 = 0.25, "J" 0.5 * 0.6 = 0.3, "a" 0.5 * 0.9 = 0.45.
     method = gac.GaC(alignment, [], STEP)
     logits = logits_of(alignment, {" the": 0.4, "J": 0.6}, {" the": 0.1, "a": 0.9})
-    step = method.step(logits, [])
+    step = method.step(scores_of(logits), [None])
     assert step.next_ids.tolist() == [[id_of(alignment, 0, "a"), id_of(alignment, 1, "a")]]
     by_id = dict(zip(step.union_ids[0, :, 0].tolist(), step.union_probs[0].tolist()))
     assert by_id[id_of(alignment, 0, "a")] == pytest.approx(0.45, abs=1e-5)
     assert by_id[id_of(alignment, 0, "J")] == pytest.approx(0.30, abs=1e-5)
     assert by_id[id_of(alignment, 0, " the")] == pytest.approx(0.25, abs=1e-5)
-    weighted = gac.GaC(alignment, [], {**STEP, "weights": [3, 1]}).step(logits, [])
+    weighted = gac.GaC(alignment, [], StepOptions(weights=[3, 1])).step(scores_of(logits), [None])
     assert weighted.next_ids[0, 0] == id_of(alignment, 0, "J")  # 0.75 * 0.6 = 0.45 > 0.325, 0.225
     assert weighted.union_probs[0, 0] == pytest.approx(0.45, abs=1e-5)
 
@@ -85,14 +89,14 @@ def test_gac_uses_probabilities_of_the_whole_vocabulary(alignment):
     # The second member gives a special token 0.6 of its mass: its "a" counts 0.4, so "J" wins with 0.3 against 0.2.
     logits = logits_of(alignment, {" the": 0.4, "J": 0.6}, {"a": 0.4})
     logits[1][0, 1] = math.log(0.6)  # <s>
-    step = gac.GaC(alignment, [], STEP).step(logits, [])
+    step = gac.GaC(alignment, [], STEP).step(scores_of(logits), [None])
     assert step.next_ids[0, 0] == id_of(alignment, 0, "J")
 
 
 def test_gac_shares_one_eos(alignment):
     first, second = alignment.vocabularies[0].eos_token_ids[0], alignment.eos_ids[1]
     logits = logits_of(alignment, {"J": 0.55, "": 0.45}, {"": 0.6, "a": 0.4})
-    step = gac.GaC(alignment, [], STEP).step(logits, [])
+    step = gac.GaC(alignment, [], STEP).step(scores_of(logits), [None])
     assert step.next_ids.tolist() == [[first, second]]
     assert step.union_probs[0, 0] == pytest.approx(0.525, abs=1e-5)
 
@@ -104,7 +108,7 @@ def test_gac_emits_the_first_sub_token_of_a_foreign_winner(tokenizers):
     logits = [torch.full((1, size), -40.0) for size in alignment.vocab_sizes]
     logits[0][0, id_of(alignment, 0, "a")] = 0.0
     logits[1][0, other[text]] = 1.0
-    step = gac.GaC(alignment, [], {**STEP, "weights": [1, 2]}).step(logits, [])
+    step = gac.GaC(alignment, [], StepOptions(weights=[1, 2])).step(scores_of(logits), [None])
     assert step.next_ids.tolist() == [[alignment.encode_continuation(0, text)[0], other[text]]]
 
 
@@ -118,7 +122,7 @@ def test_gac_counts_special_tokens_behind_the_last_text(tokenizers):
     logits = logits_of(alignment, {"J": 0.4, " ": 0.6}, {"J": 0.1, "a": 0.3})
     logits[1] = torch.nn.functional.pad(logits[1], (0, special + 1 - logits[1].shape[1]), value=-40.0)
     logits[1][0, special] = math.log(0.6)
-    step = gac.GaC(alignment, [], STEP).step(logits, [])
+    step = gac.GaC(alignment, [], STEP).step(scores_of(logits), [None])
     assert step.union_probs[0, :3].tolist() == pytest.approx([0.3, 0.25, 0.15], abs=1e-5)  # " ", "J", "a"
 
 
@@ -128,7 +132,7 @@ def test_gac_ends_a_text_for_a_primary_without_eos(tokenizers):
     logits = [torch.full((1, size), -40.0) for size in alignment.vocab_sizes]
     logits[0][0, alignment.vocabularies[0].representatives()[b" the"]] = 0.0
     logits[1][0, alignment.eos_ids[1]] = 0.0
-    step = gac.GaC(alignment, [], {**STEP, "weights": [1, 2]}).step(logits, [])
+    step = gac.GaC(alignment, [], StepOptions(weights=[1, 2])).step(scores_of(logits), [None])
     assert step.next_ids.tolist() == [[-1, alignment.eos_ids[1]]]
 
 
@@ -168,7 +172,7 @@ def one_hot_members(alignment):
 )
 def test_deepen_by_hand(alignment, eta, winner):
     method = DeepenAvg(alignment, one_hot_members(alignment), STEP, eta=eta)
-    step = method.step(logits_of(alignment, {"J": 0.6, "a": 0.4}, {"J": 0.1, "a": 0.9}), [])
+    step = method.step(scores_of(logits_of(alignment, {"J": 0.6, "a": 0.4}, {"J": 0.1, "a": 0.9})), [None])
     assert step.next_ids.tolist() == [[id_of(alignment, 0, winner), id_of(alignment, 1, winner)]]
 
 
@@ -195,7 +199,7 @@ def test_deepen_search_is_the_written_one(alignment):
 
 def test_deepen_keeps_the_primarys_eos(alignment):
     method = DeepenAvg(alignment, one_hot_members(alignment), STEP, eta=0.3)
-    step = method.step(logits_of(alignment, {"": 0.5, "a": 0.4, "J": 0.1}, {"a": 1.0}), [])
+    step = method.step(scores_of(logits_of(alignment, {"": 0.5, "a": 0.4, "J": 0.1}, {"a": 1.0})), [None])
     assert step.next_ids[0, 0] == alignment.eos_ids[0]
 
 
@@ -204,21 +208,21 @@ def test_deepen_adds_up_the_eos_ids(tokenizers):
     alignment = VocabAlignment.from_tokenizers(tokenizers, eos_token_ids=[ends, None])
     logits = logits_of(alignment, {"J": 0.4, "a": 0.01}, {"J": 1.0})
     logits[0][0, ends] = math.log(0.3)  # each less than J, together more
-    step = DeepenAvg(alignment, one_hot_members(alignment), STEP).step(logits, [])
+    step = DeepenAvg(alignment, one_hot_members(alignment), STEP).step(scores_of(logits), [None])
     assert step.next_ids[0, 0] == alignment.eos_ids[0] == ends[1]
 
 
 def test_deepen_weights(alignment):
     logits = logits_of(alignment, {"J": 0.6, "a": 0.4}, {"J": 0.1, "a": 0.9})
     members = one_hot_members(alignment)
-    strong = DeepenAdapt(alignment, members, {**STEP, "weights": [9, 1]}, eta=0.3).step(logits, [])
+    strong = DeepenAdapt(alignment, members, StepOptions(weights=[9, 1]), eta=0.3).step(scores_of(logits), [None])
     assert strong.next_ids[0, 0] == id_of(alignment, 0, "J")  # r = J 0.55, a 0.45
-    weak = DeepenAdapt(alignment, members, {**STEP, "weights": [1, 9]}, eta=0.3).step(logits, [])
+    weak = DeepenAdapt(alignment, members, StepOptions(weights=[1, 9]), eta=0.3).step(scores_of(logits), [None])
     assert weak.next_ids[0, 0] == id_of(alignment, 0, "a")
     with pytest.raises(ValueError, match="'deepen-adapt' needs weights"):
-        DeepenAdapt.check(alignment, STEP)
+        DeepenAdapt.check(alignment, STEP, {})
     with pytest.raises(ValueError, match="'deepen-avg' has uniform weights"):
-        DeepenAvg.check(alignment, {**STEP, "weights": [2, 1]})
+        DeepenAvg.check(alignment, StepOptions(weights=[2, 1]), {})
 
 
 def test_deepen_refuses_what_does_not_fit(alignment):
@@ -226,13 +230,13 @@ def test_deepen_refuses_what_does_not_fit(alignment):
     needed = 1.25 * 4 * common * sum(alignment.vocab_sizes)
     options = {"max_bytes": int(needed) - 10}
     with pytest.raises(ValueError, match=rf"{common:,} anchors, .*sample anchors, at most {common - 1}"):
-        DeepenAvg.check(alignment, {**STEP, "method_options": options})
-    DeepenAvg.check(alignment, {**STEP, "method_options": {**options, "anchors": common - 1}})
+        DeepenAvg.check(alignment, STEP, options)
+    DeepenAvg.check(alignment, STEP, {**options, "anchors": common - 1})
     method = DeepenAvg(alignment, one_hot_members(alignment), STEP, anchors=7)
     assert method.tokens_per_step == 7
     assert method.matrices[1].shape == (alignment.vocab_sizes[1], 7)
     with pytest.raises(ValueError, match=f"anchors must be at most the {common} common tokens, got {common + 1}"):
-        DeepenAvg.check(alignment, {**STEP, "method_options": {"anchors": common + 1}})
+        DeepenAvg.check(alignment, STEP, {"anchors": common + 1})
 
 
 # All of them
@@ -244,7 +248,7 @@ def test_table_5(real_tokenizer):
     assert gac.GaC(alignment, [], STEP).tokens_per_step == 170_336
     assert len(deepen.common_ids(alignment)) == 109_566
     with pytest.raises(ValueError, match=r"153\.\d GB .* 109,566 anchors"):
-        DeepenAvg.check(alignment, {**STEP, "method_options": {"max_bytes": 141 * 10**9}})
+        DeepenAvg.check(alignment, STEP, {"max_bytes": 141 * 10**9})
 
 
 @pytest.mark.parametrize("name", TOKEN_METHODS)
@@ -256,8 +260,8 @@ def test_the_same_member_twice_is_the_member_alone(name, ensemble):
     alone = UniteEnsemble([member]).generate(prompts, max_new_tokens=12, return_dict=True)
     output = twice.generate(prompts, return_dict=True, **options)
     assert [ids[0] for ids in output.token_ids] == [ids[0] for ids in alone.token_ids]
-    listed = 10 if name == "packllm" else 16
-    assert all(len(trace.union_ids) == listed and trace.winner == 0 for traces in output.traces for trace in traces)
+    listed = 10 if name in ("unite", "packllm") else 16
+    assert all(len(trace.union_ids) == listed and trace.winner == 0 for traces in output.records for trace in traces)
 
 
 @pytest.mark.parametrize("name", TOKEN_METHODS)
@@ -271,12 +275,12 @@ def test_batches_do_not_change_a_row(name, ensemble):
 
 @pytest.mark.parametrize("name", TOKEN_METHODS)
 def test_rows_that_cannot_be_decided_are_refused(name, alignment):
-    step = {**STEP, **({"weights": [1, 1]} if name == "deepen-adapt" else {})}
+    step = StepOptions(weights=[1, 1] if name == "deepen-adapt" else None)
     method = method_class(name)(alignment, one_hot_members(alignment), step)
     logits = [torch.zeros(2, size) for size in alignment.vocab_sizes]
     logits[1][1] = -torch.inf
     with pytest.raises(ValueError, match=r"logits\[1\] has no eligible logit above -inf in row 1"):
-        method.step(logits, []).check()
+        method.step(scores_of(logits), [(0.5, 0.5)] * 2).check()  # states as packllm has them
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "pair-ranker"])
@@ -314,7 +318,7 @@ def test_bad_methods_are_refused_before_models_are_loaded(tmp_path, tokenizers):
 def test_no_common_tokens(alignment, monkeypatch):
     monkeypatch.setattr(deepen, "common_ids", lambda a: torch.zeros(0, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="needs tokens that all members have, got none"):
-        DeepenAvg.check(alignment, STEP)
+        DeepenAvg.check(alignment, STEP, {})
 
 
 def test_methods_do_not_sample(ensemble):

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 import toy_tokenizers
-from test_methods import STEP, FakeMember, id_of, logits_of
+from test_methods import STEP, FakeMember, id_of, logits_of, scores_of
 from toy_models import toy_model
 
-from unite_ext import UniteEnsemble, VocabAlignment
+from unite_ext import StepOptions, UniteEnsemble, VocabAlignment
 from unite_ext.methods.eva import EVA, procrustes, shared_ids
 from unite_ext.methods.mbr import MBR
 from unite_ext.methods.mined import MinED
-from unite_ext.methods.packllm import PackLLM, negative_log_likelihood, prompt_weights
+from unite_ext.methods.packllm import PackLLM, prompt_weights
 from unite_ext.methods.registry import check_method
 from unite_ext.methods.voting import NUMBER, Voting
 
@@ -123,22 +123,31 @@ def test_packllm_weighs_every_row_for_its_own_prompt(ensemble):
         weights = [share / sum(shares) for share in shares]
         expected = ensemble.generate(prompt, weights=weights, max_new_tokens=6, return_dict=True)
         assert output.token_ids[row][0] == expected.token_ids[0][0]
-        first, second = output.traces[row][0], expected.traces[0][0]
+        first, second = output.records[row][0], expected.records[0][0]
         assert first.union_probs == pytest.approx(second.union_probs, abs=1e-4)
         assert first.winner == second.winner
         seen.append(weights)
     assert abs(seen[0][0] - seen[1][0]) > 1e-4
-    assert negative_log_likelihood(ensemble.members[0].model, [5]) == 0.0
-    # As many slots as the traces show, on average.
-    sizes = [len(trace.union_probs) for traces in output.traces for trace in traces]
-    method = PackLLM(ensemble.alignment, ensemble.members, STEP)
-    assert math.isnan(method.tokens_per_step)
-    assert 10 <= sum(sizes) / len(sizes) <= 30
+    assert ensemble.members[0].negative_log_likelihood([5]) == 0.0
+    assert PackLLM(ensemble.alignment, ensemble.members, STEP).tokens_per_step is None  # differs from step to step
+
+
+def test_packllm_streams_do_not_mix(ensemble):
+    """The weights are those of each stream's own prompt, however the streams are read."""
+    prompts = ["James met Jam at the", "2024 feet", "A", "Yes, and"]
+    alone = [ensemble.generate(prompt, method="packllm", max_new_tokens=12) for prompt in prompts]
+    assert alone != [ensemble.generate(prompt, max_new_tokens=12) for prompt in prompts]
+    streams = [ensemble.stream(prompt, method="packllm", max_new_tokens=12) for prompt in prompts]
+    texts = [""] * len(prompts)
+    while any(not stream.request.done for stream in streams):
+        for i, stream in enumerate(streams):
+            texts[i] += next(stream, "")
+    assert texts == alone
 
 
 def test_packllm_refuses_weights(pair):
     with pytest.raises(ValueError, match="weights must be None with method 'packllm'"):
-        PackLLM.check(pair, {**STEP, "weights": [1, 2]})
+        PackLLM.check(pair, StepOptions(weights=[1, 2]), {})
     with pytest.raises(ValueError, match="tau must be above 0"):
         check_method("packllm", {"tau": 0}, 2)
 
@@ -184,7 +193,7 @@ def test_mined_moves_probability(pair):
         t for t in other if t not in pair.vocabularies[0].representatives() and mapped[other[t]] != id_of(pair, 0, "J")
     )
     logits = logits_of(pair, {"J": 0.7, "a": 0.3}, {"a": 0.1, text.decode(): 0.9})
-    step = method.step(logits, [])
+    step = method.step(scores_of(logits), [None])
     assert step.next_ids[0, 0] == mapped[other[text]]  # 0.5 * 0.9 = 0.45 against J 0.35, a 0.2
     assert step.union_probs[0, 0] == pytest.approx(0.45, abs=1e-4)
 

@@ -7,7 +7,7 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from unite_ext import GenerationOptions
-from unite_ext.decoding.generation import sample, warped
+from unite_ext.decoding.sampling import sample, warped
 
 PROBS = torch.tensor([0.05, 0.4, 0.0, 0.2, 0.1, 0.25], dtype=torch.float64)
 

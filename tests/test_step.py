@@ -187,7 +187,7 @@ def test_opcheck():
     logits = make_logits(alignment, 3, dtype=torch.bfloat16)
     args = (
         logits, alignment.table, alignment.class_ids, alignment.eligible, alignment.eligible_offsets,
-        alignment.vocab_sizes, 10, 0, [0.5, 0.5], False, False,
+        alignment.vocab_sizes, 10, 0, [0.5, 0.5], "logits", "repeat",
     )  # fmt: skip
     torch.library.opcheck(torch.ops.unite_ext.fused_step.default, args)
     torch.library.opcheck(torch.ops.unite_ext.fused_step.default, (*args, torch.tensor([-1, -1, -1])))

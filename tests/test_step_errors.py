@@ -109,11 +109,18 @@ def test_include_of_an_ineligible_id(step, bad):
 
 def test_the_operator_itself_stays_memory_safe():
     def call(
-        logits, table=ALIGNMENT.table, class_ids=ALIGNMENT.class_ids, k=10, sizes=ALIGNMENT.vocab_sizes, **options
+        logits,
+        table=ALIGNMENT.table,
+        class_ids=ALIGNMENT.class_ids,
+        k=10,
+        sizes=ALIGNMENT.vocab_sizes,
+        score="logits",
+        duplicates="repeat",
+        **options,
     ):
         torch.ops.unite_ext.fused_step(
-            logits, table, class_ids, ALIGNMENT.eligible, ALIGNMENT.eligible_offsets, sizes, k, 0, [0.5, 0.5], False,
-            False, **options,
+            logits, table, class_ids, ALIGNMENT.eligible, ALIGNMENT.eligible_offsets, sizes, k, 0, [0.5, 0.5], score,
+            duplicates, **options,
         )  # fmt: skip
 
     call(GOOD)
@@ -127,6 +134,8 @@ def test_the_operator_itself_stays_memory_safe():
         (dict(logits=GOOD, class_ids=ALIGNMENT.class_ids[:, :1].contiguous()), "class_ids must be"),
         (dict(logits=[GOOD[0].repeat(1, 999)] * 2, sizes=(40, 9999)), "eligible must hold"),
         (dict(logits=GOOD, include=torch.tensor([1])), "include must have 2 entries"),
+        (dict(logits=GOOD, score="logit"), "score must be one of 'logits', 'probs', got 'logit'"),
+        (dict(logits=GOOD, duplicates="keep"), "duplicates must be one of 'repeat', 'drop', got 'keep'"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             call(**arguments)

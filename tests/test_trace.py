@@ -14,10 +14,10 @@ from rich.console import Console
 from trace_cases import made_up_trace, toy_ensemble
 from typer.testing import CliRunner
 
-from unite_ext import StepTrace, Trace
+from unite_ext import StepRecord, Trace
 from unite_ext.cli import app
+from unite_ext.decoding.tracing import text_pieces, token_text, trace_step
 from unite_ext.trace import TraceStep, load_traces, save_traces
-from unite_ext.trace.record import _pieces, _record, _token_text
 from unite_ext.trace.terminal import print_step, print_trace
 
 runner = CliRunner()
@@ -39,7 +39,7 @@ def test_a_trace_is_that_of_generate(ensemble, traces):
     assert [t.prompt for t in traces] == PROMPTS
     assert [t.text for t in traces] == output.texts
     assert [t.finish_reason for t in traces] == output.finish_reasons
-    for trace, steps in zip(traces, output.traces):
+    for trace, steps in zip(traces, output.records):
         assert len(trace.steps) == len(steps)
         for ours, theirs in zip(trace.steps, steps):
             assert (ours.winner, ours.ids) == (theirs.winner, theirs.union_ids)
@@ -66,7 +66,7 @@ def test_every_slot_is_spelled_by_its_members(ensemble, traces):
                 assert ids[speller] >= 0
                 for m, (i, d) in enumerate(zip(ids, data)):
                     if d and i >= 0:
-                        assert trace.token_text(m, i) == _token_text(d)
+                        assert trace.token_text(m, i) == token_text(d)
 
 
 def test_totals_count_the_steps(traces):
@@ -135,14 +135,14 @@ DECIDED = [  # member_probs [U][2], winner, decision, each member's choice
 @pytest.mark.parametrize(("probs", "winner", "decided", "favorites"), DECIDED)
 def test_who_decided(probs, winner, decided, favorites):
     ids = [[i, i] for i in range(len(probs))]
-    step = _record(StepTrace(ids, [sum(p) / 2 for p in probs], probs, winner), 0, "x", "", lambda m, i: 1)
+    step = trace_step(StepRecord(ids, [sum(p) / 2 for p in probs], probs, winner), 0, "x", "", lambda m, i: 1)
     assert (step.decided, step.favorites) == (decided, favorites)
 
 
 def test_who_decided_depends_on_who_leads():
-    trace = StepTrace([[0, 0], [1, 1]], [0.65, 0.35], [[0.4, 0.9], [0.6, 0.1]], 0)
-    assert _record(trace, 0, "", "", lambda m, i: 1).decided == "overruled"
-    assert _record(trace, 1, "", "", lambda m, i: 1).decided == "primary"
+    trace = StepRecord([[0, 0], [1, 1]], [0.65, 0.35], [[0.4, 0.9], [0.6, 0.1]], 0)
+    assert trace_step(trace, 0, "", "", lambda m, i: 1).decided == "overruled"
+    assert trace_step(trace, 1, "", "", lambda m, i: 1).decided == "primary"
 
 
 @given(st.text(), st.lists(st.integers(0, 6)), st.integers(0, 60))
@@ -154,7 +154,7 @@ def test_pieces_of_any_cut(text, lengths, kept):
         data = data[length:]
     tokens.append(data)
     whole = text.encode()
-    pieces = _pieces(tokens, kept)
+    pieces = text_pieces(tokens, kept)
     assert len(pieces) == len(tokens)
     assert "".join(piece for piece, _ in pieces) == whole[:kept].decode("utf-8", "replace")
     assert "".join(cut for _, cut in pieces) == whole[kept:].decode("utf-8", "replace")
@@ -165,7 +165,7 @@ def test_pieces_of_any_cut(text, lengths, kept):
     [(b" the", " the"), (b"", ""), ("é".encode(), "é"), (b"\xe2\x82", "<0xE2><0x82>"), (b"a\xff", "a<0xFF>")],
 )
 def test_token_texts(data, text):
-    assert _token_text(data) == text
+    assert token_text(data) == text
 
 
 def test_files_lose_nothing(ensemble, traces, tmp_path):
@@ -239,9 +239,9 @@ def test_a_page_holds_texts_as_data_only():
 def test_methods_that_choose_answers_have_no_steps(ensemble):
     with pytest.raises(ValueError, match="chooses among whole answers: it has no steps to trace"):
         ensemble.trace("James", method="voting")
-    [row] = ensemble.generate_each(["James"], max_new_tokens=2)
+    [request] = ensemble.generate_each(["James"], max_new_tokens=2)
     with pytest.raises(ValueError, match="got 0: generate with trace=True"):
-        Trace.from_row(ensemble, row, "James", {})
+        ensemble.trace_of(request, "James")
 
 
 def printed(show, *arguments, **options) -> str:

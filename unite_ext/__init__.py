@@ -11,10 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see
+    from .decoding.engine import Engine
     from .decoding.ensemble import UniteEnsemble
-    from .decoding.generation import GenerateOutput, GenerationOptions, StepTrace, TextStream
+    from .decoding.request import GenerateOutput, Request, StepRecord
+    from .decoding.text_stream import TextStream
+    from .members.base import BaseMember
     from .members.transformers import Member
     from .ops import step_workspace, unite_step
+    from .options import GenerationOptions, StepOptions
     from .reference import StepResult
     from .selection.rule import ModelScore, Selection, select_models
     from .trace import Trace
@@ -24,13 +28,17 @@ if TYPE_CHECKING:  # what type checkers and editors see
     __version__: str
 
 __all__ = [
+    "BaseMember",
+    "Engine",
     "GenerateOutput",
     "GenerationOptions",
     "Member",
     "ModelScore",
+    "Request",
     "Selection",
+    "StepOptions",
+    "StepRecord",
     "StepResult",
-    "StepTrace",
     "TextStream",
     "Trace",
     "UniteEnsemble",
@@ -43,14 +51,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GenerateOutput": "decoding.generation",
-    "GenerationOptions": "decoding.generation",
+    "BaseMember": "members.base",
+    "Engine": "decoding.engine",
+    "GenerateOutput": "decoding.request",
+    "GenerationOptions": "options",
     "Member": "members.transformers",
     "ModelScore": "selection.rule",
     "Selection": "selection.rule",
+    "Request": "decoding.request",
+    "StepOptions": "options",
+    "StepRecord": "decoding.request",
     "StepResult": "reference",
-    "StepTrace": "decoding.generation",
-    "TextStream": "decoding.generation",
+    "TextStream": "decoding.text_stream",
     "Trace": "trace",
     "UniteEnsemble": "decoding.ensemble",
     "VocabAlignment": "vocab.alignment",

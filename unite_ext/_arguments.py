@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .vocab.alignment import VocabAlignment
+from ._core import MAX_K, MAX_MEMBERS, MAX_WALK
+from .vocab.alignment import VocabAlignment
 
-MAX_MEMBERS = 8
-MAX_K = 256
-MAX_WALK = 1024
 SCORES = ("logits", "probs")
 DUPLICATES = ("repeat", "drop")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,11 +30,16 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_step_options(members: int, k: int, primary: int, score: str, duplicates: str) -> None:
-    """The options of a step that do not depend on its tensors."""
+def check_proposals(members: int, k: int) -> None:
+    """`k` proposals of each member are not too many for one step."""
     check_integer("k", k, 1, MAX_K)
     if members * k > MAX_WALK:
         raise ValueError(f"members * k must be at most {MAX_WALK}, got {members} * {k} = {members * k}")
+
+
+def check_step_options(members: int, k: int, primary: int, score: str, duplicates: str) -> None:
+    """The options of a step that do not depend on its tensors."""
+    check_proposals(members, k)
     check_integer("primary", primary, 0, members - 1)
     check_choice("score", score, SCORES)
     check_choice("duplicates", duplicates, DUPLICATES)
@@ -66,6 +67,12 @@ def normalize_weights(weights: Sequence[float] | None, members: int) -> list[flo
     return [value / total for value in values]
 
 
+def check_alignment(alignment: object) -> None:
+    """`alignment` is a `VocabAlignment`."""
+    if not isinstance(alignment, VocabAlignment):
+        raise TypeError(f"alignment must be a VocabAlignment, got {type(alignment).__name__}")
+
+
 def check_logits(logits: Sequence[Tensor], alignment: VocabAlignment) -> None:
     """One [B, V_m] tensor per member of the alignment, wide enough, on its device."""
     if isinstance(logits, Tensor) or not isinstance(logits, (list, tuple)):
@@ -79,29 +86,60 @@ def check_logits(logits: Sequence[Tensor], alignment: VocabAlignment) -> None:
             f"logits must hold one tensor per member of the alignment, {alignment.num_members}, got {len(logits)}"
         )
     batch = None
-    for m, (tensor, size) in enumerate(zip(logits, alignment.vocab_sizes)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"logits[{m}] must be a tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"logits[{m}] must be float32, bfloat16 or float16, got {tensor.dtype}")
-        if tensor.dim() != 2:
-            raise ValueError(f"logits[{m}] must be [batch, vocabulary], got shape {tuple(tensor.shape)}")
-        rows, width = tensor.shape
-        batch = rows if batch is None else batch
-        if rows != batch:
-            raise ValueError(f"logits[{m}] must have {batch} rows like logits[0], got {rows}")
-        if width < size:
-            raise ValueError(
-                f"logits[{m}] must hold the member's highest eligible id, {size - 1}, got a width of {width}: "
-                "is the alignment made from this model's tokenizer?"
-            )
-        if tensor.stride(1) != 1 and width > 1:
-            raise ValueError(f"logits[{m}] must be contiguous in its last dimension, got strides {tensor.stride()}")
-        if tensor.device != alignment.device:
-            raise ValueError(
-                f"logits[{m}] must be on the alignment's device, {alignment.device}, got {tensor.device}: "
-                "move the alignment with alignment.to(device)"
-            )
+    for m, tensor in enumerate(logits):
+        check_rows(f"logits[{m}]", tensor, alignment.vocab_sizes[m], alignment.device)
+        batch = tensor.shape[0] if batch is None else batch
+        if tensor.shape[0] != batch:
+            raise ValueError(f"logits[{m}] must have {batch} rows like logits[0], got {tensor.shape[0]}")
+
+
+def check_rows(name: str, tensor: object, vocab_size: int = 0, device: torch.device | None = None) -> None:
+    """A [B, V] tensor of one member's logits; wide enough and on the alignment's device, if these are given."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16 or float16, got {tensor.dtype}")
+    if tensor.dim() != 2:
+        raise ValueError(f"{name} must be [batch, vocabulary], got shape {tuple(tensor.shape)}")
+    width = tensor.shape[1]
+    if width < vocab_size:
+        raise ValueError(
+            f"{name} must hold the member's highest eligible id, {vocab_size - 1}, got a width of {width}: "
+            "is the alignment made from this model's tokenizer?"
+        )
+    if tensor.stride(1) != 1 and width > 1:
+        raise ValueError(f"{name} must be contiguous in its last dimension, got strides {tensor.stride()}")
+    if device is not None and tensor.device != device:
+        raise ValueError(
+            f"{name} must be on the alignment's device, {device}, got {tensor.device}: "
+            "move the alignment with alignment.to(device)"
+        )
+
+
+def check_tensor(
+    name: str,
+    tensor: object,
+    dtype: torch.dtype | tuple[torch.dtype, ...],
+    shape: tuple[int | None, ...],
+    device: torch.device | None = None,
+) -> None:
+    """A tensor of one of the dtypes and of the shape, in which None fits anything; on `device` if that is given."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+    if tensor.dtype not in dtypes:
+        expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{name} must be {expected}, got {tensor.dtype}")
+    if tensor.dim() != len(shape) or any(want not in (None, have) for want, have in zip(shape, tensor.shape)):
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have shape [{expected}], got {list(tensor.shape)}")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+
+def check_slots(name: str, tensor: Tensor) -> None:
+    """The second dimension is a number of slots that a step can have."""
+    check_integer(f"the number of slots in {name}", tensor.shape[1], 1, MAX_WALK + 1)
 
 
 def check_include(include: Tensor, batch: int, device: torch.device) -> None:

@@ -67,5 +67,11 @@ def cuda_help() -> str:
     )
 
 
+def require_cuda_for(tensor: torch.Tensor) -> None:
+    """Raise RuntimeError for a CUDA tensor when there is no CUDA kernel."""
+    if tensor.is_cuda and cuda_unavailable_reason is not None:
+        raise RuntimeError(cuda_help())
+
+
 _load_cpu()
 cuda_unavailable_reason = _load_cuda()

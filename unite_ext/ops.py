@@ -1,4 +1,7 @@
-"""`unite_step`: the fused step as one operator, on the CPU and on CUDA devices."""
+"""`unite_step`: the fused step as one operator, on the CPU and on CUDA devices.
+
+`step_parts.py` has the same step in parts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import torch
 from torch import Tensor
 
 from . import _arguments, _backend
+from .options import StepOptions
 from .reference import StepResult
+from .step_parts import step_outputs
 from .vocab.alignment import VocabAlignment
 
 
@@ -67,18 +72,31 @@ def unite_step(
     RuntimeError
         CUDA tensors without the CUDA module, or an error of the device.
     """
-    if not isinstance(alignment, VocabAlignment):
-        raise TypeError(f"alignment must be a VocabAlignment, got {type(alignment).__name__}")
+    _arguments.check_alignment(alignment)
     _arguments.check_logits(logits, alignment)
     _arguments.check_step_options(len(logits), k, primary, score, duplicates)
     normalized = _arguments.normalize_weights(weights, len(logits))
     first = logits[0]
     if include is not None:
         _arguments.check_include(include, first.shape[0], first.device)
-    if first.is_cuda and _backend.cuda_unavailable_reason is not None:
-        raise RuntimeError(_backend.cuda_help())
+    _backend.require_cuda_for(first)
+    options = StepOptions(k, primary, tuple(normalized), score, duplicates)
+    step = fused_step(logits, alignment, options, include=include, workspace=workspace)
+    if first.is_cpu and not torch.compiler.is_compiling():
+        step.check()
+    return step
 
-    step = StepResult(
+
+def fused_step(
+    logits: Sequence[Tensor],
+    alignment: VocabAlignment,
+    options: StepOptions,
+    *,
+    include: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> StepResult:
+    """`unite_step` with options that were checked before: the arguments are not looked at, rows do not raise."""
+    return StepResult(
         *torch.ops.unite_ext.fused_step(
             logits,
             alignment.table,
@@ -86,18 +104,15 @@ def unite_step(
             alignment.eligible,
             alignment.eligible_offsets,
             alignment.vocab_sizes,
-            k,
-            primary,
-            normalized,
-            score == "probs",
-            duplicates == "drop",
+            options.k,
+            options.primary,
+            options.normalized_weights(len(logits)),
+            options.score,
+            options.duplicates,
             include,
             workspace,
         )
     )
-    if first.is_cpu and not torch.compiler.is_compiling():
-        step.check()
-    return step
 
 
 @torch.library.register_fake("unite_ext::fused_step")
@@ -111,26 +126,13 @@ def _(
     k: int,
     primary: int,
     weights: Sequence[float],
-    score_probs: bool,
-    drop_duplicates: bool,
+    score: str,
+    duplicates: str,
     include: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    first, members = logits[0], len(logits)
-    batch, slots = first.shape[0], members * k + (include is not None)
-
-    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-        return first.new_empty(shape, dtype=dtype)
-
-    return (
-        empty(batch, members, dtype=torch.int64),
-        empty(batch, slots, members, dtype=torch.int64),
-        empty(batch, dtype=torch.int32),
-        empty(batch, dtype=torch.int32),
-        empty(batch, slots, dtype=torch.float32),
-        empty(batch, slots, members, dtype=torch.float32),
-        empty(batch, dtype=torch.int32),
-    )
+    slots = len(logits) * k + (include is not None)
+    return step_outputs(logits[0], logits[0].shape[0], slots, len(logits))
 
 
 def step_workspace(
@@ -151,9 +153,8 @@ def step_workspace(
     _arguments.check_step_options(len(logits), k, 0, score, "repeat")
     if logits[0].is_cpu:
         return torch.empty(0, dtype=torch.uint8)
-    if _backend.cuda_unavailable_reason is not None:
-        raise RuntimeError(_backend.cuda_help())
-    return torch.ops.unite_ext.step_workspace(logits, alignment.vocab_sizes, k, score == "probs")
+    _backend.require_cuda_for(logits[0])
+    return torch.ops.unite_ext.step_workspace(logits, alignment.vocab_sizes, k, score)
 
 
 def cpu_instruction_set(name: str | None = None) -> str:

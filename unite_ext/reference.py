@@ -8,10 +8,10 @@ choose every next token together:
 3. every model gives every slot a logit: of the same token if it has it, else of the first sub-token of its text;
 4. per model, a softmax over the slots; 5. the weighted average over models; 6. the most likely slot wins.
 
-The compiled kernels do the same in one pass and are tested against this file, id for id. `VocabAlignment` knows
-what text an id stands for; here ids and classes are just integers.
+The compiled kernels do the same in one pass, or part by part, and are tested against this file, id for id.
+`VocabAlignment` knows what text an id stands for; here ids and classes are just integers.
 
-Shapes: B rows, M members, V_m logits of member m, W = M * k proposals, U slots (W, one more with `include`).
+Shapes: B rows, M members, V_m logits of member m, U = M * k slots, one more with `include`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, ID_MASK, VocabAlignment
-
-BAD_INCLUDE = -1
+from ._core import BAD_INCLUDE, EOS_CLASS, FIRST_SUB_TOKEN, ID_MASK, NO_CLASS, NO_ID
+from .exchange import NO_KEY, UnionSlots, key_ids, key_values, make_keys
+from .vocab.alignment import VocabAlignment
 
 
 class StepResult(NamedTuple):
@@ -71,95 +71,135 @@ def unite_step(
 
     Computes in float32, or in float64 for float64 logits; `workspace` is accepted and not needed.
     """
-    members = len(logits)
-    dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
-    weights = [1.0] * members if weights is None else list(weights)
-    weights = [weight / sum(weights) for weight in weights]
-    rows, device = logits[0].shape[0], logits[0].device
+    tops = [top_k_keys(logits[m], alignment, m, k=k, score=score) for m in range(len(logits))]
+    union = unite_keys(torch.stack([keys for keys, _ in tops], dim=1), alignment, primary=primary, include=include)
+    member_probs = []
+    for m, (keys, log_sums) in enumerate(tops):
+        slots = union.slots[:, :, m]
+        given = (gather_logits(logits[m], slots), slots, union.union_size, keys, log_sums)
+        member_probs.append(score_slots(*given, score=score, duplicates=duplicates))
+    return combine_slots(torch.stack(member_probs, dim=2), union, primary=primary, weights=weights)
 
-    # 1. Top-k over the eligible ids; a stable sort puts the lower id first among equal logits.
-    values, top_ids, top_classes = [], [], []
-    for m in range(members):
-        value = clean(logits[m][:, : alignment.vocab_sizes[m]]).to(dtype)
-        classes = alignment.classes[m][: alignment.vocab_sizes[m]]
-        value = value.masked_fill(classes < 0, -torch.inf)
-        best, ids = (t[:, :k] for t in value.sort(dim=1, descending=True, stable=True))
-        values.append(value)
-        top_ids.append(ids)
-        top_classes.append(torch.where(best > -torch.inf, classes[ids].long(), -1))
 
-    # 2. Union: walk the primary's top-k, then the others'; the first entry of each class opens a slot.
+def top_k_keys(
+    logits: Tensor, alignment: VocabAlignment, member: int, *, k: int = 10, score: str = "logits"
+) -> tuple[Tensor, Tensor]:
+    """1. A member's k best eligible ids, as keys [B, k]: equal logits put the lower id first, an id at -inf is out.
+
+    With `score="probs"` also the log of the sum of exp(logit - largest) over all its eligible ids, [B]; else zeros.
+    """
+    classes = alignment.classes[member][: alignment.vocab_sizes[member]]
+    values = clean(logits[:, : len(classes)]).masked_fill(classes < 0, -torch.inf)
+    best, ids = (t[:, :k] for t in values.sort(dim=1, descending=True, stable=True))
+    keys = make_keys(best, ids).masked_fill(best == -torch.inf, NO_KEY)
+    keys = torch.nn.functional.pad(keys, (0, k - keys.shape[1]), value=NO_KEY)
+    if score == "logits":
+        return keys, torch.zeros_like(values[:, 0])
+    largest = best[:, :1].clamp(min=torch.finfo(values.dtype).min)
+    return keys, (values - largest).logsumexp(dim=1)
+
+
+def unite_keys(
+    keys: Tensor, alignment: VocabAlignment, *, primary: int = 0, include: Tensor | None = None
+) -> UnionSlots:
+    """2. The slots of all members' keys [B, M, k]: the primary's, then the others', one for each class not yet seen.
+
+    A member's id of a slot is the highest-ranked of that class in its own keys, else what the alignment says.
+    """
+    rows, members, k = keys.shape
+    ids, values = key_ids(keys), key_values(keys)
+    classes = torch.stack([classes_of(alignment, m, ids[:, m]) for m in range(members)], dim=1)
+    classes = classes.masked_fill(~(values > -torch.inf), NO_CLASS)  # [B, M, k]
+
     order = [primary] + [m for m in range(members) if m != primary]
-    walk = torch.cat([top_classes[m] for m in order], dim=1)  # [B, W'], W' <= W for tiny vocabularies
-    width = walk.shape[1]
+    walk = classes[:, order].flatten(1)
     same = walk[:, :, None] == walk[:, None, :]
-    opens = (same.int().argmax(dim=2) == torch.arange(width, device=device)) & (walk >= 0)
+    opens = (same.int().argmax(dim=2) == torch.arange(members * k, device=keys.device)) & (walk >= 0)
     size = opens.sum(dim=1)
-    slots = members * k + (include is not None)
-    slot_class = walk.new_full((rows, slots + 1), -1)  # the last column takes what opens no slot
-    slot_class.scatter_(1, torch.where(opens, opens.cumsum(dim=1) - 1, slots), walk)
-    slot_class = slot_class[:, :slots]
-    bad_include = torch.zeros(rows, dtype=torch.bool, device=device)
+    width = members * k + (include is not None)
+    slot_classes = walk.new_full((rows, width + 1), NO_CLASS)  # the last column takes what opens no slot
+    slot_classes.scatter_(1, torch.where(opens, opens.cumsum(dim=1) - 1, width), walk)
+    slot_classes = slot_classes[:, :width]
+
+    status = torch.zeros_like(size)
     if include is not None:
-        known = (include >= 0) & (include < alignment.vocab_sizes[primary])
-        include_class = torch.where(known, alignment.classes[primary][include * known].long(), -1)
-        bad_include = (include_class < 0) & (include != -1)
-        absent = (include_class >= 0) & ~(slot_class == include_class[:, None]).any(dim=1)
-        column = torch.arange(slots, device=device) == size[:, None]
-        slot_class = torch.where(absent[:, None] & column, include_class[:, None], slot_class)
+        wanted = classes_of(alignment, primary, include)
+        status = torch.where((wanted < 0) & (include != -1), BAD_INCLUDE, status)
+        absent = (wanted >= 0) & ~(slot_classes == wanted[:, None]).any(dim=1)
+        last = torch.arange(width, device=keys.device) == size[:, None]
+        slot_classes = torch.where(absent[:, None] & last, wanted[:, None], slot_classes)
         size = size + absent
-    is_slot = slot_class >= 0
+    for m in reversed(range(members)):
+        status = torch.where((classes[:, m] < 0).all(dim=1), 1 + m, status)
+    size = size.masked_fill(status != 0, 0)
+    slot_classes = slot_classes.masked_fill(status[:, None] != 0, NO_CLASS)
 
-    # 3. Fill, 4. score.
-    union_ids, scores = [], []
+    slots = alignment.class_ids[slot_classes.clamp(min=0)].masked_fill((slot_classes < 0)[:, :, None], NO_ID)
     for m in range(members):
-        tagged = alignment.class_ids[slot_class.clamp(min=0), m].long()
-        ids = torch.where(tagged >= 0, tagged & ID_MASK, -1)
-        sub_token = (tagged >= 0) & (tagged & FIRST_SUB_TOKEN != 0)
-        own = slot_class[:, :, None] == top_classes[m][:, None, :]  # [B, U, k]
-        in_top = own.any(dim=2)
-        ids = torch.where(in_top, top_ids[m].gather(1, own.int().argmax(dim=2)), ids)  # highest rank first
-        ids = torch.where(is_slot, ids, -1)
-        value = values[m].softmax(dim=1) if score == "probs" else values[m]
-        value = value.gather(1, ids.clamp(min=0))
-        value = value.masked_fill(ids < 0, -torch.inf)
-        if duplicates == "drop":
-            value = value.masked_fill(loses_its_id(ids, sub_token & ~in_top), -torch.inf)
-        union_ids.append(ids)
-        scores.append(value)
-    member_probs = torch.stack(scores, dim=2).softmax(dim=1)
+        own = (slot_classes[:, :, None] == classes[:, m, None]) & (slot_classes >= 0)[:, :, None]  # [B, U, k]
+        own_ids = ids[:, m].gather(1, own.int().argmax(dim=2))  # highest rank first
+        slots[:, :, m] = torch.where(own.any(dim=2), own_ids, slots[:, :, m])
+    return UnionSlots(slots, slot_classes.int(), size.int(), status.int())
 
-    # 5. Average, in member order so that equal sums are equal everywhere.
+
+def gather_logits(logits: Tensor, ids: Tensor) -> Tensor:
+    """3. A member's logits of tagged ids [B, U]; -inf for -1 and for ids that it has no logit of."""
+    known = (ids >= 0) & (ids < 2 * FIRST_SUB_TOKEN) & (ids & ID_MASK < logits.shape[1])
+    return clean(logits).gather(1, (ids & ID_MASK).long() * known).masked_fill(~known, -torch.inf)
+
+
+def score_slots(
+    values: Tensor, slots: Tensor, union_size: Tensor, keys: Tensor, log_sums: Tensor, *, score: str, duplicates: str
+) -> Tensor:
+    """4. A member's softmax over its slots [B, U], from their logits, its own keys [B, k] and its log-sums [B]."""
+    is_slot = torch.arange(slots.shape[1], device=slots.device) < union_size[:, None]
+    ids = torch.where(is_slot & (slots >= 0), slots & ID_MASK, -1)
+    own = (ids[:, :, None] == key_ids(keys)[:, None]) & (ids >= 0)[:, :, None]
+    values = clean(torch.where(own.any(dim=2), key_values(keys).gather(1, own.int().argmax(dim=2)), values))
+    if score == "probs":
+        values = ((values - key_values(keys)[:, :1]) - log_sums[:, None]).exp()
+    values = values.masked_fill(ids < 0, -torch.inf)
+    if duplicates == "drop":
+        values = values.masked_fill(loses_its_id(ids, slots >= FIRST_SUB_TOKEN), -torch.inf)
+    return torch.where(is_slot, values.softmax(dim=1), 0.0)
+
+
+def combine_slots(
+    member_probs: Tensor, union: UnionSlots, *, primary: int = 0, weights: Sequence[float] | None = None
+) -> StepResult:
+    """5. The average of all members' softmaxes [B, U, M], and 6. the first largest the primary can emit, or EOS."""
+    members = member_probs.shape[2]
+    weights = [1.0] * members if weights is None else list(weights)
     union_probs = torch.zeros_like(member_probs[:, :, 0])
-    for m in range(members):
-        union_probs = union_probs + weights[m] * member_probs[:, :, m]
+    for m in range(members):  # in member order so that equal sums are equal everywhere
+        union_probs = union_probs + weights[m] / sum(weights) * member_probs[:, :, m]
 
-    # 6. The first largest slot that the primary can emit, or EOS.
-    ids = torch.stack(union_ids, dim=2)
-    emits = is_slot & ((ids[:, :, primary] >= 0) | (slot_class == EOS_CLASS))
+    ids = torch.where(union.slots >= 0, union.slots & ID_MASK, -1).long()
+    emits = (ids[:, :, primary] >= 0) | (union.slot_classes == EOS_CLASS)
     winner = union_probs.float().masked_fill(~emits, -1.0).argmax(dim=1)  # the first of equals
     next_ids = ids.gather(1, winner[:, None, None].expand(-1, 1, members))[:, 0]
-
-    # Rows that cannot be decided say why and hold nothing.
-    status = torch.where(bad_include, BAD_INCLUDE, 0)
-    for m in reversed(range(members)):
-        status = torch.where(top_classes[m][:, 0] < 0, 1 + m, status)
-    failed = status != 0
+    failed = union.status != 0  # such rows have no slot
     return StepResult(
         next_ids=next_ids.masked_fill(failed[:, None], -1),
-        union_ids=ids.masked_fill(failed[:, None, None], -1),
-        union_size=size.masked_fill(failed, 0).int(),
+        union_ids=ids,
+        union_size=union.union_size,
         winner=winner.masked_fill(failed, -1).int(),
-        union_probs=union_probs.float().masked_fill(failed[:, None], 0.0),
-        member_probs=member_probs.float().masked_fill(failed[:, None, None], 0.0),
-        status=status.int(),
+        union_probs=union_probs.float(),
+        member_probs=member_probs.float(),
+        status=union.status,
     )
 
 
+def classes_of(alignment: VocabAlignment, member: int, ids: Tensor) -> Tensor:
+    """The classes of a member's ids, -1 for ids that are not eligible."""
+    known = (ids >= 0) & (ids < alignment.vocab_sizes[member])
+    return torch.where(known, alignment.classes[member][ids * known].long(), NO_CLASS)
+
+
 def clean(logits: Tensor) -> Tensor:
-    """NaN counts as -inf, +inf as the largest finite value of the dtype, -0 as 0."""
-    largest = torch.finfo(logits.dtype).max
-    return torch.where(logits.isnan(), -torch.inf, logits).clamp(max=largest) + 0.0
+    """NaN counts as -inf, +inf as the largest finite value of the dtype, -0 as 0. float32, or float64 as given."""
+    finite = torch.where(logits.isnan(), -torch.inf, logits).clamp(max=torch.finfo(logits.dtype).max) + 0.0
+    return finite if finite.dtype == torch.float64 else finite.float()
 
 
 def loses_its_id(ids: Tensor, sub_token: Tensor) -> Tensor:

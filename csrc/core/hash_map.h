@@ -27,6 +27,7 @@ constexpr int32_t kEmptyKey = -1;
 constexpr int32_t kEosClass = 0;  // class 0 is EOS in every alignment
 constexpr int32_t kNoClass = -1;
 constexpr int kMaxProbes = 32;
+constexpr int kMaxLog2Capacity = 30;
 
 struct alignas(16) MapEntry {
   int32_t key;

@@ -26,6 +26,15 @@ UNITE_HOST_DEVICE inline float negative_infinity() {
   return float_from_bits(0xFF800000u);
 }
 
+// a + b, never contracted with a product in it: the bits are the same wherever the code is inlined.
+UNITE_HOST_DEVICE inline float plain_sum(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fadd_rn(a, b);
+#else
+  return a + b;
+#endif
+}
+
 UNITE_HOST_DEVICE inline float bfloat16_to_float(uint16_t bits) {
   return float_from_bits(static_cast<uint32_t>(bits) << 16);
 }

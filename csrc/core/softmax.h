@@ -21,7 +21,7 @@ UNITE_HOST_DEVICE void softmax(const Block& block, float* values, int count, int
   for (int i = block.lane(); i < count; i += block.num_lanes()) {
     const float e = expf(values[i * stride] - largest);
     values[i * stride] = e;
-    sum += e;
+    sum = plain_sum(sum, e);
   }
   sum = block.group_sum(sum);
   for (int i = block.lane(); i < count; i += block.num_lanes()) values[i * stride] /= sum;

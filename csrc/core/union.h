@@ -9,8 +9,8 @@
 #include "block.h"
 #include "hash_map.h"
 #include "index_table.h"
+#include "key_order.h"
 #include "step_params.h"
-#include "top_k.h"
 
 namespace unite {
 
@@ -24,6 +24,13 @@ struct RowScratch {
   IndexTable table;      // capacity for num_slots entries
   float* log_sum;  // [members] log of the sum of exp(logit - first key's) over eligible ids; for Score::kProbs only
   int32_t* size;   // [1] number of slots
+};
+
+// A row's slots when every member has scored them.
+struct SlotRow {
+  const int32_t* ids;      // [slots, members] tagged ids
+  const int32_t* classes;  // [slots]
+  const float* probs;      // [slots, members] each member's softmax over the slots
 };
 
 namespace detail {

@@ -8,7 +8,8 @@
 
 #include "fused_step.h"
 #include "isa.h"
-#include "step_arguments.h"
+#include "part_arguments.h"
+#include "step_parts.h"
 
 namespace unite {
 namespace {
@@ -27,12 +28,47 @@ Parallel torch_threads() {
 StepOutputs fused_step(const std::vector<Tensor> logits, const Tensor table, const Tensor class_ids,
                        const Tensor eligible, const std::vector<int64_t> eligible_offsets,
                        const std::vector<int64_t> vocab_sizes, int64_t k, int64_t primary,
-                       const std::vector<double> weights, bool score_probs, bool drop_duplicates,
+                       const std::vector<double> weights, const std::string score, const std::string duplicates,
                        const std::optional<Tensor> include, const std::optional<Tensor> /*workspace*/) {
-  StepArguments step(logits, table, class_ids, eligible, eligible_offsets, vocab_sizes, k, primary, weights,
-                     score_probs, drop_duplicates, include);
+  StepArguments step(logits, table, class_ids, eligible, eligible_offsets, vocab_sizes, k, primary, weights, score,
+                     duplicates, include);
   fused_step_cpu(step.params, torch_threads());
   return step.outputs;
+}
+
+TopKeysOutputs top_k_keys(const Tensor logits, const Tensor eligible, int64_t eligible_offset, int64_t vocab_size,
+                          int64_t k, const std::string score) {
+  TopKeysArguments call(logits, eligible, eligible_offset, vocab_size, k, score);
+  top_k_keys_cpu(call.part, torch_threads());
+  return call.outputs;
+}
+
+UnionOutputs unite_keys(const Tensor keys, const Tensor table, const Tensor class_ids,
+                        const std::vector<int64_t> vocab_sizes, int64_t primary, const std::optional<Tensor> include) {
+  UnionArguments call(keys, table, class_ids, vocab_sizes, primary, include);
+  unite_keys_cpu(call.part, torch_threads());
+  return call.outputs;
+}
+
+Tensor gather_logits(const Tensor logits, const Tensor ids) {
+  GatherArguments call(logits, ids);
+  gather_logits_cpu(call.part, torch_threads());
+  return call.values;
+}
+
+Tensor score_slots(const Tensor values, const Tensor slots, const Tensor union_size, const Tensor keys,
+                   const Tensor log_sums, const std::string score, const std::string duplicates) {
+  ScoreArguments call(values, slots, union_size, keys, log_sums, score, duplicates);
+  score_slots_cpu(call.part, torch_threads());
+  return call.probs;
+}
+
+StepOutputs combine_slots(const Tensor member_probs, const Tensor slots, const Tensor slot_classes,
+                          const Tensor union_size, const Tensor status, int64_t primary,
+                          const std::vector<double> weights) {
+  CombineArguments call(member_probs, slots, slot_classes, union_size, status, primary, weights);
+  combine_slots_cpu(call.part, torch_threads());
+  return call.outputs;
 }
 
 std::string cpu_instruction_set(const std::string name) {
@@ -48,6 +84,11 @@ std::string cpu_instruction_set(const std::string name) {
 
 STABLE_TORCH_LIBRARY_IMPL(unite_ext, CPU, m) {
   m.impl("fused_step", TORCH_BOX(&unite::fused_step));
+  m.impl("top_k_keys", TORCH_BOX(&unite::top_k_keys));
+  m.impl("unite_keys", TORCH_BOX(&unite::unite_keys));
+  m.impl("gather_logits", TORCH_BOX(&unite::gather_logits));
+  m.impl("score_slots", TORCH_BOX(&unite::score_slots));
+  m.impl("combine_slots", TORCH_BOX(&unite::combine_slots));
 }
 
 // It takes no tensor, so it belongs to no backend.

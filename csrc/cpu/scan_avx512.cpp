@@ -11,7 +11,7 @@
 
 #include <cstring>
 
-#include "../core/top_k.h"
+#include "../core/key_order.h"
 
 // From here to the end of the file; every header that other files also see is above.
 #if defined(__clang__)

@@ -3,7 +3,7 @@
 // is no NaN, so that is spelled with GCC's and Clang's vector type.
 #include <cstring>
 
-#include "../core/top_k.h"
+#include "../core/key_order.h"
 #include "scan_kernels.h"
 
 namespace unite {

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <functional>
 
+#include "../core/key_order.h"
 #include "../core/step_params.h"
-#include "../core/top_k.h"
 
 namespace unite {
 

@@ -20,7 +20,7 @@ struct ScanScratch {
   std::vector<uint64_t> candidates;
 };
 
-// Writes to keys[0, k) the keys (core/top_k.h) of the k best eligible logits of [begin, end), best first, kNoKey
+// Writes to keys[0, k) the keys (core/key_order.h) of the k best eligible logits of [begin, end), best first, kNoKey
 // when there are fewer. `begin` is a multiple of kStretchAlign; 1 <= k <= kMaxTopK.
 void top_k_scan(const RowView& row, int32_t begin, int32_t end, int32_t k, ScanScratch& scratch, uint64_t* keys);
 

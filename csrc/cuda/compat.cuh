@@ -21,38 +21,6 @@ namespace unite {
 constexpr int kWarp = 32;
 constexpr unsigned kFullWarp = 0xFFFFFFFFu;
 
-// Deliberate bugs, which the tests of the race checker switch on one by one. Constant false under nvcc.
-enum PlantedBug {
-  kNoBug = 0,
-  kNoBarrierAfterMaxima,
-  kNoBarrierBeforeRescan,
-  kPlainCandidateCounter,
-  kNoBarrierBeforeDigit,
-  kReadPastTail,
-  kPublishPastEnd,
-  kNoReleaseFence,
-  kNarrowReleaseFence,
-  kNoAcquireFence,
-  kTicketNotReset,
-  kNoBarrierBeforeTicket,
-  kEarlyReturn,
-  kMergeCountsNotCleared,
-  kRankPastTop,
-  kDivergentBarrier,
-  kScanBufferReused,
-  kNumPlantedBugs
-};
-#ifdef CUDA_EMU
-inline int planted_bug = kNoBug;
-inline bool planted(PlantedBug bug) {
-  return planted_bug == bug;
-}
-#else
-__device__ constexpr bool planted(PlantedBug) {
-  return false;
-}
-#endif
-
 #ifdef CUDA_EMU
 inline char* dynamic_shared() {
   return emu::dynamic_shared();
@@ -96,14 +64,6 @@ struct Arena {
     return array;
   }
 };
-
-// Nothing, but in the build that tests/gpu makes to stir up the order of arrivals.
-__device__ __forceinline__ void delay_in_tests() {
-#if defined(__CUDA_ARCH__) && defined(UNITE_TEST_DELAYS)
-  const unsigned mixed = (static_cast<unsigned>(clock64()) ^ blockIdx.x * 0x9E3779B1u ^ threadIdx.x) * 0x85EBCA6Bu;
-  if (mixed >> 30 == 0) __nanosleep(mixed >> 8 & 4095);
-#endif
-}
 
 __device__ __forceinline__ void prefetch_to_l2(const void* address) {
 #if defined(__CUDA_ARCH__)

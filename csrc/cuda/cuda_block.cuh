@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "../core/logits.h"
 #include "compat.cuh"
 
 namespace unite {
@@ -36,7 +37,7 @@ struct CudaBlock {
     return value;
   }
   __device__ float group_sum(float value) const {
-    for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullWarp, value, step);
+    for (int step = kWarp / 2; step > 0; step /= 2) value = plain_sum(value, __shfl_xor_sync(kFullWarp, value, step));
     return value;
   }
   __device__ uint64_t group_max(uint64_t value) const {
@@ -50,7 +51,7 @@ struct CudaBlock {
   // Two buffers in turn: the barrier of the next call stands between this call's reads and the next write to
   // the same buffer, so one barrier per call is enough.
   __device__ int exclusive_sum(int value, int& total) {
-    int* totals = warp_totals + (planted(kScanBufferReused) ? 0 : kWarp * turn);
+    int* totals = warp_totals + kWarp * turn;
     turn ^= 1;
     int inclusive = value;
     for (int step = 1; step < kWarp; step *= 2) {

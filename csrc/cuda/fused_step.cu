@@ -6,9 +6,9 @@
 //
 // So the grid is slices x rows. A CTA reads its slice of one row of one member (slice.cuh), reduces it to its
 // top-k (top_k.cuh) and publishes k sorted keys. It then takes a ticket at the row's arrival counter. Whoever
-// takes the last one knows that all keys of the row are written, merges them (merge.cuh) and runs the shared code
-// of core/fused_step.h for the row. No CTA ever waits for another, so it does not matter which of them are
-// resident together; no second launch, and the counter wraps to zero by itself (atomicInc), so that nothing is
+// takes the last one knows that all keys of the row are written, merges them (merge.cuh; row_top_k.cuh so far) and runs
+// the shared code of core/row_step.h for the row. No CTA ever waits for another, so it does not matter which of them
+// are resident together; no second launch, and the counter wraps to zero by itself (atomicInc), so that nothing is
 // reset between launches or graph replays.
 //
 // The choices behind it:
@@ -21,167 +21,31 @@
 //   whoever sees the ticket) and an acquire after it (so that the keys are read after the ticket was).
 // - 512 threads at 64 registers: two CTAs, 64 KiB of loads in flight, per SM; on Hopper about 25 KiB are needed
 //   to cover the latency of device memory.
+// - For Score::kProbs a member's probabilities are summed in chunks of fixed borders, whatever the slices are: the same
+//   bits come out when the member is asked alone (step_parts.cu).
 // - No opt-in shared memory: everything fits into 48 KiB but for the largest unions, whose slots then stay in the
 //   row's record (row_plan.cuh).
-#include "../core/fused_step.h"
+#include "../core/row_step.h"
 #include "fused_step.h"
-#include "merge.cuh"
+#include "row_launch.cuh"
+#include "row_top_k.cuh"
 
 namespace unite {
 namespace {
-
-// Publishes the slice's k best keys in order, kNoKey padded.
-__device__ void publish(const CudaBlock& block, const StepParams& p, int member, const SliceScratch& s, int count,
-                        uint64_t* out) {
-  order_keys(block, s.candidates, count, p.k, 0, [&](int rank, uint64_t key) {
-    out[planted(kPublishPastEnd) ? rank + 1 : rank] = key;
-    prefetch_to_l2(p.map + map_slot(map_key(member, key_id(key)), p.log2_capacity));
-  });
-  for (int i = count + block.thread_rank(); i < p.k; i += block.size()) out[i] = kNoKey;
-}
-
-template <class Logit>
-__device__ void reduce_slice(const CudaBlock& block, const StepParams& p, int member, const Slice& slice,
-                             const SliceScratch& s, uint64_t* out) {
-  const SliceReader<Logit> reader(slice);
-  float maximum;
-  const int count = collect_candidates(block, reader, p.k, s, maximum);
-  if (p.score == Score::kProbs) {
-    const float2 statistics = softmax_statistics(block, reader, maximum, s);
-    if (block.thread_rank() == 0)
-      out[p.k] = static_cast<uint64_t>(float_bits(statistics.x)) << 32 | float_bits(statistics.y);
-  }
-  publish(block, p, member, s, count, out);
-}
-
-// True in all threads of the CTA that arrives last: everything the others published is then visible.
-__device__ bool arrives_last(const CudaBlock& block, unsigned* arrivals, int expected, int* is_last) {
-  delay_in_tests();
-  if (!planted(kNoBarrierBeforeTicket)) block.sync();
-  if (block.thread_rank() == 0) {
-    if (planted(kNarrowReleaseFence)) {
-      __threadfence_block();
-    } else if (!planted(kNoReleaseFence)) {
-      __threadfence();
-    }
-    delay_in_tests();
-    const unsigned last = static_cast<unsigned>(expected - 1);
-    const unsigned ticket = planted(kTicketNotReset) ? atomicAdd(arrivals, 1u) : atomicInc(arrivals, last);
-    *is_last = ticket == last;
-    delay_in_tests();
-    if (!planted(kNoAcquireFence)) __threadfence();
-  }
-  if (planted(kEarlyReturn) && block.group_rank() == 1) return false;
-  block.sync();
-  return *is_last != 0;
-}
 
 // grid: (slices of a row, rows). Rows are numbered from first_row on.
 __global__ void __launch_bounds__(kMaxThreads, 2)
     fused_step_kernel(const __grid_constant__ StepParams p, const __grid_constant__ RowPlan plan, unsigned* arrivals,
                       uint64_t* records, int64_t first_row) {
   const int64_t row = first_row + blockIdx.y;
-  const int slice_index = static_cast<int>(blockIdx.x);
   uint64_t* record = records + static_cast<int64_t>(blockIdx.y) * plan.words_per_row;
-
   Arena arena{dynamic_shared(), 0};
   const RowControl control = take_control(arena, p);
-  const Arena phase = arena;  // the three phases use the rest one after another
   CudaBlock block(control.warp_totals);
 
-  {
-    Arena memory = phase;
-    const SliceScratch scratch = take_slice_scratch(memory, block.size());
-    const int member = member_of_slice(plan, p.members, slice_index);
-    const MemberLogits& logits = p.logits[member];
-    const int begin = (slice_index - plan.first[member]) * plan.length[member];
-    const int rest = logits.vocab_size - begin;
-    const Slice slice{row_pointer(logits, row), reinterpret_cast<const uint8_t*>(logits.eligible), begin,
-                      begin + (rest < plan.length[member] ? rest : plan.length[member])};
-    uint64_t* out = record + slice_index * plan.words_per_slice;
-    if (logits.dtype == Dtype::kFloat32) {
-      reduce_slice<Float32>(block, p, member, slice, scratch, out);
-    } else if (logits.dtype == Dtype::kBFloat16) {
-      reduce_slice<BFloat16>(block, p, member, slice, scratch, out);
-    } else {
-      reduce_slice<Float16>(block, p, member, slice, scratch, out);
-    }
-  }
-  if (!arrives_last(block, arrivals + blockIdx.y, plan.slices_per_row, control.is_last)) return;
-
-  {
-    Arena memory = phase;
-    const MergeScratch scratch = take_merge_scratch(memory, p, plan);
-    merge_row(block, p, plan, record, scratch, control);
-  }
-  {
-    Arena memory = phase;
-    uint64_t* spill = plan.spill_word < 0 ? nullptr : record + plan.spill_word;
-    fuse_row(block, p, row, take_row_scratch(memory, p, control, spill));
-  }
-}
-
-bool valid(const StepParams& p, const LaunchConfig& config) {
-  if (p.members < 1 || p.members > kMaxMembers || p.k < 1 || p.k > kMaxTopK || p.members * p.k > kMaxWalk) return false;
-  if (p.primary < 0 || p.primary >= p.members || p.batch < 0) return false;
-  // The slot for `include` may be there without one, as when a workspace is sized for both.
-  const int walk = p.members * p.k;
-  if (p.num_slots < walk + (p.include != nullptr ? 1 : 0) || p.num_slots > walk + 1) return false;
-  if (config.threads < kWarp || config.threads > kMaxThreads || config.threads % kWarp != 0) return false;
-  for (int m = 0; m < p.members; ++m)
-    if (config.slices[m] < 1 || config.slices[m] > kMaxSlices) return false;
-  return true;
-}
-
-// Slices start at multiples of 64 elements, so that all of a row's slices have the alignment of the row.
-RowPlan make_plan(const StepParams& p, const LaunchConfig& config, size_t& shared_bytes) {
-  RowPlan plan{};
-  plan.words_per_slice = p.k + (p.score == Score::kProbs ? 1 : 0);
-  for (int m = 0; m < p.members; ++m) {
-    const int vocab = p.logits[m].vocab_size;
-    const int64_t share = (static_cast<int64_t>(vocab) + config.slices[m] - 1) / config.slices[m];
-    plan.length[m] = static_cast<int>(share < 1 ? 64 : (share + 63) / 64 * 64);
-    plan.slices[m] = vocab < 1 ? 1 : (vocab - 1) / plan.length[m] + 1;
-  }
-  bool placed[kMaxMembers] = {};
-  for (int n = 0; n < p.members; ++n) {
-    int next = -1;
-    for (int m = 0; m < p.members; ++m)
-      if (!placed[m] && (next < 0 || plan.length[m] > plan.length[next])) next = m;
-    placed[next] = true;
-    plan.first[next] = plan.slices_per_row;
-    plan.slices_per_row += plan.slices[next];
-  }
-  plan.words_per_row = plan.slices_per_row * plan.words_per_slice;
-
-  for (bool spills : {false, true}) {
-    Arena arena{nullptr, 0};
-    const RowControl control = take_control(arena, p);
-    Arena slice = arena, merge = arena, row = arena;
-    take_slice_scratch(slice, config.threads);
-    take_merge_scratch(merge, p, plan);
-    uint64_t in_record = 0;
-    take_row_scratch(row, p, control, spills ? &in_record : nullptr);
-    shared_bytes = slice.used > merge.used ? slice.used : merge.used;
-    shared_bytes = row.used > shared_bytes ? row.used : shared_bytes;
-    plan.spill_word = spills ? 0 : -1;  // the merge is done with the keys by the time slots are written
-    const int spilled_words = spills ? p.num_slots * p.members : 0;
-    plan.words_per_row = spilled_words > plan.words_per_row ? spilled_words : plan.words_per_row;
-    if (shared_bytes <= kMaxSharedBytes) break;
-  }
-  return plan;
-}
-
-int rows_per_launch(const StepParams& p, const RowPlan& plan) {
-  const int64_t fitting = kMaxRecordBytes / (int64_t{8} * plan.words_per_row);
-  const int64_t rows = fitting < kMaxRowsPerLaunch ? fitting : kMaxRowsPerLaunch;
-  return static_cast<int>(p.batch < rows ? p.batch : rows);
-}
-
-constexpr size_t kCounterBytes = kMaxRowsPerLaunch * sizeof(unsigned);
-
-size_t workspace_bytes(const StepParams& p, const RowPlan& plan) {
-  return kCounterBytes + static_cast<size_t>(rows_per_launch(p, plan)) * plan.words_per_row * sizeof(uint64_t);
+  if (!find_top_k(block, p, plan, row, arrivals + blockIdx.y, record, control, arena)) return;
+  uint64_t* spill = plan.spill_word < 0 ? nullptr : record + plan.spill_word;
+  fuse_row(block, p, row, take_row_scratch(arena, p, control, spill));
 }
 
 }  // namespace
@@ -216,26 +80,7 @@ size_t fused_step_workspace_bytes(const StepParams& p, const LaunchConfig& confi
 
 cudaError_t launch_fused_step(const StepParams& p, void* workspace, size_t bytes, const LaunchConfig& config,
                               cudaStream_t stream) {
-  if (!valid(p, config)) return cudaErrorInvalidValue;
-  if (p.batch == 0) return cudaSuccess;
-  size_t shared_bytes;
-  const RowPlan plan = make_plan(p, config, shared_bytes);
-  if (shared_bytes > kMaxSharedBytes) return cudaErrorInvalidConfiguration;
-  if (workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % sizeof(uint64_t) != 0 ||
-      bytes < workspace_bytes(p, plan))
-    return cudaErrorInvalidValue;
-  unsigned* arrivals = static_cast<unsigned*>(workspace);
-  uint64_t* records = reinterpret_cast<uint64_t*>(static_cast<char*>(workspace) + kCounterBytes);
-
-  const int rows = rows_per_launch(p, plan);
-  for (int64_t row = 0; row < p.batch; row += rows) {
-    const int64_t left = p.batch - row;
-    const dim3 grid(plan.slices_per_row, static_cast<unsigned>(left < rows ? left : rows));
-    const cudaError_t error =
-        launch_kernel(fused_step_kernel, grid, config.threads, shared_bytes, stream, p, plan, arrivals, records, row);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  return launch_rows(fused_step_kernel, p, p, workspace, bytes, config, stream);
 }
 
 }  // namespace unite

@@ -1,9 +1,9 @@
 // How one row is cut into slices, and where its slices leave their keys.
 //
 // The workspace begins with one arrival counter per row of a launch, at a place no shape can move; every
-// launch leaves them at zero. Behind them stands one record per row: for each slice its top-k keys, sorted, and
-// for Score::kProbs its softmax statistics as one more word. When a row's slots do not fit into shared memory
-// beside the rest (members * k near its limit), the record has room for them too.
+// launch leaves them at zero. Behind them stands one record per row: for each slice its top-k keys, sorted, and then
+// for Score::kProbs the sums of every member's chunks. When a row's slots do not fit into shared memory beside the rest
+// (members * k near its limit), the record has room for them too.
 #pragma once
 
 #include <cstdint>
@@ -22,16 +22,16 @@ constexpr size_t kMaxSharedBytes = 48 << 10;            // what every device gra
 
 struct RowPlan {
   int slices_per_row;
-  int words_per_slice;     // k keys, one more word for Score::kProbs
   int words_per_row;       // of a record
   int spill_word;          // where in the record slot ids and scores go; -1: they stay in shared memory
   int first[kMaxMembers];  // a member's first slice among the row's; larger vocabularies come first
   int slices[kMaxMembers];
-  int length[kMaxMembers];  // of a slice, in elements
+  int length[kMaxMembers];     // of a slice, in elements
+  int sums_word[kMaxMembers];  // where in the record the sums of a member's chunks begin, for Score::kProbs
 };
 
 struct MergeScratch {
-  uint64_t* words;   // [slices_per_row, words_per_slice], the row's record
+  uint64_t* words;   // [slices_per_row, k], the keys of the row's record
   uint64_t* keys;    // [slices_per_row * k], those that may belong to the top-k, member by member
   uint64_t* bounds;  // [members]
   int* counts;       // [members]
@@ -58,7 +58,7 @@ UNITE_HOST_DEVICE inline RowControl take_control(Arena& arena, const StepParams&
 
 UNITE_HOST_DEVICE inline MergeScratch take_merge_scratch(Arena& arena, const StepParams& p, const RowPlan& plan) {
   MergeScratch s;
-  s.words = arena.take<uint64_t>(plan.slices_per_row * plan.words_per_slice);
+  s.words = arena.take<uint64_t>(plan.slices_per_row * p.k);
   s.keys = arena.take<uint64_t>(plan.slices_per_row * p.k);
   s.bounds = arena.take<uint64_t>(p.members);
   s.counts = arena.take<int>(p.members);

@@ -1,8 +1,9 @@
 // How a CTA reads its slice of one row: 16-byte vectors in the middle, single elements at misaligned ends, and
 // the eligibility bits beside them.
 //
-// Rows start anywhere when the width is odd, so the alignment is found per slice. Vector i belongs to thread
-// i % blockDim.x; the at most 7 + 7 elements outside the vectors, the edges, go to the first 16 threads.
+// Rows start anywhere when the width is odd, so the alignment is found per slice. It is read by a block or by one
+// warp: vector i belongs to thread i % size of these, and the at most 7 + 7 elements outside the vectors, the edges, to
+// the first 16.
 #pragma once
 
 #include <cstdint>
@@ -70,7 +71,6 @@ struct SliceReader {
     const int head = skip < length ? skip : length;
     vectors = reinterpret_cast<const uint4*>(start + head * Logit::kBytes);
     num_vectors = (length - head) / kPerVector;
-    if (planted(kReadPastTail)) num_vectors += 1;
     first_id = s.begin + head;
   }
 
@@ -83,9 +83,8 @@ struct SliceReader {
     return bits >> id % 8 & kAllEligible;
   }
 
-  // The id of this thread's edge element, or -1.
-  __device__ int edge_id() const {
-    const int rank = static_cast<int>(threadIdx.x);
+  // The id of a thread's edge element, or -1.
+  __device__ int edge_id(int rank) const {
     const int id = rank < 8 ? slice.begin + rank : first_id + num_vectors * kPerVector + rank - 8;
     const int end = rank < 8 ? first_id : slice.end;
     return rank < 16 && id < end && (slice.eligible[id / 8] >> id % 8 & 1) ? id : -1;
@@ -112,12 +111,11 @@ struct SliceReader {
     return best;
   }
 
-  // Calls visit(logit, id) for this thread's eligible elements that are above -inf, in a fixed order.
+  // Calls visit(logit, id) for the eligible elements above -inf of thread `rank` of `size`, in a fixed order.
   template <class Visit>
-  __device__ __forceinline__ void for_each(Visit visit) const {
-    for (int i = static_cast<int>(threadIdx.x); i < num_vectors; i += static_cast<int>(blockDim.x))
-      visit_vector(i, visit);
-    const int id = edge_id();
+  __device__ __forceinline__ void for_each(int rank, int size, Visit visit) const {
+    for (int i = rank; i < num_vectors; i += size) visit_vector(i, visit);
+    const int id = edge_id(rank);
     if (id < 0) return;
     const float logit = load_logit(slice.row, Logit::kDtype, id);
     if (logit > negative_infinity()) visit(logit, id);

@@ -12,7 +12,7 @@
 
 #include <cstdint>
 
-#include "../core/top_k.h"
+#include "../core/key_order.h"
 #include "cuda_block.cuh"
 #include "slice.cuh"
 
@@ -21,6 +21,7 @@ namespace unite {
 constexpr int kMaxCandidates = 1024;
 constexpr int kWarpBoundK = 16;                  // up to this k, 32 groups of threads give a tight enough bound
 constexpr int kBins = 256;                       // one digit of a key
+constexpr int kSumChunk = 1024;                  // ids that one warp sums up at a time, for Score::kProbs
 constexpr uint32_t kLowestFinite = 0x00800000u;  // order_bits() of anything above -inf is at least this
 
 struct SliceScratch {
@@ -28,7 +29,6 @@ struct SliceScratch {
   uint32_t* maxima;      // [threads]
   int* owners;           // [threads]
   int* histogram;        // [kBins]
-  float* warp_values;    // [kWarp]
   uint32_t* bound;       // [1]
   int* num_owners;       // [1]
   int* num_candidates;   // [1]
@@ -41,7 +41,6 @@ UNITE_HOST_DEVICE inline SliceScratch take_slice_scratch(Arena& arena, int threa
   s.maxima = arena.take<uint32_t>(threads);
   s.owners = arena.take<int>(threads);
   s.histogram = arena.take<int>(kBins);
-  s.warp_values = arena.take<float>(kWarp);
   s.bound = arena.take<uint32_t>(1);
   s.num_owners = arena.take<int>(1);
   s.num_candidates = arena.take<int>(1);
@@ -50,12 +49,7 @@ UNITE_HOST_DEVICE inline SliceScratch take_slice_scratch(Arena& arena, int threa
 }
 
 __device__ __forceinline__ void push_candidate(const SliceScratch& s, uint64_t key) {
-  int at;
-  if (planted(kPlainCandidateCounter)) {
-    at = (*s.num_candidates)++;
-  } else {
-    at = atomicAdd(s.num_candidates, 1);
-  }
+  const int at = atomicAdd(s.num_candidates, 1);
   if (at < kMaxCandidates) s.candidates[at] = key;
 }
 
@@ -63,7 +57,7 @@ __device__ __forceinline__ void push_candidate(const SliceScratch& s, uint64_t k
 // vectors fall into different groups, so runs of large values do not loosen the bound.
 __device__ inline uint32_t bound_from_warp(const CudaBlock& block, uint32_t mine, int k, const SliceScratch& s) {
   s.maxima[block.thread_rank()] = mine;
-  if (!planted(kNoBarrierAfterMaxima)) block.sync();
+  block.sync();
   if (block.group_rank() == 0) {
     uint32_t group = 0;
     for (int i = block.lane(); i < block.size(); i += kWarp) group = s.maxima[i] > group ? s.maxima[i] : group;
@@ -127,7 +121,7 @@ __device__ int collect_by_radix(const CudaBlock& block, const SliceReader<Logit>
     block.sync();
     // Adversarial inputs put long runs into one bin, so runs are counted before they touch shared memory.
     int run_bin = 0, run = 0;
-    reader.for_each([&](float logit, int id) {
+    reader.for_each(block.thread_rank(), block.size(), [&](float logit, int id) {
       const uint64_t key = make_key(logit, id);
       if ((key & known) != prefix) return;
       const int bin = static_cast<int>(key >> shift & (kBins - 1));
@@ -139,7 +133,7 @@ __device__ int collect_by_radix(const CudaBlock& block, const SliceReader<Logit>
       ++run;
     });
     if (run > 0) atomicAdd(s.histogram + run_bin, run);
-    if (!planted(kNoBarrierBeforeDigit)) block.sync();
+    block.sync();
     if (block.group_rank() == 0) find_digit(block, wanted, s);
     if (block.thread_rank() == 0) *s.num_candidates = 0;
     block.sync();
@@ -148,7 +142,7 @@ __device__ int collect_by_radix(const CudaBlock& block, const SliceReader<Logit>
     wanted -= s.digit[1];
     if (k - wanted + s.digit[2] <= enough) break;
   }
-  reader.for_each([&](float logit, int id) {
+  reader.for_each(block.thread_rank(), block.size(), [&](float logit, int id) {
     const uint64_t key = make_key(logit, id);
     if ((key & known) >= prefix) push_candidate(s, key);
   });
@@ -157,16 +151,15 @@ __device__ int collect_by_radix(const CudaBlock& block, const SliceReader<Logit>
 }
 
 // Leaves every key of the slice's top-k, and few others, in s.candidates; returns how many. Fewer than k only
-// when the slice has fewer eligible logits above -inf. `maximum` becomes this thread's largest logit.
+// when the slice has fewer eligible logits above -inf.
 template <class Logit>
 __device__ int collect_candidates(const CudaBlock& block, const SliceReader<Logit>& reader, int k,
-                                  const SliceScratch& s, float& maximum) {
-  const int edge_id = reader.edge_id();
+                                  const SliceScratch& s) {
+  const int edge_id = reader.edge_id(block.thread_rank());
   const float edge = edge_id >= 0 ? load_logit(reader.slice.row, Logit::kDtype, edge_id) : negative_infinity();
-  maximum = sanitize(reader.thread_maximum(), largest_finite(Logit::kDtype));
+  const float maximum = sanitize(reader.thread_maximum(), largest_finite(Logit::kDtype));
   const uint32_t vector_order = order_bits(maximum);
-  maximum = fmaxf(maximum, edge);
-  const uint32_t mine = order_bits(maximum);
+  const uint32_t mine = order_bits(fmaxf(maximum, edge));
 
   if (block.thread_rank() == 0) {  // seen by all after the barriers below
     *s.num_owners = 0;
@@ -177,7 +170,7 @@ __device__ int collect_candidates(const CudaBlock& block, const SliceReader<Logi
 
   if (order_bits(edge) >= bound) push_candidate(s, make_key(edge, edge_id));
   if (vector_order >= bound) s.owners[atomicAdd(s.num_owners, 1)] = block.thread_rank();
-  if (!planted(kNoBarrierBeforeRescan)) block.sync();
+  block.sync();
 
   const int per_owner = (reader.num_vectors + block.size() - 1) / block.size();
   const int items = *s.num_owners * per_owner;
@@ -188,39 +181,35 @@ __device__ int collect_candidates(const CudaBlock& block, const SliceReader<Logi
       if (order_bits(logit) >= bound) push_candidate(s, make_key(logit, id));
     });
   }
-  if (planted(kDivergentBarrier)) {
-    if (block.group_rank() == 0) {
-      block.sync();
-    } else {
-      block.sync();
-    }
-  } else {
-    block.sync();
-  }
+  block.sync();  // all candidates are in
   const int found = *s.num_candidates;
   if (found <= kMaxCandidates) return found;
   return collect_by_radix(block, reader, k, s);
 }
 
-// The slice's softmax statistics for Score::kProbs, valid in thread 0: the largest logit and the sum of
-// exp(logit - largest), added in a fixed order. An empty slice has (-inf, 0).
+// For Score::kProbs: of every chunk of kSumChunk ids of the slice, the largest logit and the sum of
+// exp(logit - largest) as one word; (-inf, 0) where none is eligible. One warp takes a chunk, so that its sum does not
+// depend on how the row is cut into slices or on the number of threads.
 template <class Logit>
-__device__ float2 softmax_statistics(const CudaBlock& block, const SliceReader<Logit>& reader, float thread_maximum,
-                                     const SliceScratch& s) {
-  const float warp_maximum = block.group_max(thread_maximum);
-  if (block.lane() == 0) s.warp_values[block.group_rank()] = warp_maximum;
-  block.sync();
-  float largest = negative_infinity();
-  for (int warp = 0; warp < block.num_groups(); ++warp) largest = fmaxf(largest, s.warp_values[warp]);
-  block.sync();
-  float sum = 0.0f;
-  reader.for_each([&](float logit, int) { sum += expf(logit - largest); });
-  sum = block.group_sum(sum);
-  if (block.lane() == 0) s.warp_values[block.group_rank()] = sum;
-  block.sync();
-  sum = 0.0f;
-  for (int warp = 0; warp < block.num_groups(); ++warp) sum += s.warp_values[warp];
-  return make_float2(largest, sum);
+__device__ void sum_chunks(const CudaBlock& block, const Slice& slice, uint64_t* out) {
+  const int chunks = (slice.end - slice.begin + kSumChunk - 1) / kSumChunk;
+#pragma unroll 1
+  for (int chunk = block.group_rank(); chunk < chunks; chunk += block.num_groups()) {
+    const int begin = slice.begin + chunk * kSumChunk;
+    const int end = begin + kSumChunk < slice.end ? begin + kSumChunk : slice.end;
+    const SliceReader<Logit> reader({slice.row, slice.eligible, begin, end});
+    float largest = negative_infinity(), sum = 0.0f;
+    reader.for_each(block.lane(), kWarp, [&](float logit, int) {
+      if (logit > largest) {
+        sum *= expf(largest - logit);
+        largest = logit;
+      }
+      sum = plain_sum(sum, expf(logit - largest));
+    });
+    const float of_all = block.group_max(largest);
+    sum = block.group_sum(sum > 0.0f ? sum * expf(largest - of_all) : 0.0f);
+    if (block.lane() == 0) out[chunk] = static_cast<uint64_t>(float_bits(of_all)) << 32 | float_bits(sum);
+  }
 }
 
 // Calls put(rank, key) for the k largest of `count` unique keys, from the thread `rotation` on. Members that are

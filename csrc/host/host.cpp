@@ -1,5 +1,5 @@
-// unite_ext._host: vocabulary work on the host that needs no torch. At present: filling the hash map of
-// core/hash_map.h from the classes of every member's ids.
+// unite_ext._host: what Python takes from the core without loading torch. At present: filling the hash map of
+// core/hash_map.h from the classes of every member's ids, and the core's constants.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/hash_map.h"
+#include "core/step_params.h"
 
 namespace py = pybind11;
 
@@ -61,25 +62,28 @@ bool fill_table(const std::vector<Int32Array>& class_of, const Int32Array& class
                 py::array_t<int32_t, py::array::c_style> table, int log2_capacity) {
   const auto num_members = static_cast<py::ssize_t>(class_of.size());
   if (num_members < 1 || num_members > unite::kMaxMembers) {
-    refuse("class_of: expected 1 to 8 members, got " + std::to_string(num_members));
+    refuse("class_of must hold 1 to " + std::to_string(unite::kMaxMembers) + " members, got " +
+           std::to_string(num_members));
   }
   if (class_ids.ndim() != 2 || class_ids.shape(1) != num_members) {
-    refuse("class_ids: expected shape [num_classes, " + std::to_string(num_members) + "]");
+    refuse("class_ids must be [num_classes, " + std::to_string(num_members) + "]");
   }
-  if (log2_capacity < 1 || log2_capacity > 30 || table.ndim() != 2 || table.shape(1) != 4 ||
+  if (log2_capacity < 1 || log2_capacity > unite::kMaxLog2Capacity || table.ndim() != 2 || table.shape(1) != 4 ||
       table.shape(0) != py::ssize_t{1} << log2_capacity) {
-    refuse("table: expected shape [2^log2_capacity, 4] with log2_capacity from 1 to 30");
+    refuse("table must be [2^log2_capacity, 4] with log2_capacity from 1 to " +
+           std::to_string(unite::kMaxLog2Capacity));
   }
   std::vector<MemberClasses> members;
   for (const Int32Array& array : class_of) {
     if (array.ndim() != 1 || array.size() > unite::kIdMask) {
-      refuse("class_of: expected one dimension of fewer than 2^28 ids per member");
+      refuse("class_of must have one dimension of fewer than 2^" + std::to_string(unite::kIdBits) + " ids per member");
     }
     members.push_back({array.data(), array.size()});
     for (py::ssize_t id = 0; id < array.size(); ++id) {
       const int32_t cls = array.data()[id];
       if (cls < unite::kNoClass || cls >= class_ids.shape(0)) {
-        refuse("class_of: class " + std::to_string(cls) + " of id " + std::to_string(id) + " is no row of class_ids");
+        refuse("class_of must name rows of class_ids, got class " + std::to_string(cls) + " of id " +
+               std::to_string(id));
       }
     }
   }
@@ -95,4 +99,18 @@ PYBIND11_MODULE(_host, module) {
   module.doc() = "Host-side vocabulary work of unite_ext.";
   module.def("fill_table", &fill_table, py::arg("class_of"), py::arg("class_ids"), py::arg("table").noconvert(),
              py::arg("log2_capacity"), "Fill the hash map from (member, id) to class and the other members' ids.");
+
+  // The limits and the layout of ids, stated in the core and nowhere else.
+  module.attr("MAX_MEMBERS") = unite::kMaxMembers;
+  module.attr("MAX_K") = unite::kMaxTopK;
+  module.attr("MAX_WALK") = unite::kMaxWalk;
+  module.attr("MAX_PROBES") = unite::kMaxProbes;
+  module.attr("MAX_LOG2_CAPACITY") = unite::kMaxLog2Capacity;
+  module.attr("ID_BITS") = unite::kIdBits;
+  module.attr("ID_MASK") = unite::kIdMask;
+  module.attr("FIRST_SUB_TOKEN") = unite::kFirstSubToken;
+  module.attr("NO_ID") = unite::kNoId;
+  module.attr("NO_CLASS") = unite::kNoClass;
+  module.attr("EOS_CLASS") = unite::kEosClass;
+  module.attr("BAD_INCLUDE") = unite::kBadInclude;
 }

@@ -44,9 +44,8 @@ inline unite::Parallel threads(int count) {
           }};
 }
 
-inline Outputs run_step(const World& world, const std::vector<Rows>& logits, int batch, const Options& options,
-                        const unite::Parallel& parallel = unite::Parallel::serial()) {
-  unite::StepParams p{};
+inline void describe(unite::StepParams& p, const World& world, const std::vector<Rows>& logits, int batch,
+                     const Options& options) {
   world.describe(p);
   p.batch = batch;
   p.k = options.k;
@@ -61,10 +60,12 @@ inline Outputs run_step(const World& world, const std::vector<Rows>& logits, int
     p.logits[m].dtype = logits[m].dtype();
   }
   p.include = options.include.empty() ? nullptr : options.include.data();
+}
 
-  // Filled with what no correct step leaves behind.
-  const size_t rows = batch, slots = rows * p.num_slots, fields = slots * world.members;
-  Outputs out{std::vector<int64_t>(rows * world.members, -77),
+// Outputs for `p`, filled with what no correct step leaves behind.
+inline Outputs attach_outputs(unite::StepParams& p) {
+  const size_t rows = p.batch, slots = rows * p.num_slots, fields = slots * p.members;
+  Outputs out{std::vector<int64_t>(rows * p.members, -77),
               std::vector<int64_t>(fields, -77),
               std::vector<float>(slots, -77.0f),
               std::vector<float>(fields, -77.0f),
@@ -78,6 +79,14 @@ inline Outputs run_step(const World& world, const std::vector<Rows>& logits, int
   p.union_size = out.union_size.data();
   p.winner = out.winner.data();
   p.status = out.status.data();
+  return out;
+}
+
+inline Outputs run_step(const World& world, const std::vector<Rows>& logits, int batch, const Options& options,
+                        const unite::Parallel& parallel = unite::Parallel::serial()) {
+  unite::StepParams p{};
+  describe(p, world, logits, batch, options);
+  Outputs out = attach_outputs(p);
   fused_step_cpu(p, parallel);
   return out;
 }

@@ -7,57 +7,12 @@
 #include "../../csrc/cpu/isa.h"
 #include "check.h"
 #include "naive_step.h"
+#include "random_case.h"
 
 using namespace unite;
 using namespace unite_test;
 
 namespace {
-
-struct Case {
-  World world;
-  std::vector<Rows> logits;
-  Options options;
-  int batch;
-  std::string what;
-};
-
-std::vector<Rows> random_logits(std::mt19937& random, const World& world, int batch, const std::string& name) {
-  std::vector<Rows> logits;
-  for (int m = 0; m < world.members; ++m) {
-    const int vocab = static_cast<int>(world.class_of[m].size());
-    const Dtype dtype = kDtypes[random() % 3];
-    // Rows start misaligned, and some are strided.
-    logits.emplace_back(dtype, batch, vocab, vocab + (random() % 2 ? 0 : 13), static_cast<int>(random() % 5));
-    for (int row = 0; row < batch; ++row) logits[m].set_row(row, pattern(name, vocab, random));
-  }
-  return logits;
-}
-
-Case random_case(std::mt19937& random, int members, int largest_vocab, const std::string& name) {
-  std::vector<int> vocab;
-  for (int m = 0; m < members; ++m) vocab.push_back(7 + static_cast<int>(random() % largest_vocab));
-  Case c;
-  c.world = random_world(random, vocab, 5 + largest_vocab);
-  c.batch = 1 + static_cast<int>(random() % 5);
-  c.logits = random_logits(random, c.world, c.batch, name);
-  const int ks[] = {1, 2, 10, 64, 256};
-  c.options.k = ks[random() % 5];
-  if (members * c.options.k > kMaxWalk) c.options.k = kMaxWalk / members;
-  c.options.primary = static_cast<int>(random() % members);
-  c.options.score = random() % 3 ? Score::kLogits : Score::kProbs;
-  c.options.duplicates = random() % 2 ? Duplicates::kRepeat : Duplicates::kDrop;
-  if (random() % 2) {
-    float sum = 0;
-    for (int m = 0; m < members; ++m) c.options.weights.push_back(static_cast<float>(1 + random() % 9));
-    for (float w : c.options.weights) sum += w;
-    for (float& w : c.options.weights) w /= sum;
-  }
-  if (random() % 2)
-    for (int row = 0; row < c.batch; ++row)
-      c.options.include.push_back(static_cast<int64_t>(random() % (vocab[c.options.primary] + 3)) - 2);
-  c.what = name + ", " + std::to_string(members) + " members, k " + std::to_string(c.options.k);
-  return c;
-}
 
 // Selection is compared exactly unless the two largest probabilities are within 1e-6.
 void check_winner(const Case& c, const Outputs& out, int row, const NaiveRow& expected) {

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <vector>
 
-#include "../../csrc/core/top_k.h"
+#include "../../csrc/core/key_order.h"
 #include "check.h"
 #include "logits_data.h"
 

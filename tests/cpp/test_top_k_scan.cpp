@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/core/top_k.h"
+#include "../../csrc/core/key_order.h"
 #include "../../csrc/cpu/top_k_scan.h"
 #include "check.h"
 #include "logits_data.h"

@@ -1,5 +1,6 @@
 // A C interface over the kernel, its launcher and the shim, for ctypes (tests/cuda_on_cpu/emulator.py).
 #include "../../csrc/cuda/fused_step.cu"
+#include "../../csrc/cuda/step_parts.cu"
 
 using namespace unite;
 
@@ -20,9 +21,6 @@ EXPORT void emu_options(uint64_t seed, int policy, int resident, double preempt,
   emu::options.preempt = preempt;
   emu::options.preempt_access = preempt_access;
 }
-EXPORT void emu_plant(int bug) {
-  planted_bug = bug;
-}
 EXPORT void emu_buffer(const void* buffer, size_t bytes, const char* name, int initialised, int writable) {
   emu::global_buffer(buffer, bytes, name, initialised != 0, writable != 0);
 }
@@ -35,12 +33,37 @@ EXPORT void emu_choose_launch(const StepParams* params, int sm_count, LaunchConf
 EXPORT size_t emu_workspace_bytes(const StepParams* params, const LaunchConfig* config) {
   return fused_step_workspace_bytes(*params, *config);
 }
-// A cudaError_t, or -1 with emu_error() when the run itself went wrong.
-EXPORT int emu_fused_step(const StepParams* params, void* workspace, size_t bytes, const LaunchConfig* config) {
+
+// What a launcher returns: a cudaError_t, or -1 with emu_error() when the run itself went wrong.
+template <class Launch>
+static int run(Launch launch) {
   try {
-    return launch_fused_step(*params, workspace, bytes, *config, nullptr);
+    return launch();
   } catch (const emu::Error& error) {
     last_error = error.what();
     return -1;
   }
+}
+EXPORT int emu_fused_step(const StepParams* params, void* workspace, size_t bytes, const LaunchConfig* config) {
+  return run([&] { return launch_fused_step(*params, workspace, bytes, *config, nullptr); });
+}
+EXPORT int emu_top_k_keys(const TopKeysPart* part, void* workspace, size_t bytes, const LaunchConfig* config) {
+  return run([&] { return launch_top_k_keys(*part, workspace, bytes, *config, nullptr); });
+}
+EXPORT int emu_unite_keys(const UnionPart* part) {
+  return run([&] { return launch_unite_keys(*part, nullptr); });
+}
+EXPORT int emu_gather_logits(const GatherPart* part) {
+  return run([&] { return launch_gather_logits(*part, nullptr); });
+}
+EXPORT int emu_score_slots(const ScorePart* part) {
+  return run([&] { return launch_score_slots(*part, nullptr); });
+}
+EXPORT int emu_combine_slots(const CombinePart* part) {
+  return run([&] { return launch_combine_slots(*part, nullptr); });
+}
+EXPORT size_t emu_part_bytes(int part) {
+  const size_t bytes[] = {sizeof(TopKeysPart), sizeof(UnionPart), sizeof(GatherPart), sizeof(ScorePart),
+                          sizeof(CombinePart)};
+  return bytes[part];
 }

@@ -6,21 +6,23 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import platform
-import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from cuda_on_cpu import faults
 
+from unite_ext._core import MAX_MEMBERS
 from unite_ext.reference import StepResult
 from unite_ext.vocab.alignment import VocabAlignment
 
 HERE = Path(__file__).resolve().parent
-KERNELS = HERE.parent.parent / "csrc" / "cuda"
 FLAGS = [
     *("-std=c++17", "-g", "-fPIC", "-DCUDA_EMU", f"-I{HERE}", "-fvisibility=hidden"),
     *("-include", "cuda_emu.h"),  # before every file, as nvcc includes its own header
@@ -32,7 +34,6 @@ CHECKED = [
     "-fno-tree-loop-distribute-patterns",  # no memset or memcpy calls that the checker would not see
 ]
 POLICIES = {"in order": 0, "reverse": 1, "random": 2}
-MAX_MEMBERS = 8
 COUNTER_BYTES = 16384 * 4
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 POISON = 0x5A
@@ -58,24 +59,45 @@ def run(*command: object) -> str:
     return done.stdout
 
 
-def compile_object(folder: Path, source: str, *flags: str) -> Path:
-    target = folder / f"{Path(source).stem}-{abs(hash(flags)):x}.o"
+_folder = tempfile.TemporaryDirectory(prefix="cuda_on_cpu-")
+
+
+def build_folder() -> Path:
+    """Where this session's objects lie."""
+    return Path(_folder.name)
+
+
+def compile_object(source: Path, *flags: str) -> Path:
+    target = build_folder() / f"{source.stem}-{abs(hash(flags)):x}.o"
     if not target.exists():
-        run(*[compiler()], *FLAGS, *flags, "-x", "c++", "-c", HERE / source, "-o", target)
+        run(*[compiler()], *FLAGS, *flags, "-x", "c++", "-c", source, "-o", target)
     return target
 
 
-def build(folder: Path, source: str, checked: bool, *link_flags: str) -> Path:
+def build(source: Path, checked: bool, *link_flags: str) -> Path:
     """Links `source` with the shim, and with the race checker if `checked`."""
-    target = folder / f"{Path(source).stem}-{'checked' if checked else 'plain'}"
-    objects = [compile_object(folder, "cuda_emu.cpp", "-O2")]
+    target = build_folder() / f"{source.stem}-{'checked' if checked else 'plain'}"
+    objects = [compile_object(HERE / "cuda_emu.cpp", "-O2")]
     if checked:
-        objects += [compile_object(folder, source, *CHECKED, "-DEMU_CHECKED")]
-        objects += [compile_object(folder, "race_checker.cpp", "-O2"), "-fsanitize=undefined", "-ldl"]
+        objects += [compile_object(source, *CHECKED, "-DEMU_CHECKED")]
+        objects += [compile_object(HERE / "race_checker.cpp", "-O2"), "-fsanitize=undefined", "-ldl"]
     else:
-        objects += [compile_object(folder, source, "-O2")]
+        objects += [compile_object(source, "-O2")]
     run(*[compiler()], *link_flags, *objects, "-o", target)
     return target
+
+
+@functools.cache
+def built(kind: str) -> Emulator:
+    """The kernels, built once per session.
+
+    "checked": every access goes through the race checker. "plain": several times faster, and blind. "faulty": checked,
+    with the faults of faults.py in it.
+    """
+    driver = HERE / "driver.cpp"
+    if kind == "faulty":
+        driver = faults.faulty_source(build_folder() / "faulty", driver)
+    return Emulator(build(driver, kind != "plain", "-shared"))
 
 
 class MemberLogits(ctypes.Structure):
@@ -123,13 +145,6 @@ class EmulationError(RuntimeError):
     """A run that went wrong: a race, an access out of bounds, a deadlock, a refused launch."""
 
 
-def planted_bugs() -> dict[str, int]:
-    """The deliberate bugs that compat.cuh lists, by name."""
-    body = re.search(r"enum PlantedBug \{(.*?)\};", (KERNELS / "compat.cuh").read_text(), re.S)[1]
-    names = re.findall(r"\bk\w+", body)
-    return {name: i for i, name in enumerate(names) if name not in ("kNoBug", "kNumPlantedBugs")}
-
-
 class Emulator:
     """The kernel and its launcher on the CPU."""
 
@@ -142,9 +157,9 @@ class Emulator:
         lib.emu_fused_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
         assert lib.emu_params_bytes() == ctypes.sizeof(StepParams)
 
-    def plant(self, bug: int) -> None:
-        """Switches one deliberate bug on; 0: none."""
-        self.lib.emu_plant(bug)
+    def plant(self, fault: str | None) -> None:
+        """Switches one fault of a faulty build on, or all off."""
+        self.lib.emu_plant(0 if fault is None else faults.NUMBERS[fault])
 
     def choose_launch(self, params: StepParams, sm_count: int) -> LaunchConfig:
         config = LaunchConfig()
@@ -190,12 +205,16 @@ class Emulator:
 
         s = schedule
         self.lib.emu_options(s.seed, POLICIES[s.policy], s.resident, s.preempt, s.preempt_access)
-        error = self.lib.emu_fused_step(ctypes.byref(p), start, workspace.nbytes, ctypes.byref(config))
+        self.call("emu_fused_step", ctypes.byref(p), start, workspace.nbytes, ctypes.byref(config))
+        return result
+
+    def call(self, function: str, *arguments: object) -> None:
+        """Run one launcher of the driver, which must succeed."""
+        error = getattr(self.lib, function)(*arguments)
         if error == -1:
             raise EmulationError(self.lib.emu_error().decode())
         if error != 0:
-            raise EmulationError(f"launch_fused_step returned error {error}")
-        return result
+            raise EmulationError(f"{function} returned error {error}")
 
     def announce(self, name: str, address: int, size: int, initialised: bool = True, writable: bool = False) -> None:
         self.lib.emu_buffer(address, size, name.encode(), initialised, writable)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_on_cpu import emulator
+from patched_source import copy_source, replace_once
 from test_nvcc import find_nvcc
 
 HERE = Path(__file__).resolve().parent
@@ -54,14 +55,39 @@ class Driver:
         )
 
 
+# Now and then a thread waits for up to four microseconds.
+DELAY = """
+__device__ __forceinline__ void delay() {
+  const unsigned mixed = (static_cast<unsigned>(clock64()) ^ blockIdx.x * 0x9E3779B1u ^ threadIdx.x) * 0x85EBCA6Bu;
+  if (mixed >> 30 == 0) __nanosleep(mixed >> 8 & 4095);
+}
+"""
+
+
+def source_with_delays(folder: Path) -> Path:
+    """The driver over a copy of the kernels with random delays around the ticket, to stir up the order of arrivals."""
+    kernel = copy_source(folder) / "csrc" / "cuda" / "row_top_k.cuh"
+    for old, new in [
+        ("block.sync();  // this slice is published", "delay();\n  block.sync();"),
+        ("__threadfence();  // release", "__threadfence();\n    delay();"),
+        ("__threadfence();  // acquire", "delay();\n    __threadfence();"),
+        ("// True in all threads of the CTA that arrives last", f"{DELAY}\n// True in the last CTA"),
+    ]:
+        replace_once(kernel, old, new)
+    driver = folder / "tests" / "gpu" / "driver.cu"
+    driver.parent.mkdir(parents=True)
+    driver.write_text((HERE / "driver.cu").read_text())
+    return driver
+
+
 @pytest.fixture(scope="session", params=[False, True], ids=["", "delays"])
 def driver(request, gpu, tmp_path_factory) -> Driver:
     nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip("needs nvcc: neither in CUDA_HOME nor on the PATH")
     major, minor = torch.cuda.get_device_capability()
-    library = tmp_path_factory.mktemp("driver") / "driver.so"
+    folder = tmp_path_factory.mktemp("driver")
+    source = source_with_delays(folder) if request.param else HERE / "driver.cu"
     command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{major}{minor}", "-Xcompiler", "-fPIC", "-shared"]
-    command += ["-DUNITE_TEST_DELAYS"] if request.param else []
-    subprocess.run([*command, HERE / "driver.cu", "-o", library], check=True)
-    return Driver(library)
+    subprocess.run([*command, source, "-o", folder / "driver.so"], check=True)
+    return Driver(folder / "driver.so")

@@ -1,5 +1,5 @@
 // A C interface over the launcher on the device, for ctypes: reaches what the operator does not expose, such as the
-// launch's shape, and builds the kernel with random delays around the ticket (-DUNITE_TEST_DELAYS).
+// launch's shape. tests/gpu/conftest.py also builds it over kernels with random delays around the ticket.
 #include "../../csrc/cuda/fused_step.cu"
 
 using namespace unite;

@@ -1,4 +1,4 @@
-"""A few small steps that touch every path of the kernel, for compute-sanitizer: python tests/gpu/sanitizer_case.py"""
+"""Small steps through every path of the kernels, for compute-sanitizer: python tests/gpu/sanitizer_case.py"""
 
 import sys
 from pathlib import Path
@@ -7,9 +7,15 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
-from step_cases import assert_same_step, make_logits, synthetic_alignment  # noqa: E402
+from step_cases import (  # noqa: E402
+    assert_bitwise_equal,
+    assert_same_step,
+    in_parts,
+    make_logits,
+    synthetic_alignment,
+)
 
-from unite_ext import reference, unite_step  # noqa: E402
+from unite_ext import reference, step_parts, unite_step  # noqa: E402
 
 CASES = [
     ((2500, 3101), {"k": 10}, "gaussian", torch.bfloat16),
@@ -23,6 +29,9 @@ for sizes, options, kind, dtype in CASES:
     on_device = alignment.to("cuda")
     logits = make_logits(alignment, 2, kind=kind, dtype=dtype, strided=True)
     want = reference.unite_step(logits, alignment, **options)
+    on_gpu = [x.cuda() for x in logits]
     for _ in range(2):
-        assert_same_step(unite_step([x.cuda() for x in logits], on_device, **options), want, atol=1e-5)
+        step = unite_step(on_gpu, on_device, **options)
+        assert_same_step(step, want, atol=1e-5)
+        assert_bitwise_equal(in_parts(step_parts, on_gpu, on_device, **options), step)
 print("sanitizer case: all steps right")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gpu.conftest import on_gpu
-from step_cases import KINDS, assert_same_step, make_logits, synthetic_alignment
+from step_cases import KINDS, assert_bitwise_equal, assert_same_step, make_logits, synthetic_alignment
 from test_cuda_on_cpu import real_widths
 from test_step import AXES, DTYPES, SIZES, name_of, pairwise_cover
 
@@ -19,11 +19,6 @@ def expected(logits, alignment, **options):
     if options.get("include") is not None:
         options["include"] = options["include"].cpu()
     return reference.unite_step(logits, alignment, **options)
-
-
-def assert_bitwise_equal(a, b):
-    for name, value in a._asdict().items():
-        assert torch.equal(value.view(torch.uint8), getattr(b, name).view(torch.uint8)), name
 
 
 @pytest.mark.parametrize("case", pairwise_cover(AXES), ids=name_of)
@@ -246,7 +241,7 @@ def test_opcheck():
     tensors = (alignment.table, alignment.class_ids, alignment.eligible)
     sizes = (list(alignment.eligible_offsets), list(alignment.vocab_sizes))
     torch.library.opcheck(
-        torch.ops.unite_ext.fused_step.default, (logits, *tensors, *sizes, 5, 0, [0.5, 0.5], False, False)
+        torch.ops.unite_ext.fused_step.default, (logits, *tensors, *sizes, 5, 0, [0.5, 0.5], "logits", "repeat")
     )
 
 

@@ -10,13 +10,14 @@ from typing_extensions import assert_type
 
 import unite_ext
 from unite_ext import (
+    BaseMember,
     GenerateOutput,
     GenerationOptions,
     Member,
     ModelScore,
     Selection,
+    StepRecord,
     StepResult,
-    StepTrace,
     TextStream,
     Trace,
     UniteEnsemble,
@@ -38,15 +39,15 @@ def generate(ensemble: UniteEnsemble, several: Sequence[str], whole: bool) -> No
     assert_type(ensemble.generate(several), list[str])
     assert_type(ensemble.generate([chat, chat], batch_size=2), list[str])
     assert_type(ensemble.generate("one", return_dict=True), GenerateOutput)
-    assert_type(ensemble.generate(["one", "two"], return_dict=True).traces[0], list[StepTrace])
+    assert_type(ensemble.generate(["one", "two"], return_dict=True).records[0], list[StepRecord])
     assert_type(ensemble.generate("one", return_dict=whole), str | list[str] | GenerateOutput)
     pieces: Iterator[str] = ensemble.stream("one")
     assert_type(next(pieces), str)
     assert_type(ensemble.stream("one"), TextStream)
     assert_type(ensemble.trace("one"), Trace)
     assert_type(ensemble.trace(["one", "two"], k=5), list[Trace])
-    assert_type([row.decoded() for row in ensemble.generate_each(several)], list[str])
-    assert_type(ensemble.members, list[Member])
+    assert_type([request.decoded() for request in ensemble.generate_each(several)], list[str])
+    assert_type(ensemble.members, list[BaseMember])
     assert_type(ensemble.alignment, VocabAlignment)
     ensemble.generate(7)  # type: ignore[call-overload]
     ensemble.genrate("one")  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from .trace import save_and_say
 
 if TYPE_CHECKING:
     from ..decoding.ensemble import UniteEnsemble
-    from ..decoding.generation import Row
+    from ..decoding.request import Request
     from ..trace import Trace
 
 Prompt = str | list[dict[str, str]]
@@ -97,8 +97,8 @@ def generate(
             errors.print(f"nothing to do: {output} holds all {len(prompts)} rows")
             return
         from ..decoding.ensemble import UniteEnsemble
-        from ..decoding.generation import GenerationOptions
-        from ..methods.registry import OUTPUT_METHODS, parse_options
+        from ..methods.registry import is_answer_method, parse_options
+        from ..options import GenerationOptions
 
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample,
@@ -113,19 +113,19 @@ def generate(
             **placed,
         )  # fmt: skip
         if streams:
-            if method in OUTPUT_METHODS:
+            if is_answer_method(method):
                 typer.echo(ensemble.generate(prompts[0], **options))  # whole answers are compared: nothing to stream
             else:
                 _stream(ensemble, prompts[0], options, trace)
             return
-        rows = ensemble.generate_each(
+        requests = ensemble.generate_each(
             [prompts[i] for i in todo], indices=todo, batch_size=batch_size, progress=sys.stderr.isatty(),
             trace=trace is not None, **options,
         )  # fmt: skip
         traces: dict[int, Trace] = {}
         try:
             _write_rows(
-                _traced(rows, ensemble, prompts, options, traces) if trace else rows, prompts, output, len(done)
+                _traced(requests, ensemble, prompts, options, traces) if trace else requests, prompts, output, len(done)
             )
         finally:  # also of what was finished before Ctrl-C
             if trace and traces:
@@ -138,12 +138,12 @@ def generate(
 
 def _check_trace(trace: Path | None, method: str, streams: bool) -> None:
     """Complain before anything is loaded."""
-    from ..methods.registry import OUTPUT_METHODS
+    from ..methods.registry import is_answer_method
     from ..trace.files import check_path
 
     if trace is None:
         return
-    if method in OUTPUT_METHODS:
+    if is_answer_method(method):
         raise ValueError(f"--trace: method {method} chooses among whole answers, it has no steps to trace")
     if trace != TERMINAL:
         check_path(trace)
@@ -153,7 +153,6 @@ def _check_trace(trace: Path | None, method: str, streams: bool) -> None:
 
 def _stream(ensemble: UniteEnsemble, prompt: Prompt, options: dict[str, Any], trace: Path | None) -> None:
     """One text on the terminal as it comes, or with its trace when it is done."""
-    from ..trace import Trace
     from ..trace.terminal import print_trace
 
     stream = ensemble.stream(prompt, trace=trace is not None, **options)
@@ -162,8 +161,8 @@ def _stream(ensemble: UniteEnsemble, prompt: Prompt, options: dict[str, Any], tr
             typer.echo(piece, nl=False)  # as it is: rich would expand tabs
     if trace != TERMINAL:
         typer.echo()
-    if trace is not None and stream.row is not None:
-        made = Trace.from_row(ensemble, stream.row, prompt, options)
+    if trace is not None:
+        made = ensemble.trace_of(stream.request, prompt, **options)
         if trace == TERMINAL:
             print_trace(made, console)
         else:
@@ -171,31 +170,29 @@ def _stream(ensemble: UniteEnsemble, prompt: Prompt, options: dict[str, Any], tr
 
 
 def _traced(
-    rows: Iterator[Any],
+    requests: Iterator[Request],
     ensemble: UniteEnsemble,
     prompts: list[Prompt],
     options: dict[str, Any],
     traces: dict[int, Trace],
-) -> Iterator[Any]:
-    """The rows as they come, each one's trace put aside."""
-    from ..trace import Trace
-
-    for row in rows:
-        traces[row.index] = Trace.from_row(ensemble, row, prompts[row.index], options)
-        yield row
+) -> Iterator[Request]:
+    """The requests as they come, each one's trace put aside."""
+    for request in requests:
+        traces[request.index] = ensemble.trace_of(request, prompts[request.index], **options)
+        yield request
 
 
-def _write_rows(rows: Iterator[Row], prompts: list[Prompt], output: Path | None, done: int) -> None:
+def _write_rows(requests: Iterator[Request], prompts: list[Prompt], output: Path | None, done: int) -> None:
 
     file = output.open("a", encoding="utf-8") if output else sys.stdout
     written = 0
     try:
-        for row in rows:
-            ids = [row.ids if sync is None else sync.ids for sync in row.syncs]
+        for request in requests:
             record = {
-                "index": row.index, "prompt": prompts[row.index], "text": row.decoded(),
-                "finish_reason": row.finish_reason, "num_steps": row.num_steps, "gated_steps": row.gated_steps,
-                "token_ids": ids,
+                "index": request.index, "prompt": prompts[request.index], "text": request.decoded(),
+                "finish_reason": request.finish_reason, "num_steps": request.num_steps,
+                "gated_steps": request.gated_steps,
+                "token_ids": [request.token_ids(m) for m in range(len(request.syncs))],
             }  # fmt: skip
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()

@@ -1,18 +1,33 @@
-"""Several Hugging Face models generate one text together: the decode loop around `unite_step`."""
+"""An ensemble of loaded models: what people call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from .._arguments import MAX_MEMBERS, check_integer
-from ..members.transformers import Member, Prompt, load_members
-from ..methods.registry import OUTPUT_METHODS, TOKEN_METHODS, UNITE, Method, check_loadable, choose_rows, make_method
+from .._arguments import check_integer
+from .._core import MAX_MEMBERS
+from ..members.base import BaseMember, Prompt
+from ..members.loading import prepare_all
+from ..members.transformers import Member
+from ..methods.base import AnswerMethod, Method
+from ..methods.registry import (
+    UNITE,
+    check_method,
+    check_vocabularies,
+    is_answer_method,
+    make_method,
+    needs_vocabularies,
+)
+from ..options import STEP_FIELDS, StepOptions, step_options
 from ..trace import Trace
 from ..vocab.alignment import VocabAlignment
-from .config import STEP_DEFAULTS, take_step_options
-from .decode_loop import DecodeLoop
-from .generation import GenerateOutput, Row, TextStream
+from .answers import choose_answers
+from .engine import Engine, Failed, Finished
+from .plan import METHOD_FIELDS, Plan, make_plan
+from .request import GenerateOutput, Request
+from .text_stream import TextStream
+from .tracing import make_trace
 
 
 class UniteEnsemble:
@@ -21,13 +36,13 @@ class UniteEnsemble:
     Parameters
     ----------
     models : sequence
-        1 to 8 loaded causal language models, or `Member`s.
+        1 to 8 loaded causal language models, or members (`Member`, or another kind of `BaseMember`).
     tokenizers : sequence, optional
-        Their fast tokenizers; not with `Member`s, which have theirs.
+        Their fast tokenizers; not with members, which have theirs.
     k, primary, weights, score, duplicates
         Of every step, see `unite_step`; `generate` can override them.
     method : str or Method
-        What decides a step: "unite", another of `unite_ext.baselines.METHODS`, or an object of one's own.
+        What decides a step: "unite", another of `unite_ext.methods.registry.METHODS`, or an object of one's own.
     method_options : mapping, optional
         The method's own options.
     lossy : bool
@@ -40,9 +55,10 @@ class UniteEnsemble:
 
     Attributes
     ----------
-    members : list of Member
+    members : list of BaseMember
     alignment : VocabAlignment
         On the primary's device, where the steps run.
+    step_options : StepOptions
     """
 
     def __init__(
@@ -67,15 +83,15 @@ class UniteEnsemble:
             raise ValueError(f"models must hold 1 to {MAX_MEMBERS} members, got {len(models)}")
         if tokenizers is not None and len(tokenizers) != len(models):
             raise ValueError(f"tokenizers must hold one per model, {len(models)}, got {len(tokenizers)}")
-        self.step_options: dict[str, Any] = {
-            "k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates, "method": method,
-            "method_options": method_options,
-        }  # fmt: skip
-        take_step_options({}, self.step_options, len(models))
+        given = {"k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates}
+        self.step_options: StepOptions = step_options(given, StepOptions()).check(len(models))
+        check_method(method, method_options, len(models))
+        self.method = method
+        self.method_options = method_options
         self.compile = compile
-        self.members: list[Member] = []
+        self.members: list[BaseMember] = []
         for m, model in enumerate(models):
-            if not isinstance(model, Member):
+            if not isinstance(model, BaseMember):
                 if tokenizers is None:
                     raise ValueError("tokenizers must be given for models that are not Members")
                 model = Member(model, tokenizers[m])
@@ -95,10 +111,9 @@ class UniteEnsemble:
                     f"{member.name} has {member.num_logits} logits, but its tokenizer's highest eligible id is "
                     f"{size - 1}: is this the model's own tokenizer?"
                 )
-
         self._alone: dict[int, UniteEnsemble] = {}
-        self._made: tuple[str, Any] = ("", None)
-        self.method_for(self.step_options)
+        self._made: dict[str, Method] = {}
+        self.plan({})
 
     @classmethod
     def from_pretrained(
@@ -118,14 +133,21 @@ class UniteEnsemble:
             raise TypeError(f"names must be a list of model names, got the string {names!r}")
         if not 1 <= len(names) <= MAX_MEMBERS:
             raise ValueError(f"names must hold 1 to {MAX_MEMBERS} models, got {len(names)}")
-        step = take_step_options(options, STEP_DEFAULTS, len(names))
+        ours = {name: options.pop(name) for name in (*STEP_FIELDS, *METHOD_FIELDS) if name in options}
+        method, own = ours.get("method", UNITE), ours.get("method_options")
+        step = step_options(ours, StepOptions()).check(len(names))
+        check_method(method, own, len(names))
         for name, value in options.items():
             if isinstance(value, (list, tuple)) and len(value) != len(names):
                 raise ValueError(f"{name} must be one value or one per member, {len(names)}, got {len(value)}")
-        own = [{o: v[m] if isinstance(v, (list, tuple)) else v for o, v in options.items()} for m in range(len(names))]
-        check_loadable(names, step, own, lossy)
-        members = load_members(names, own, known=(*STEP_DEFAULTS, "lossy", "compile"))
-        return cls(members, lossy=lossy, compile=compile, **step)
+        each = [{o: v[m] if isinstance(v, (list, tuple)) else v for o, v in options.items()} for m in range(len(names))]
+        sources = prepare_all(names, each, known=(*STEP_FIELDS, *METHOD_FIELDS, "lossy", "compile"))
+        if needs_vocabularies(method):
+            alignment = VocabAlignment.from_tokenizers([source.tokenizer for source in sources], lossy=lossy)
+            device = sources[step.primary].device
+            check_vocabularies(method, own, alignment if device is None else alignment.to(device), step)
+        members = [Member.from_source(source) for source in sources]
+        return cls(members, lossy=lossy, compile=compile, **ours)
 
     # A string is a sequence of strings as well: the first overload that fits counts.
     @overload
@@ -207,18 +229,18 @@ class UniteEnsemble:
         """
         batch, single = _as_batch(prompts)
         each = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=return_dict, **options)
-        rows = sorted(each, key=lambda row: row.index)
-        if return_dict:
-            return GenerateOutput(
-                texts=[row.decoded() for row in rows],
-                token_ids=[[row.ids if s is None else list(s.ids) for s in row.syncs] for row in rows],
-                finish_reasons=[row.finish_reason for row in rows],
-                num_steps=[row.num_steps for row in rows],
-                gated_steps=[row.gated_steps for row in rows],
-                traces=[row.traces for row in rows],
-            )
-        texts = [row.decoded() for row in rows]
-        return texts[0] if single else texts
+        requests = sorted(each, key=lambda request: request.index)
+        texts = [request.decoded() for request in requests]
+        if not return_dict:
+            return texts[0] if single else texts
+        return GenerateOutput(
+            texts=texts,
+            token_ids=[[r.token_ids(m) for m in range(len(r.syncs))] for r in requests],
+            finish_reasons=[r.finish_reason for r in requests],
+            num_steps=[r.num_steps for r in requests],
+            gated_steps=[r.gated_steps for r in requests],
+            records=[r.records for r in requests],
+        )
 
     def generate_each(
         self,
@@ -229,53 +251,53 @@ class UniteEnsemble:
         trace: bool = False,
         indices: Sequence[int] | None = None,
         **options: Any,
-    ) -> Iterator[Row]:
-        """Yield every prompt's `Row` as it finishes; `row.index` says whose it is, `row.decoded()` is its text.
+    ) -> Iterator[Request]:
+        """Yield every prompt's `Request` as it finishes: `index` says whose it is, `decoded()` is its text.
 
-        Arguments as `generate`; `trace` keeps the trace of every step. `indices` numbers the prompts, 0, 1, ... by
-        default; sampling draws by it.
+        Arguments as `generate`; `trace` keeps a record of every step. `indices` numbers the prompts, 0, 1, ... by
+        default; sampling draws by it. A prompt that fails raises its error when the others have finished.
         """
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1, 2**31)
         indices = range(len(prompts)) if indices is None else indices
         if len(indices) != len(prompts):
             raise ValueError(f"indices must hold one number per prompt, {len(prompts)}, got {len(indices)}")
-        step = take_step_options(options, self.step_options, len(self.members))
-        if step["method"] in OUTPUT_METHODS:
-            return choose_rows(
-                self, step, prompts, indices, batch_size=batch_size, progress=progress, trace=trace, **options
-            )
-        run = DecodeLoop(self, {**options, **step}, trace)
-        return self._generate_each(run, [run.encode(p) for p in prompts], indices, batch_size, progress)
-
-    def _generate_each(
-        self,
-        run: DecodeLoop,
-        encoded: list[list[list[int]]],
-        indices: Sequence[int],
-        batch_size: int | None,
-        progress: bool,
-    ) -> Iterator[Row]:
-        from tqdm import tqdm
-
-        size = batch_size or max(1, len(encoded))
-        with tqdm(total=len(encoded), desc="Generating", unit="prompt", disable=not progress) as bar:
-            for start in range(0, len(encoded), size):
-                stop = start + size
-                for _, finished in run.decode(encoded[start:stop], indices[start:stop]):
-                    for row in finished:
-                        bar.update()
-                        yield row
+        plan = self.plan(options)
+        if isinstance(plan.method, AnswerMethod):
+            others = {name: value for name, value in options.items() if name not in (*STEP_FIELDS, *METHOD_FIELDS)}
+            return choose_answers(
+                self, plan.method, plan.step.primary, prompts, indices,
+                batch_size=batch_size, progress=progress, trace=trace, **others,
+            )  # fmt: skip
+        encoded = [[member.encode_prompt(prompt) for member in self.members] for prompt in prompts]
+        longest = max((len(ids) for own in encoded for ids in own), default=0)
+        engine = self.new_engine(
+            plan,
+            max_requests=batch_size or max(1, len(prompts)),
+            expected_length=longest + plan.generation.max_new_tokens,
+        )
+        seed = plan.draw_seed()
+        for ids, index in zip(encoded, indices):
+            engine.submit(ids, plan.token_method, plan.generation, index=index, seed=seed, keeps_records=trace)
+        return self.run(engine, len(prompts), progress=progress)
 
     def stream(self, prompt: Prompt, *, trace: bool = False, **options: Any) -> TextStream:
         """Yield the text of one prompt piece by piece, never half a character.
 
-        `trace` keeps the trace of every step in the `row` of what this returns.
+        `trace` keeps the record of every step in the `request` of what this returns.
         """
-        run = DecodeLoop(self, options, trace)
-        encoded = run.encode(prompt)
-        batches = run.decode([encoded], [0])
-        return TextStream(row for rows, finished in batches for row in (*rows, *finished))
+        plan = self.plan(options)
+        if isinstance(plan.method, AnswerMethod):
+            raise ValueError(
+                f"method {plan.method.name!r} chooses among whole answers, which cannot be streamed: use generate"
+            )
+        ids = [member.encode_prompt(prompt) for member in self.members]
+        longest = max(map(len, ids)) + plan.generation.max_new_tokens
+        engine = self.new_engine(plan, max_requests=1, expected_length=longest)
+        request = engine.submit(
+            ids, plan.token_method, plan.generation, index=0, seed=plan.draw_seed(), keeps_records=trace
+        )
+        return TextStream(engine, request)
 
     @overload
     def trace(  # pyright: ignore[reportOverlappingOverload]
@@ -305,13 +327,64 @@ class UniteEnsemble:
         --------
         >>> ens.trace("Once upon a time", max_new_tokens=64).save("trace.html")
         """
-        method = options.get("method", self.step_options["method"])
-        if method in OUTPUT_METHODS:
-            raise ValueError(f"method {method!r} chooses among whole answers: it has no steps to trace")
+        method = options.get("method", self.method)
+        if is_answer_method(method):
+            name = method if isinstance(method, str) else method.name
+            raise ValueError(f"method {name!r} chooses among whole answers: it has no steps to trace")
         batch, single = _as_batch(prompts)
-        rows = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=True, **options)
-        traces = {row.index: Trace.from_row(self, row, batch[row.index], options) for row in rows}
+        requests = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=True, **options)
+        traces = {r.index: self.trace_of(r, batch[r.index], **options) for r in requests}
         return traces[0] if single else [traces[i] for i in range(len(batch))]
+
+    def trace_of(self, request: Request, prompt: Prompt, **options: Any) -> Trace:
+        """The trace of a finished request of `generate_each` or `stream` with `trace=True` and these options."""
+        return make_trace(self, request, prompt, self.plan(options))
+
+    def plan(self, options: Mapping[str, Any], *, generates: bool = True) -> Plan:
+        """What a call with these keyword options does.
+
+        Parameters
+        ----------
+        options : mapping
+            Of a step, a method, and with `generates` of a generation.
+        generates : bool
+
+        Raises
+        ------
+        TypeError, ValueError
+            An option is unknown or wrong, or the method cannot run with these members.
+        """
+        method = options.get("method", self.method)
+        own = options.get("method_options", self.method_options if "method" not in options else None)
+        return make_plan(options, self.step_options, method, own, self._method, len(self.members), generates=generates)
+
+    def new_engine(self, plan: Plan, *, max_requests: int, expected_length: int = 0) -> Engine:
+        """An engine on the ensemble's members, led by the plan's primary."""
+        return Engine(
+            self.members,
+            self.alignment,
+            primary=plan.step.primary,
+            max_requests=max_requests,
+            compiled=self.compile,
+            expected_length=expected_length,
+        )
+
+    def run(self, engine: Engine, total: int, *, progress: bool = False) -> Iterator[Request]:
+        """Run an engine's requests to their end, yielding each as it finishes; then raise the first one's error."""
+        from tqdm import tqdm
+
+        error: Exception | None = None
+        with tqdm(total=total, desc="Generating", unit="prompt", disable=not progress) as bar:
+            while engine.has_work:
+                for event in engine.step():
+                    if isinstance(event, Failed):
+                        error = error or event.request.error
+                        bar.update()
+                    elif isinstance(event, Finished):
+                        bar.update()
+                        yield event.request
+        if error is not None:
+            raise error
 
     def alone(self, m: int) -> UniteEnsemble:
         """Member m by itself, which then generates as it would without the others."""
@@ -319,20 +392,23 @@ class UniteEnsemble:
             self._alone[m] = UniteEnsemble([self.members[m]], lossy=True)
         return self._alone[m]
 
-    def method_for(self, step: Mapping[str, Any]) -> Any:
-        """The token-level method of these step options, if it is one; the last is kept, as some take long."""
-        if isinstance(step["method"], Method) or step["method"] not in TOKEN_METHODS:
-            return step["method"] if isinstance(step["method"], Method) else None
-        key = repr(sorted(step.items()))
-        if self._made[0] != key:
-            self._made = ("", None)  # some are large: let go of the last one first
-            self._made = (key, make_method(step["method"], self, step))
-        return self._made[1]
+    def _method(self, method: str | Method, own: Mapping[str, Any] | None, step: StepOptions) -> Method:
+        """The method's object; small ones are kept, and of large ones the last."""
+        key = f"{method} {sorted((own or {}).items())} {step}"
+        if isinstance(method, Method) or key in self._made:
+            return method if isinstance(method, Method) else self._made[key]
+        if len(self._made) > 64:  # weights may differ from call to call
+            self._made.clear()
+        for other in [name for name, made in self._made.items() if made.is_large]:
+            del self._made[other]  # before the next one is made
+        alignment = self.alignment.to(self.members[step.primary].device)
+        self._made[key] = make_method(method, own, alignment, self.members, step)
+        return self._made[key]
 
     def __repr__(self) -> str:
         members = ", ".join(member.name for member in self.members)
         step = self.step_options
-        return f"UniteEnsemble({members}; primary {self.members[step['primary']].name}, k={step['k']})"
+        return f"UniteEnsemble({members}; primary {self.members[step.primary].name}, k={step.k})"
 
 
 def _as_batch(prompts: Any) -> tuple[Sequence[Prompt], bool]:

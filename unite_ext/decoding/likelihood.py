@@ -1,20 +1,16 @@
-"""How likely an ensemble finds a given text: the decode loop, made to say it."""
+"""Scoring of given continuations: the engine takes their tokens, and notes how likely each was."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from ..methods.base import Method
-from ..ops import unite_step
-from ..reference import StepResult
-from ..vocab.alignment import VocabAlignment
-from .generation import Row
+from ..members.base import Prompt
+from ..methods.base import AnswerMethod
+from ..options import GenerationOptions
+from .request import Request
 
 if TYPE_CHECKING:
     from .ensemble import UniteEnsemble
@@ -32,88 +28,15 @@ class Likelihood:
     """Whether the ensemble would generate it."""
 
 
-class Forced(Method):
-    """Emits given ids of the primary whatever the members say, and notes how likely each was.
-
-    A target is given to the step with `include`, so that it is a slot. Its probability is that of its text being
-    emitted: the sum over the slots whose id in the primary has the target's text (a slot of a foreign text counts for
-    its first sub-token, which is what it would emit).
-
-    Parameters
-    ----------
-    alignment : VocabAlignment
-    inner : Method, optional
-        What decides a step; UNITE by default.
-    unite_options : mapping
-        Of `unite_step`, when there is no inner method.
-    targets : mapping of int to sequence of int
-        Per row index the primary's ids.
-    """
-
-    name: ClassVar[str] = "forced"
-
-    def __init__(
-        self,
-        alignment: VocabAlignment,
-        inner: Method | None,
-        unite_options: Mapping[str, Any],
-        targets: Mapping[int, Sequence[int]],
-    ) -> None:
-        self.alignment = alignment
-        self.inner = inner
-        self.unite_options = dict(unite_options)
-        self.primary: int = self.unite_options["primary"]
-        self.targets = targets
-        self.found: dict[int, list[tuple[float, bool]]] = {index: [] for index in targets}
-
-    @property
-    def tokens_per_step(self) -> float:
-        """As the inner method's."""
-        return float("nan") if self.inner is None else self.inner.tokens_per_step
-
-    def start(self, rows: Sequence[Row], prompts: Sequence[Sequence[Sequence[int]]]) -> None:
-        """See `Method.start`."""
-        if self.inner is not None:
-            self.inner.start(rows, prompts)
-
-    def step(self, logits: Sequence[Tensor], rows: Sequence[Row]) -> StepResult:
-        """Take every row's next target; a row whose last one it is ends here, as if by EOS."""
-        wanted = [self.targets[row.index][len(row.ids)] for row in rows]
-        include = torch.tensor(wanted, device=self.alignment.device)
-        if self.inner is None:
-            step = unite_step(logits, self.alignment, include=include, **self.unite_options).check()
-            probs = emission_probability(step, include, self.alignment, self.primary)
-        else:
-            probs, step = self.inner.likelihood(logits, rows, include)
-            step.check()
-        classes = self.alignment.classes[self.primary]
-        chosen = step.next_ids[:, self.primary]
-        same = (classes[chosen.clamp(min=0)] == classes[include]) & (chosen >= 0)
-        for row, prob, greedy in zip(rows, probs.double().tolist(), same.tolist()):
-            self.found[row.index].append((math.log(max(prob, torch.finfo(torch.float32).tiny)), greedy))
-        ended = torch.tensor([len(row.ids) + 1 == len(self.targets[row.index]) for row in rows], device=include.device)
-        next_ids = step.next_ids.clone()
-        next_ids[:, self.primary] = torch.where(ended, -1, include)
-        return step._replace(next_ids=next_ids)
-
-
-def emission_probability(step: StepResult, targets: Tensor, alignment: VocabAlignment, primary: int) -> Tensor:
-    """[B] float32: the probability that a step emits the text of the primary's ids `targets`, int64 [B]."""
-    classes = alignment.classes[primary]
-    ids = step.union_ids[:, :, primary]
-    same = (ids >= 0) & (classes[ids.clamp(min=0)] == classes[targets][:, None])
-    return (step.union_probs * same).sum(dim=1)
-
-
 def score_continuations(
     ensemble: UniteEnsemble,
-    requests: Sequence[tuple[Any, Sequence[int]]],
+    requests: Sequence[tuple[Prompt | Sequence[Sequence[int]], Sequence[int]]],
     *,
     batch_size: int | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Iterator[Likelihood]:
-    """The ensemble's likelihood of continuations, each as soon as it is known.
+    """Score continuations under an ensemble; each is yielded as soon as it is known.
 
     Parameters
     ----------
@@ -133,40 +56,30 @@ def score_continuations(
     TypeError, ValueError
         An option, a prompt or an id is wrong, or the method gives no likelihoods; no model has run.
     """
-    from .config import take_step_options
-    from .decode_loop import DecodeLoop
-
-    step = take_step_options(options, ensemble.step_options, len(ensemble.members))
-    if options:
-        raise TypeError(f"unknown option {sorted(options)[0]!r}")
-    alignment = ensemble.alignment.to(ensemble.members[step["primary"]].device)
+    plan = ensemble.plan(options, generates=False)
+    if isinstance(plan.method, AnswerMethod):
+        raise ValueError(f"method {plan.method.name!r} chooses among whole answers and gives no likelihoods")
+    primary = plan.step.primary
     for i, (_, ids) in enumerate(requests):
         if not ids:
             raise ValueError(f"requests[{i}]: the continuation must have at least one token, got none")
-        bad = [t for t in ids if alignment.class_of(step["primary"], t) < 0]
+        bad = [t for t in ids if ensemble.alignment.class_of(primary, t) < 0]
         if bad:
             raise ValueError(f"requests[{i}]: id {bad[0]} is not an eligible id of the primary")
-    inner = ensemble.method_for(step)
-    if inner is None and step["method"] != "unite":
-        raise ValueError(f"method {step['method']!r} chooses among whole answers and gives no likelihoods")
-    unite_options = {name: value for name, value in step.items() if not name.startswith("method")}
-    forced = Forced(alignment, inner, unite_options, {i: list(ids) for i, (_, ids) in enumerate(requests)})
     longest = max((len(ids) for _, ids in requests), default=1)
-    loop_options = {**step, "method": forced, "method_options": None, "max_new_tokens": longest + 1}
-    run = DecodeLoop(ensemble, loop_options, trace=False)
-    encoded = [list(p) if _is_encoded(p) else run.encode(p) for p, _ in requests]
-    return _finished(ensemble._generate_each(run, encoded, range(len(requests)), batch_size, progress), forced)
+    engine = ensemble.new_engine(plan, max_requests=batch_size or max(1, len(requests)))
+    wanted = GenerationOptions(max_new_tokens=longest + 1)
+    for i, (prompt, ids) in enumerate(requests):
+        engine.submit(prompt, plan.token_method, wanted, index=i, targets=list(ids))
+    return (_found(request) for request in ensemble.run(engine, len(requests), progress=progress))
 
 
-def _finished(rows: Iterator[Row], forced: Forced) -> Iterator[Likelihood]:
-    for row in rows:
-        found, targets = forced.found[row.index], forced.targets[row.index]
-        if len(found) < len(targets):
-            raise ValueError(
-                f"requests[{row.index}]: only {len(found)} of its {len(targets)} tokens fit into the members' contexts"
-            )
-        yield Likelihood(row.index, math.fsum(p for p, _ in found), all(greedy for _, greedy in found))
-
-
-def _is_encoded(prompt: Any) -> bool:
-    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], list)
+def _found(request: Request) -> Likelihood:
+    targets = request.targets or ()
+    if len(request.scores) < len(targets):
+        raise ValueError(
+            f"requests[{request.index}]: only {len(request.scores)} of its {len(targets)} tokens fit into the members' "
+            "contexts"
+        )
+    scores = request.scores
+    return Likelihood(request.index, math.fsum(s.log_prob for s in scores), all(s.is_greedy for s in scores))

@@ -12,12 +12,9 @@ from typing import Any
 import torch
 
 from ..decoding.ensemble import UniteEnsemble
-from ..decoding.generation import Row
-from ..methods.registry import METHODS, OUTPUT_METHODS, UNITE, Method
-from ..ops import unite_step
-from ..reference import StepResult
+from ..methods.base import AnswerMethod, TokenMethod
+from ..methods.registry import METHODS, UNITE
 from ..selection.rule import ModelScore, adaptive_weights
-from ..vocab.alignment import VocabAlignment
 from . import COMPARABLE, WEAK
 from .problems import Problem, read_answer
 from .run import BATCH, DEV_SEED, DEV_SIZE, MAX_NEW_TOKENS, TEST_SEED, TEST_SIZE, TEST_SPLIT, wilson
@@ -85,21 +82,21 @@ def measure(
     options: Mapping[str, Any] | None = None,
 ) -> tuple[Measured, list[str]]:
     """Let members work the problems under a method; the measurements and the texts."""
-    counted = _Counted() if method == UNITE and len(members) > 1 else None
-    ensemble = UniteEnsemble(members, method=counted or method, weights=weights, method_options=options)
+    ensemble = UniteEnsemble(members, method=method, weights=weights, method_options=options)
+    made = ensemble.plan({}).method
+    # A method whose unions differ from step to step is counted by its records.
+    counts = len(members) > 1 and isinstance(made, TokenMethod) and made.tokens_per_step is None
     texts = [""] * len(problems)
-    steps = 0
+    steps = slots = 0
     started = time.perf_counter()
-    if counted:
-        counted.alignment = ensemble.alignment
     prompts = [p.prompt for p in problems]
-    for row in ensemble.generate_each(prompts, batch_size=BATCH, max_new_tokens=MAX_NEW_TOKENS):
-        texts[row.index] = row.decoded()
-        steps += row.num_steps
+    for request in ensemble.generate_each(prompts, batch_size=BATCH, trace=counts, max_new_tokens=MAX_NEW_TOKENS):
+        texts[request.index] = request.decoded()
+        steps += request.num_steps
+        slots += sum(len(record.union_probs) for record in request.records)
     seconds = time.perf_counter() - started
     right = sum(read_answer(text) == problem.answer for text, problem in zip(texts, problems))
-    made = ensemble.method_for(ensemble.step_options)
-    tokens = None if made is None else made.tokens_per_step
+    tokens = slots / steps if counts else made.tokens_per_step if isinstance(made, TokenMethod) else None
     measured = Measured(
         name,
         tuple(member.name for member in members),
@@ -108,29 +105,9 @@ def measure(
         sum(map(len, texts)) / len(texts),
         tokens,
         1000 * seconds / steps,
-        0 if len(members) == 1 or method in OUTPUT_METHODS else extra_bytes(ensemble),
+        0 if len(members) == 1 or isinstance(made, AnswerMethod) else extra_bytes(ensemble),
     )
     return measured, texts
-
-
-class _Counted(Method):
-    """UNITE, counting the slots of its unions; a trace of every step would cost time."""
-
-    name = UNITE
-    alignment: VocabAlignment
-
-    def __init__(self) -> None:
-        self._slots, self._steps = torch.zeros((), dtype=torch.int64), 0
-
-    @property
-    def tokens_per_step(self) -> float:
-        return int(self._slots) / self._steps
-
-    def step(self, logits: Sequence[torch.Tensor], rows: Sequence[Row]) -> StepResult:
-        step = unite_step(logits, self.alignment)
-        self._slots += step.union_size.sum()
-        self._steps += len(rows)
-        return step
 
 
 def method_settings(method: str, scores: Sequence[ModelScore]) -> dict[str, Any]:
@@ -149,9 +126,7 @@ def extra_bytes(ensemble: UniteEnsemble) -> int:
     """Memory of the tensors that an ensemble's method needs beside its models."""
     alignment = ensemble.alignment
     tensors = [alignment.table, alignment.class_ids, alignment.eligible]
-    method = ensemble.method_for(ensemble.step_options)
-    if method is not None and not isinstance(method, _Counted):
-        tensors += [t for value in vars(method).values() for t in _tensors(value)]
+    tensors += [t for value in vars(ensemble.plan({}).method).values() for t in _tensors(value)]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 

@@ -114,10 +114,10 @@ def work(
     tokens = slots = 0
     started = time.perf_counter()
     prompts = [p.prompt for p in problems]
-    for row in ensemble.generate_each(prompts, batch_size=BATCH, trace=True, max_new_tokens=MAX_NEW_TOKENS):
-        texts[row.index] = row.decoded()
-        tokens += row.num_steps
-        slots += sum(len(trace.union_probs) for trace in row.traces)
+    for request in ensemble.generate_each(prompts, batch_size=BATCH, trace=True, max_new_tokens=MAX_NEW_TOKENS):
+        texts[request.index] = request.decoded()
+        tokens += request.num_steps
+        slots += sum(len(record.union_probs) for record in request.records)
         if on_solved:
             on_solved()
     seconds = time.perf_counter() - started

@@ -22,8 +22,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from .._arguments import check_integer
 from ..decoding.ensemble import UniteEnsemble
 from ..decoding.likelihood import score_continuations
-from ..members.transformers import Prompt
-from ..methods.registry import OUTPUT_METHODS, parse_options
+from ..members.base import Prompt
+from ..methods.registry import is_answer_method, parse_options
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ class UniteLM(LM):
                 **{"dtype": "auto", **options, **_device(device)},
             )
         self.ensemble = ensemble
-        self.primary: int = ensemble.step_options["primary"]
-        self.method = ensemble.step_options["method"]
+        self.primary: int = ensemble.step_options.primary
+        self.method = ensemble.method
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """Text for every request's (context, generation options), in their order."""
@@ -104,12 +104,13 @@ class UniteLM(LM):
         for options, group in checked:
             group.sort(key=lambda i: -len(requests[i].args[0]))  # the longest first: too little memory shows early
             prompts = [_prompt(requests[i].args[0]) for i in group]
-            rows = self.ensemble.generate_each(
+            found = self.ensemble.generate_each(
                 prompts, indices=group, batch_size=self.batch_size, progress=self.progress, **options
             )
-            for row in rows:
-                results[row.index] = row.decoded()
-                self.cache_hook.add_partial("generate_until", requests[row.index].args, results[row.index])
+            for request in found:
+                i = request.index
+                results[i] = request.decoded()
+                self.cache_hook.add_partial("generate_until", requests[i].args, results[i])
         return results
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
@@ -169,10 +170,10 @@ class UniteLM(LM):
         """All members' templates, which the harness records; a template of one's own is refused."""
         if isinstance(chat_template, str) and chat_template:
             raise ValueError(f"chat_template must be left to the members' own templates, got {chat_template!r}")
-        missing = [m.name for m in self.ensemble.members if not getattr(m.tokenizer, "chat_template", None)]
+        missing = [m.name for m in self.ensemble.members if not m.chat_template]
         if chat_template and missing:
             raise ValueError(f"chat templates are asked for, but {', '.join(missing)} has none")
-        return "\n\n".join(str(getattr(m.tokenizer, "chat_template", None) or "") for m in self.ensemble.members)
+        return "\n\n".join(m.chat_template or "" for m in self.ensemble.members)
 
     @property
     def tokenizer_name(self) -> str:
@@ -183,18 +184,18 @@ class UniteLM(LM):
         return score_continuations(self.ensemble, pairs, batch_size=self.batch_size, progress=self.progress)
 
     def _check_likelihoods(self) -> None:
-        if self.method in OUTPUT_METHODS:
-            raise ValueError(f"method {self.method!r} chooses among whole answers: it can run only tasks that generate")
+        if is_answer_method(self.method):
+            name = self.method if isinstance(self.method, str) else self.method.name
+            raise ValueError(f"method {name!r} chooses among whole answers: it can run only tasks that generate")
 
     def _empty_prompt(self) -> list[list[int]]:
         """Every member's ids of no text at all: its BOS, else its EOS."""
         prompt = []
-        for m, member in enumerate(self.ensemble.members):
-            start = member.tokenizer.bos_token_id
-            start = self.ensemble.alignment.eos_ids[m] if start is None else start
-            if start < 0:
+        for member in self.ensemble.members:
+            start = member.start_ids()
+            if not start:
                 raise ValueError(f"{member.name} has neither BOS nor EOS to start a text from")
-            prompt.append([start])
+            prompt.append(start)
         return prompt
 
     def _window(self) -> int:

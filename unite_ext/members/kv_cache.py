@@ -13,7 +13,7 @@ again, so that all end in the last column and no row needs padding there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class RaggedCache:
         self._cache: Any = None
         self._read_in_vain = 0  # holes, summed over the passes since the last gathering
 
-    def edit(self, row: int, drop: int, append: list[int]) -> None:
+    def edit(self, row: int, drop: int, append: Sequence[int]) -> None:
         """Drop the last `drop` ids of a row and append others; nothing is computed yet."""
         ids = self.ids[row]
         if drop:
@@ -70,6 +70,64 @@ class RaggedCache:
         if self._cache is not None and self._width:
             index = torch.tensor(rows, device=self._first_keys().device)
             self._replace(lambda t: t.index_select(0, index.to(t.device)))
+
+    def computed(self, row: int) -> int:
+        """How many of a row's ids are in the cache."""
+        return len(self._columns[row])
+
+    def take(self, row: int, count: int) -> RaggedCache:
+        """A cache of one row with a copy of the first `count` ids of a row here, all of them computed."""
+        copy = RaggedCache(self.model, 1, reuse=self.reuse)
+        copy.ids[0] = self.ids[row][:count]
+        if count:
+            index = torch.tensor(self._columns[row][:count])
+            copy._columns[0] = list(range(count))
+            copy._mask = np.ones((1, count), dtype=np.bool_)
+            copy._width = count
+            copy._cache = new_cache()
+            for n, layer in enumerate(self._cache.layers):
+                keys, values = (
+                    t[row : row + 1].index_select(2, index.to(t.device)) for t in (layer.keys, layer.values)
+                )
+                copy._cache.update(keys, values, n)
+        return copy
+
+    def absorb(self, other: RaggedCache) -> None:
+        """Append another cache's rows to one's own, both at the right end; the other one is used up."""
+        width, own_rows, rows = max(self._width, other._width), len(self.ids), len(self.ids) + len(other.ids)
+        mask = np.zeros((rows, width), dtype=np.bool_)
+        for cache, at in ((self, 0), (other, own_rows)):
+            shift = width - cache._width
+            mask[at : at + len(cache.ids), shift:] = cache._mask[:, : cache._width]
+            if shift:
+                for columns in cache._columns:
+                    columns[:] = [column + shift for column in columns]
+        if width:
+            self._cache = self._joined(other, width)
+        self._mask, self._width = mask, width
+        self.ids += other.ids
+        self._columns += other._columns
+
+    def _joined(self, other: RaggedCache, width: int) -> Any:
+        """The keys and values of both, padded on the left."""
+        holder = self if self._width else other
+        if not self.ids:
+            return other._cache
+
+        def padded(cache: RaggedCache, n: int, name: str, like: Tensor) -> Tensor:
+            rows = len(cache.ids)
+            if not cache._width:
+                return like.new_zeros((rows, like.shape[1], width, like.shape[3]))
+            held = getattr(cache._cache.layers[n], name)
+            if cache._width == width:
+                return held
+            return torch.cat([held.new_zeros((rows, held.shape[1], width - cache._width, held.shape[3])), held], dim=2)
+
+        for n, layer in enumerate(holder._cache.layers):
+            for name in ("keys", "values"):
+                like = getattr(layer, name)
+                setattr(layer, name, torch.cat([padded(self, n, name, like), padded(other, n, name, like)]))
+        return holder._cache
 
     @torch.no_grad()
     def next_logits(self) -> Tensor:

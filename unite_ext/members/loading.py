@@ -28,8 +28,8 @@ OWN = ("tokenizer", "device", "chat_template", "chat_template_kwargs")
 _MODEL = (
     "config", "dtype", "torch_dtype", "device_map", "max_memory", "offload_folder", "offload_buffers", "variant",
     "quantization_config", "attn_implementation", "use_safetensors", "weights_only", "code_revision", "tp_plan",
-    "tp_size", "device_mesh", "key_mapping", "use_kernels", "ignore_mismatched_sizes", "low_cpu_mem_usage", "adapter_kwargs",
-    "generation_config", "state_dict", "output_loading_info",
+    "tp_size", "device_mesh", "key_mapping", "use_kernels", "ignore_mismatched_sizes", "low_cpu_mem_usage",
+    "adapter_kwargs", "generation_config", "state_dict", "output_loading_info",
 )  # fmt: skip
 _POPPED = re.compile(r"""kwargs(?:\.pop|\.get|\.setdefault)?[(\[]\s*["'](\w+)["']""")
 
@@ -72,8 +72,8 @@ class MemberSource:
             return model if self.device is None else model.to(self.device)
         except torch.OutOfMemoryError as error:
             raise RuntimeError(
-                f"{self.name} does not fit on {self.device or 'its device'}: try a 16-bit dtype, quantization_config, or "
-                "another device for this member"
+                f"{self.name} does not fit on {self.device or 'its device'}: try a 16-bit dtype, quantization_config, "
+                "or another device for this member"
             ) from error
         except Exception as error:
             raise ValueError(f"{self.name} cannot be loaded: {one_line(error)}") from error

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Message = Mapping[str, Any]
-Prompt = str | Sequence[Message]
+from .base import Message, Prompt
 
 OWN, PLAIN = "own", "plain"
 """Chat templates by name: the tokenizer's, and "Role: content" for models that have none."""
@@ -45,9 +44,9 @@ class PromptEncoder:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def takes_messages(self) -> bool:
-        """Whether there is a way to write chat messages."""
-        return bool(self.chat_template or getattr(self.tokenizer, "chat_template", None))
+    def template(self) -> str | None:
+        """What chat messages are written by, None without anything."""
+        return self.chat_template or getattr(self.tokenizer, "chat_template", None)
 
     def encode(self, prompt: Prompt, variables: Mapping[str, Any] | None = None) -> list[int]:
         """Ids of a prompt: text as the tokenizer encodes it (its own BOS included), or messages by the chat template.
@@ -82,7 +81,7 @@ class PromptEncoder:
         messages = list(messages)
         if self.chat_template == PLAIN:
             return plain_chat(messages)
-        if not self.takes_messages:
+        if not self.template:
             raise ValueError(
                 f"{self.name} has no chat template: give its prompts as text, or chat_template='plain' "
                 "(--chat-template plain) to write messages as 'User: ...'"

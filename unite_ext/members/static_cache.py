@@ -28,6 +28,8 @@ class StaticRaggedCache(RaggedCache):
     ----------
     model, rows, reuse
         As `RaggedCache`; a model whose cache cannot be reused ("recompute") has none to keep.
+    max_rows : int, optional
+        How many rows there is memory for; `rows` by default.
     forward : callable
         The compiled pass, called for feeds of 1, 2, 4 and 8 ids; see `compile_forward`.
     expected_length : int
@@ -35,15 +37,65 @@ class StaticRaggedCache(RaggedCache):
     """
 
     def __init__(
-        self, model: Any, rows: int, *, reuse: str, forward: Callable[..., Any], expected_length: int = MIN_CAPACITY
+        self,
+        model: Any,
+        rows: int,
+        *,
+        reuse: str,
+        forward: Callable[..., Any],
+        max_rows: int | None = None,
+        expected_length: int = MIN_CAPACITY,
     ) -> None:
         if reuse == "recompute":
             raise ValueError("a model whose cache cannot be reused has no static cache")
         super().__init__(model, rows, reuse=reuse)
         self._forward_compiled = forward
-        self._rows = rows
+        self._rows = rows if max_rows is None else max_rows
         self._capacity = _power_of_two(max(MIN_CAPACITY, expected_length + expected_length // 4))
-        self._mask = np.zeros((rows, self._capacity), dtype=np.bool_)
+        self._mask = np.zeros((self._rows, self._capacity), dtype=np.bool_)
+
+    def absorb(self, other: RaggedCache) -> None:
+        """Copy another cache's rows behind one's own, to the right end of what is used; the other one is used up."""
+        first = len(self.ids)
+        if first + len(other.ids) > self._rows:
+            raise ValueError(f"other must have at most {self._rows - first} rows, got {len(other.ids)}")
+        if other._width > self._width:
+            self._shift(other._width - self._width)
+        start = self._width - other._width
+        self._mask[first:] = False
+        self._mask[first : first + len(other.ids), start : self._width] = other._mask[:, : other._width]
+        if other._width:
+            self._allocate(other)
+            for layer, others in zip(self._cache.layers, other._cache.layers):
+                for memory, held in ((layer.keys, others.keys), (layer.values, others.values)):
+                    memory[first : first + len(other.ids), :, start : self._width].copy_(held)
+        self.ids += other.ids
+        self._columns += [[column + start for column in columns] for columns in other._columns]
+
+    def _shift(self, by: int) -> None:
+        """Move the rows to the right by so many columns."""
+        old, width = self._width, self._width + by
+        if width > self._capacity:
+            self._grow(_power_of_two(width))
+        if old and self._cache is not None:
+            for layer in self._cache.layers:
+                for memory in (layer.keys, layer.values):
+                    memory[:, :, by:width] = memory[:, :, :old].clone()
+        self._mask[:, by:width] = self._mask[:, :old].copy()
+        self._mask[:, :by] = False
+        for columns in self._columns:
+            columns[:] = [column + by for column in columns]
+        self._width = width
+
+    def _allocate(self, like: RaggedCache) -> None:
+        """Make the memory, if no pass has yet, in the shape of another cache's."""
+        if self._cache is None:
+            self._cache = _static_cache(self.model.config, self._capacity)
+        for layer, others in zip(self._cache.layers, like._cache.layers):
+            if not layer.is_initialized:
+                layer.lazy_initialization(
+                    *(t.new_zeros((self._rows, *t.shape[1:])) for t in (others.keys, others.values))
+                )
 
     def select(self, rows: list[int]) -> None:
         """Keep only these rows, in this order; copies of the first take the places of the others."""

@@ -1,24 +1,27 @@
-"""One model of an ensemble: the model, its tokenizer, its prompts and its limits."""
+"""A member that is a Hugging Face transformers model in this process: its prompts, its limits, its contexts."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from .base import BaseMember, Prompt
 from .cache_probe import embedding_rows, probe_reuse
+from .context import TransformersContext
 from .kv_cache import RaggedCache
-from .loading import MemberSource, context_length, load_tokenizer, prepare, prepare_all
-from .prompts import Message, Prompt, PromptEncoder, check_spelling, read_chat_template
+from .loading import MemberSource, context_length, load_tokenizer, prepare
+from .prompts import PromptEncoder, check_spelling, read_chat_template
 from .static_cache import StaticRaggedCache, compile_forward
 
-__all__ = ["Member", "Message", "Prompt", "load_members", "load_tokenizer"]
+__all__ = ["Member", "load_tokenizer"]
 
 
-class Member:
+class Member(BaseMember):
     """A causal language model and its tokenizer.
 
     Parameters
@@ -56,7 +59,7 @@ class Member:
         self.model: Any = model.eval()
         self.tokenizer: Any = tokenizer
         self.name: str = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-        self.chat_template: str | None = read_chat_template(chat_template)
+        self._given_template: str | None = read_chat_template(chat_template)
         self.chat_template_kwargs: dict[str, Any] = dict(chat_template_kwargs or {})
         self.eos_token_ids: list[int] = _generation_eos(model)
         self.context_length: int | None = context_length(model.config)
@@ -140,13 +143,68 @@ class Member:
         """The model's pass under `torch.compile`, compiled on first use."""
         return compile_forward(self.model)
 
-    def new_cache(self, rows: int, *, compiled: bool = False, expected_length: int = 0) -> RaggedCache:
-        """An empty KV cache for a batch; `compiled` for fixed shapes, with room for `expected_length` ids a row."""
-        if compiled and self.cache_reuse != "recompute":
+    def new_context(
+        self, *, max_requests: int, compiled: bool = False, expected_length: int = 0
+    ) -> TransformersContext:
+        """See `BaseMember.new_context`."""
+        compiled = compiled and self.cache_reuse != "recompute"
+
+        def new_row() -> RaggedCache:
+            return RaggedCache(self.model, 1, reuse=self.cache_reuse)
+
+        def new_batch() -> RaggedCache:
+            if not compiled:
+                return RaggedCache(self.model, 0, reuse=self.cache_reuse)
             return StaticRaggedCache(
-                self.model, rows, reuse=self.cache_reuse, forward=self.compiled_forward, expected_length=expected_length
+                self.model,
+                0,
+                reuse=self.cache_reuse,
+                forward=self.compiled_forward,
+                max_rows=max_requests,
+                expected_length=expected_length,
             )
-        return RaggedCache(self.model, rows, reuse=self.cache_reuse)
+
+        return TransformersContext(new_batch, new_row, reads_apart=self.cache_reuse != "recompute")
+
+    @cached_property
+    def bytes_per_token(self) -> int:
+        """See `BaseMember.bytes_per_token`: keys and values of all layers."""
+        if self.cache_reuse == "recompute":
+            return 0
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_attention_heads", 0)
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+        return 2 * config.num_hidden_layers * key_heads * size * self.model.dtype.itemsize
+
+    @property
+    def chat_template(self) -> str | None:
+        """See `BaseMember.chat_template`."""
+        return self.prompts.template
+
+    def start_ids(self) -> list[int]:
+        """See `BaseMember.start_ids`."""
+        for start in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, *sorted(self.eos_token_ids)):
+            if start is not None:
+                return [start]
+        return []
+
+    def token_name(self, token_id: int) -> str:
+        """See `BaseMember.token_name`."""
+        return str(self.tokenizer.convert_ids_to_tokens(token_id))
+
+    def input_embeddings(self) -> Tensor:
+        """See `BaseMember.input_embeddings`."""
+        return self.model.get_input_embeddings().weight.detach()
+
+    @torch.no_grad()
+    def negative_log_likelihood(self, ids: Sequence[int]) -> float:
+        """See `BaseMember.negative_log_likelihood`."""
+        if len(ids) < 2:
+            return 0.0
+        tensor = torch.tensor([list(ids)], device=self.device)
+        logits = self.model(input_ids=tensor, use_cache=False).logits[0, :-1].float()
+        return float(torch.nn.functional.cross_entropy(logits, tensor[0, 1:].to(logits.device), reduction="sum"))
 
     @property
     def prompts(self) -> PromptEncoder:
@@ -156,7 +214,7 @@ class Member:
             self.name,
             rows=embedding_rows(self.model),
             context_length=self.context_length,
-            chat_template=self.chat_template,
+            chat_template=self._given_template,
             chat_template_kwargs=self.chat_template_kwargs,
         )
 
@@ -178,16 +236,6 @@ class Member:
             f"Member({self.name}: {type(self.model).__name__}, {self.model.dtype}, {self.device}, "
             f"cache reuse {self.cache_reuse!r})"
         )
-
-
-def load_members(
-    names: Sequence[str], options: Sequence[Mapping[str, Any]], *, known: Collection[str] = ()
-) -> list[Member]:
-    """Every member by name with its own options; all are checked before the first is loaded.
-
-    `known` are further option names to suggest when one is unknown.
-    """
-    return [Member.from_source(source) for source in prepare_all(names, options, known=known)]
 
 
 def _generation_eos(model: Any) -> list[int]:

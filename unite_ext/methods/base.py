@@ -1,4 +1,4 @@
-"""What a token-level method is to the decode loop, and what most of them share."""
+"""What a method is: what decides a step, or chooses among whole answers."""
 
 from __future__ import annotations
 
@@ -7,196 +7,146 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from .._arguments import normalize_weights
-from ..decoding.generation import Row
-from ..reference import StepResult, clean
-from ..vocab.alignment import EOS_CLASS, ID_MASK, VocabAlignment
-
-SHOWN = 16  # entries of a step that its result lists: enough for a trace to show what competed
+from ..members.base import BaseMember, Scores
+from ..options import StepOptions
+from ..reference import StepResult
+from ..vocab.alignment import VocabAlignment
 
 
 class Method(ABC):
-    """Decides a step in place of `unite_step`.
-
-    Parameters
-    ----------
-    alignment : VocabAlignment
-        On the device where the steps run.
-    members : sequence of Member
-    step_options : mapping
-        Those of the ensemble: `primary`, `weights`, `k`, `score`, `duplicates`.
-    **options
-        The method's own, keyword-only in `__init__`; `method_options` of `UniteEnsemble`.
-    """
+    """What token-level and answer-level methods have in common: a name, options, and what they refuse."""
 
     name: ClassVar[str]
-    samples: ClassVar[bool] = False
-    """Whether `do_sample` makes sense: whether a step's result holds all entries that may be drawn."""
+    takes_one: ClassVar[bool] = False
+    """Whether it can run with a single member."""
+    is_large: ClassVar[bool] = True
+    """Whether an object may hold tensors as large as a vocabulary, so that only one should be kept."""
 
     @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Raise TypeError for an option that the method does not have."""
+    def check_options(cls, own: Mapping[str, Any]) -> None:
+        """Check the method's own options, without tokenizers.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An option is unknown or wrong, or something that the method needs is not installed.
+        """
         known = [p.name for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        for option in options:
+        for option in own:
             if option not in known:
                 raise TypeError(
                     f"method {cls.name!r} has no option {option!r}; its method_options are {', '.join(known) or 'none'}"
                 )
 
     @classmethod  # noqa: B027  # nothing to check by default
-    def check(cls, alignment: VocabAlignment, step_options: Mapping[str, Any]) -> None:
+    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, Any]) -> None:
         """Raise ValueError if the method cannot run on these vocabularies. Called before any model is loaded."""
 
+
+class TokenMethod(Method):
+    """Decides every step.
+
+    One object serves all requests; what it has to know of one of them is the state that `start` returns.
+
+    Parameters
+    ----------
+    alignment : VocabAlignment
+        On the device where the steps run.
+    members : sequence of BaseMember
+    options : StepOptions
+    **own
+        The method's own options, keyword-only in `__init__`; `method_options` of `UniteEnsemble`.
+    """
+
+    samples: ClassVar[bool] = False
+    """Whether `do_sample` makes sense: whether a step's result holds all entries that may be drawn."""
+    needs_logits: ClassVar[bool] = True
+    """Whether every member must have the logits of its whole vocabulary at hand."""
+
+    def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
+        self.alignment = alignment
+        self.options = options
+        self.primary = options.primary
+
     @property
-    @abstractmethod
-    def tokens_per_step(self) -> float:
-        """How many tokens every step handles: the column of the paper's Table 5."""
+    def tokens_per_step(self) -> float | None:
+        """How many tokens every step handles (the paper's Table 5); None where that differs from step to step."""
+        return None
 
-    def start(self, rows: Sequence[Row], prompts: Sequence[Sequence[Sequence[int]]]) -> None:  # noqa: B027
-        """A batch begins: its rows, and each one's prompt ids per member."""
+    def start(self, prompt_ids: Sequence[Sequence[int]]) -> object:
+        """The state of a new request, given its prompt's ids in every member; None by default."""
+        return None
 
     @abstractmethod
-    def step(self, logits: Sequence[Tensor], rows: Sequence[Row]) -> StepResult:
-        """Choose every row's next token.
+    def step(self, scores: Sequence[Scores], states: Sequence[object]) -> StepResult:
+        """Choose every request's next token.
 
         Parameters
         ----------
-        logits : sequence of Tensor
-            [B, V_m] per member, on the alignment's device.
-        rows : sequence of Row
-            What has been generated, one per row of the logits.
+        scores : sequence of Scores
+            One per member, all for the same N requests, on the alignment's device.
+        states : sequence
+            What `start` returned for each of the requests.
+
+        Returns
+        -------
+        StepResult
+            A row that cannot be decided says so in its status.
         """
 
-    def likelihood(self, logits: Sequence[Tensor], rows: Sequence[Row], targets: Tensor) -> tuple[Tensor, StepResult]:
-        """The probability of emitting ids of the primary, and the step.
+    def likelihood(
+        self, scores: Sequence[Scores], states: Sequence[object], targets: Tensor
+    ) -> tuple[Tensor, StepResult]:
+        """The probability of emitting given ids of the primary, and the step.
 
         Parameters
         ----------
-        logits, rows
+        scores, states
             As in `step`.
-        targets : Tensor, int64 [B]
+        targets : Tensor, int64 [N]
             Eligible ids of the primary.
 
         Returns
         -------
-        probs : Tensor, float32 [B]
+        probs : Tensor, float32 [N]
         step : StepResult
         """
         raise ValueError(f"method {self.name!r} gives no likelihoods")
 
 
-class EntryMethod(Method):
-    """A method that scores a fixed list of entries, the same in every step, and takes the largest.
+class AnswerMethod(Method):
+    """Lets every member answer alone and chooses one of the answers.
 
-    Attributes
+    Parameters
     ----------
-    entry_ids : Tensor, int64 [E, M]
-        Each member's id of every entry: of the same text, else the first sub-token; -1 for none.
-    emits : Tensor, bool [E]
-        Entries that the primary can emit.
+    weights : sequence of float
+        One per member, the primary's first, together 1.
+    **own
+        The method's own options, keyword-only in `__init__`; `method_options` of `UniteEnsemble`.
     """
 
-    def __init__(self, alignment: VocabAlignment, members: Sequence[Any], step_options: Mapping[str, Any]) -> None:
-        self.alignment = alignment
-        self.primary: int = step_options["primary"]
-        self.weights = normalize_weights(step_options["weights"], alignment.num_members)
-        self.entry_ids: Tensor
-        self.emits: Tensor
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.weights = list(weights)
 
     @abstractmethod
-    def scores(self, probs: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
-        """[B, E] float32: the entries' combined scores, not negative.
+    def choose(self, prompt: Any, answers: Sequence[str]) -> int:
+        """The index of the best answer.
 
         Parameters
         ----------
-        probs, logits : sequence of Tensor
-            [B, V_m] float32 per member up to its highest eligible id. Probabilities are those in its whole vocabulary.
+        prompt : str or messages
+        answers : sequence of str
+            One per member, the primary's first; of equally good ones the first counts.
         """
 
-    def step(self, logits: Sequence[Tensor], rows: Sequence[Row]) -> StepResult:
-        """See `Method.step`. Equal scores: the earlier entry. The result lists the best `SHOWN` entries, best first."""
-        return self._decide(*self._scored(logits))
 
-    def likelihood(self, logits: Sequence[Tensor], rows: Sequence[Row], targets: Tensor) -> tuple[Tensor, StepResult]:
-        """See `Method.likelihood`."""
-        scores, probs, status = self._scored(logits)
-        return scores.gather(1, self.entry_of(targets)[:, None])[:, 0], self._decide(scores, probs, status)
-
-    @abstractmethod
-    def entry_of(self, ids: Tensor) -> Tensor:
-        """The entries of eligible ids of the primary, int64 as they are."""
-
-    def _scored(self, logits: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Scores [B, E] with -1 where the primary cannot emit, every member's probabilities, and the status [B]."""
-        values: list[Tensor] = []
-        probs: list[Tensor] = []
-        status = torch.zeros(logits[0].shape[0], dtype=torch.int32, device=logits[0].device)
-        for m in reversed(range(len(logits))):
-            classes, size = self.alignment.classes[m], self.alignment.vocab_sizes[m]
-            value = clean(logits[m][:, : len(classes)]).float()  # without the padding of the head
-            eligible = classes[: value.shape[1]] >= 0
-            failed = value.masked_fill(~eligible, -torch.inf).amax(dim=1) == -torch.inf
-            status = status.masked_fill(failed, 1 + m)
-            value = value.masked_fill(failed[:, None], 0.0)  # its softmax would be NaN; the row is refused anyway
-            values.insert(0, value[:, :size])
-            probs.insert(0, value.softmax(dim=1)[:, :size])
-        return self.scores(probs, values).masked_fill(~self.emits, -1.0), probs, status
-
-    def _decide(self, scores: Tensor, probs: Sequence[Tensor], status: Tensor) -> StepResult:
-        best = scores.argmax(dim=1, keepdim=True)  # the first of equals
-        shown = min(SHOWN, int(self.emits.sum()))
-        others = scores.scatter(1, best, -1.0).topk(shown - 1, dim=1).indices
-        entries = torch.cat([best, others], dim=1)
-        ids = self.entry_ids[entries]
-        member_probs = [p.gather(1, ids[:, :, m].clamp(min=0)) * (ids[:, :, m] >= 0) for m, p in enumerate(probs)]
-        bad = status != 0
-        size = torch.full_like(status, shown)
-        return StepResult(
-            next_ids=ids[:, 0].masked_fill(bad[:, None], -1),
-            union_ids=ids.masked_fill(bad[:, None, None], -1),
-            union_size=size.masked_fill(bad, 0),
-            winner=torch.zeros_like(status).masked_fill(bad, -1),
-            union_probs=scores.gather(1, entries).masked_fill(bad[:, None], 0.0),
-            member_probs=torch.stack(member_probs, dim=2).masked_fill(bad[:, None, None], 0.0),
-            status=status,
-        )
-
-
-class PrimaryEntryMethod(EntryMethod):
-    """A method whose entries are the primary's ids; all its EOS ids count as the one that represents EOS."""
-
-    @classmethod
-    def check(cls, alignment: VocabAlignment, step_options: Mapping[str, Any]) -> None:
-        """The primary needs an EOS: nothing else could end a text."""
-        primary = step_options["primary"]
-        if alignment.eos_ids[primary] < 0:
-            raise ValueError(f"method {cls.name!r} works in the primary's vocabulary, but member {primary} has no EOS")
-
-    def __init__(self, alignment: VocabAlignment, members: Sequence[Any], step_options: Mapping[str, Any]) -> None:
-        super().__init__(alignment, members, step_options)
-        classes = alignment.classes[self.primary][: alignment.vocab_sizes[self.primary]].long()
-        tagged = alignment.class_ids[classes.clamp(min=0)].long()
-        ids = torch.where((tagged >= 0) & (classes >= 0)[:, None], tagged & ID_MASK, -1)
-        own = torch.arange(len(classes), device=alignment.device)
-        is_eos = classes == EOS_CLASS
-        eos = alignment.eos_ids[self.primary]
-        ids[:, self.primary] = torch.where(is_eos, eos, own)
-        self.entry_ids = ids
-        self.emits = (classes >= 0) & (~is_eos | (own == eos))
-        self._eos_ids = own[is_eos]
-        self._entry = torch.where(is_eos, eos, own)
-
-    def entry_of(self, ids: Tensor) -> Tensor:
-        """See `EntryMethod.entry_of`."""
-        return self._entry[ids]
-
-    def gather_eos(self, probs: Tensor) -> Tensor:
-        """[B, V_p]: the same probabilities, those of all EOS ids added up at the one that represents them."""
-        total = probs[:, self._eos_ids].sum(dim=1)
-        probs = probs.clone()
-        probs[:, self._eos_ids] = 0.0
-        probs[:, self.alignment.eos_ids[self.primary]] = total
-        return probs
+def whole_logits(scores: Sequence[Scores]) -> list[Tensor]:
+    """[N, V_m] per member. ValueError where a member does not have them at hand."""
+    logits = []
+    for m, own in enumerate(scores):
+        if own.logits is None:
+            raise ValueError(f"member {m} does not have its logits at hand, which this method needs")
+        logits.append(own.logits)
+    return logits

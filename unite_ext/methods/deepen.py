@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,8 +9,11 @@ import torch
 from torch import Tensor
 
 from .._arguments import check_integer
+from ..members.base import BaseMember
+from ..members.memory import free_bytes
+from ..options import StepOptions
 from ..vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, ID_MASK, VocabAlignment
-from .base import PrimaryEntryMethod
+from .entries import PrimaryEntryMethod
 
 TEMPERATURE = 100.0  # of the softmax over a token's similarities; the authors' constant
 _CHUNK = 4096  # tokens whose similarities are computed at a time
@@ -51,8 +53,8 @@ class DeepenAvg(PrimaryEntryMethod):
     def __init__(
         self,
         alignment: VocabAlignment,
-        members: Sequence[Any],
-        step_options: Mapping[str, Any],
+        members: Sequence[BaseMember],
+        options: StepOptions,
         *,
         eta: float = 0.15,
         steps: int = 5,
@@ -60,45 +62,42 @@ class DeepenAvg(PrimaryEntryMethod):
         seed: int = 0,
         max_bytes: int | None = None,
     ) -> None:
-        super().__init__(alignment, members, step_options)
+        super().__init__(alignment, members, options)
         self.eta, self.steps = float(eta), steps
         ids = _sampled(common_ids(alignment), anchors, seed)
         self._anchors = len(ids)
         self.matrices = [
-            relative_representations(
-                member.model.get_input_embeddings().weight[: alignment.vocab_sizes[m]], ids[:, m], alignment.device
-            )
+            relative_representations(member.input_embeddings()[: alignment.vocab_sizes[m]], ids[:, m], alignment.device)
             for m, member in enumerate(members)
         ]
 
     @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
+    def check_options(cls, own: Mapping[str, Any]) -> None:
         """See `Method.check_options`."""
-        super().check_options(options)
+        super().check_options(own)
         for name, low in (("steps", 1), ("anchors", 1), ("seed", 0), ("max_bytes", 1)):
-            if options.get(name) is not None:
-                check_integer(name, options[name], low, 2**63 - 1)
-        eta = options.get("eta", 0.15)
+            if own.get(name) is not None:
+                check_integer(name, own[name], low, 2**63 - 1)
+        eta = own.get("eta", 0.15)
         if isinstance(eta, bool) or not isinstance(eta, (int, float)):
             raise TypeError(f"eta must be a number, got {type(eta).__name__}")
         if not 0 < eta <= 1:
             raise ValueError(f"eta must be above 0 and at most 1, got {eta}")
 
     @classmethod
-    def check(cls, alignment: VocabAlignment, step_options: Mapping[str, Any]) -> None:
+    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, Any]) -> None:
         """There are common tokens, enough memory for the matrices, and no weights that the average would ignore."""
-        super().check(alignment, step_options)
-        cls._check_weights(step_options["weights"])
-        options = step_options["method_options"] or {}
+        super().check(alignment, options, own)
+        cls._check_weights(options.weights)
         common = len(common_ids(alignment))
         if common == 0:
             raise ValueError(f"method {cls.name!r} needs tokens that all members have, got none")
-        wanted = options.get("anchors")
+        wanted = own.get("anchors")
         if wanted is not None and wanted > common:
             raise ValueError(f"anchors must be at most the {common:,} common tokens, got {wanted:,}")
         needed = memory_estimate(alignment, wanted or common)
         device = alignment.device
-        limit = options.get("max_bytes") or free_bytes(device)
+        limit = own.get("max_bytes") or free_bytes(device)
         if limit is not None and needed > limit:
             per_anchor = memory_estimate(alignment, 1)
             fitting = limit // per_anchor
@@ -171,22 +170,6 @@ def common_ids(alignment: VocabAlignment) -> Tensor:
 def memory_estimate(alignment: VocabAlignment, anchors: int) -> int:
     """Bytes that the relative representations of all members take, and the work around them."""
     return int(_RESERVE * 4 * anchors * sum(alignment.vocab_sizes))
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory free on a device; None where that cannot be asked."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            available = next(line for line in file if line.startswith("MemAvailable"))
-        return int(available.split()[1]) * 1024
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..members.base import BaseMember
+from ..options import StepOptions
 from ..vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, ID_MASK, VocabAlignment
 from .mapped import MappedMethod
 
@@ -28,18 +30,18 @@ class EVA(MappedMethod):
     name: ClassVar[str] = "eva"
 
     @classmethod
-    def check(cls, alignment: VocabAlignment, step_options: Mapping[str, Any]) -> None:
+    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, Any]) -> None:
         """Every member shares tokens with the primary."""
-        super().check(alignment, step_options)
-        primary = step_options["primary"]
+        super().check(alignment, options, own)
+        primary = options.primary
         for m in range(alignment.num_members):
             if len(shared_ids(alignment, m, primary)) == 0:
                 raise ValueError(f"method 'eva' needs tokens that member {m} shares with the primary, got none")
 
-    def nearest(self, members: Sequence[Any], m: int, ids: Tensor) -> Tensor:
+    def nearest(self, members: Sequence[BaseMember], m: int, ids: Tensor) -> Tensor:
         """See `MappedMethod.nearest`."""
         device = self.alignment.device
-        own, primary = (members[i].model.get_input_embeddings().weight.detach() for i in (m, self.primary))
+        own, primary = (members[i].input_embeddings() for i in (m, self.primary))
         shared = shared_ids(self.alignment, m, self.primary)
         own, primary = own.to(device).float(), primary.to(device).float()
         targets = torch.tensor(self.target_ids(), device=device)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..members.base import BaseMember
+from ..options import StepOptions
 from ..vocab.alignment import EOS_CLASS, ID_MASK, VocabAlignment
 from ..vocab.tokenizer_kinds import surface_tokens
-from .base import EntryMethod
+from .entries import EntryMethod
 
 
 class GaC(EntryMethod):
@@ -29,8 +31,8 @@ class GaC(EntryMethod):
 
     name: ClassVar[str] = "gac"
 
-    def __init__(self, alignment: VocabAlignment, members: Sequence[Any], step_options: Mapping[str, Any]) -> None:
-        super().__init__(alignment, members, step_options)
+    def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
+        super().__init__(alignment, members, options)
         tagged = alignment.class_ids.long()
         self.entry_ids = torch.where(tagged >= 0, tagged & ID_MASK, -1)
         self.emits = self.entry_ids[:, self.primary] >= 0

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..members.base import BaseMember
+from ..options import StepOptions
 from ..vocab.alignment import EOS_CLASS, ID_MASK, VocabAlignment
-from .base import PrimaryEntryMethod
+from .entries import PrimaryEntryMethod
 
 
 class MappedMethod(PrimaryEntryMethod):
@@ -19,8 +20,8 @@ class MappedMethod(PrimaryEntryMethod):
     A token that the primary has too, and EOS, are mapped to themselves; `nearest` decides about the others.
     """
 
-    def __init__(self, alignment: VocabAlignment, members: Sequence[Any], step_options: Mapping[str, Any]) -> None:
-        super().__init__(alignment, members, step_options)
+    def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
+        super().__init__(alignment, members, options)
         self._maps = []
         for m in range(alignment.num_members):
             classes = alignment.classes[m][: alignment.vocab_sizes[m]].long()
@@ -37,7 +38,7 @@ class MappedMethod(PrimaryEntryMethod):
             self._maps.append((ids, targets))
 
     @abstractmethod
-    def nearest(self, members: Sequence[Any], m: int, ids: Tensor) -> Tensor:
+    def nearest(self, members: Sequence[BaseMember], m: int, ids: Tensor) -> Tensor:
         """[N] int64: the primary's id for each of member m's ids that the primary has no token for."""
 
     @property

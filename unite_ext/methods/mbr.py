@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from .answers import AnswerMethod
+from .base import AnswerMethod
 
 
 class MBR(AnswerMethod):
@@ -26,9 +26,9 @@ class MBR(AnswerMethod):
         self._chrf = CHRF()
 
     @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
-        """See `AnswerMethod.check_options`."""
-        super().check_options(options)
+    def check_options(cls, own: Mapping[str, Any]) -> None:
+        """See `Method.check_options`."""
+        super().check_options(own)
         if importlib.util.find_spec("sacrebleu") is None:
             raise ValueError("method 'mbr' needs sacrebleu: pip install 'unite_ext[eval]'")
 

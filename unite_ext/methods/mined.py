@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..members.base import BaseMember
 from .mapped import MappedMethod
 
 _CHUNK = 256  # tokens compared with the whole vocabulary at a time
@@ -27,13 +28,13 @@ class MinED(MappedMethod):
     name: ClassVar[str] = "mined"
 
     @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
+    def check_options(cls, own: Mapping[str, Any]) -> None:
         """See `Method.check_options`."""
-        super().check_options(options)
+        super().check_options(own)
         if importlib.util.find_spec("rapidfuzz") is None:
             raise ValueError("method 'mined' needs rapidfuzz: pip install 'unite_ext[eval]'")
 
-    def nearest(self, members: Sequence[Any], m: int, ids: Tensor) -> Tensor:
+    def nearest(self, members: Sequence[BaseMember], m: int, ids: Tensor) -> Tensor:
         """See `MappedMethod.nearest`."""
         from rapidfuzz.distance import Levenshtein
         from rapidfuzz.process import cdist

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Model, DebertaV2PreTrainedModel
 
-from .answers import AnswerMethod
+from .base import AnswerMethod
 
 ARCHITECTURE = "DebertaV2PairRM"
 MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
@@ -42,10 +42,10 @@ class PairRanker(AnswerMethod):
         self._model = DebertaV2PairRM.from_pretrained(path).eval().to(device)
 
     @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
+    def check_options(cls, own: Mapping[str, Any]) -> None:
         """The reward model is there, and in the format that this reads."""
-        super().check_options(options)
-        path = options.get("path")
+        super().check_options(own)
+        path = own.get("path")
         if path is None:
             raise ValueError("method 'pair-ranker' needs a reward model: method_options={'path': a local folder}")
         if not isinstance(path, str):

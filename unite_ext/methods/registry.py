@@ -1,8 +1,7 @@
-"""The methods that the UNITE paper compares with, through the same members, caches and decode loop.
+"""The methods by name: where each is, what can be checked before anything is loaded, and making one.
 
-Token-level methods choose every next token: they replace `unite_step` in the loop, see `Method`. Output-level methods
-let every member answer alone and choose one of the answers, see `AnswerMethod`. What is listed here can be used as
-``method=`` of `UniteEnsemble`; docs/methods.md says what each was compared with.
+Any of them can be given to `UniteEnsemble` by its name or as an object; docs/methods.md says what each was compared
+with. No other file compares a method's name.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._arguments import check_choice
-from ..members.transformers import load_tokenizer
+from ..members.base import BaseMember
+from ..options import StepOptions
 from ..vocab.alignment import VocabAlignment
-from .answers import AnswerMethod, choose_rows
-from .base import Method
+from .base import AnswerMethod, Method, TokenMethod
 
 UNITE = "unite"
 TOKEN_METHODS = {
+    UNITE: ("unite", "Unite"),
     "gac": ("gac", "GaC"),
     "deepen-avg": ("deepen", "DeepenAvg"),
     "deepen-adapt": ("deepen", "DeepenAdapt"),
@@ -28,58 +28,79 @@ TOKEN_METHODS = {
     "eva": ("eva", "EVA"),
 }
 """Name to module and class."""
-OUTPUT_METHODS = {
+ANSWER_METHODS = {
     "voting": ("voting", "Voting"),
     "mbr": ("mbr", "MBR"),
     "pair-ranker": ("pair_ranker", "PairRanker"),
 }
-METHODS = (UNITE, *TOKEN_METHODS, *OUTPUT_METHODS)
-
-__all__ = [
-    "METHODS",
-    "OUTPUT_METHODS",
-    "TOKEN_METHODS",
-    "UNITE",
-    "AnswerMethod",
-    "Method",
-    "check_loadable",
-    "check_method",
-    "choose_rows",
-    "make_method",
-    "method_class",
-    "parse_options",
-]
+METHODS = (*TOKEN_METHODS, *ANSWER_METHODS)
 
 
-def method_class(name: str) -> type[Any]:
-    """The class behind a method's name, "unite" excepted."""
-    module, attribute = {**TOKEN_METHODS, **OUTPUT_METHODS}[name]
-    return getattr(importlib.import_module(f".{module}", __package__), attribute)
+def method_class(name: str) -> type[Method]:
+    """The class behind a method's name."""
+    module, attribute = {**TOKEN_METHODS, **ANSWER_METHODS}[name]
+    found: type[Method] = getattr(importlib.import_module(f".{module}", __package__), attribute)
+    return found
 
 
-def check_method(name: str | Method, options: Mapping[str, Any] | None, members: int) -> None:
-    """A method's name and options, as far as they can be checked without tokenizers.
+def check_method(method: str | Method, own: Mapping[str, Any] | None, members: int) -> None:
+    """A method and its options, as far as they can be checked without tokenizers.
 
     Raises
     ------
     TypeError, ValueError
         The method is unknown, has no such option, or needs more members.
     """
-    if isinstance(name, Method):
-        if options:
+    if isinstance(method, Method):
+        if own:
             raise TypeError("method_options must be None with a method that is made already")
         return
-    check_choice("method", name, METHODS)
-    if options is not None and not isinstance(options, Mapping):
-        raise TypeError(f"method_options must map names to values, got {type(options).__name__}")
-    options = options or {}
-    if name == UNITE:
-        if options:
-            raise TypeError(f"method 'unite' has no method_options, got {', '.join(map(repr, options))}")
-        return
-    if members < 2:
-        raise ValueError(f"method {name!r} needs at least two members, got {members}")
-    method_class(name).check_options(options)
+    check_choice("method", method, METHODS)
+    if own is not None and not isinstance(own, Mapping):
+        raise TypeError(f"method_options must map names to values, got {type(own).__name__}")
+    cls = method_class(method)
+    if members < 2 and not cls.takes_one:
+        raise ValueError(f"method {method!r} needs at least two members, got {members}")
+    cls.check_options(own or {})
+
+
+def check_vocabularies(
+    method: str | Method, own: Mapping[str, Any] | None, alignment: VocabAlignment, options: StepOptions
+) -> None:
+    """Check whether a method can run on these vocabularies. ValueError says why not."""
+    if not isinstance(method, Method):
+        method_class(method).check(alignment, options, own or {})
+
+
+def needs_vocabularies(method: str | Method) -> bool:
+    """Whether `check_vocabularies` has anything to look at."""
+    cls = type(method) if isinstance(method, Method) else method_class(method)
+    return getattr(cls.check, "__func__", cls.check) is not Method.check.__func__  # type: ignore[attr-defined]
+
+
+def make_method(
+    method: str | Method,
+    own: Mapping[str, Any] | None,
+    alignment: VocabAlignment,
+    members: Sequence[BaseMember],
+    options: StepOptions,
+) -> Method:
+    """A method for these members, the primary and the weights from `options`."""
+    if isinstance(method, Method):
+        return method
+    cls = method_class(method)
+    if issubclass(cls, AnswerMethod):
+        weights = options.normalized_weights(len(members))
+        primary = options.primary
+        return cls([weights[primary], *weights[:primary], *weights[primary + 1 :]], **(own or {}))
+    assert issubclass(cls, TokenMethod)
+    cls.check(alignment, options, own or {})
+    return cls(alignment, members, options, **(own or {}))
+
+
+def is_answer_method(method: str | Method) -> bool:
+    """Whether a method chooses among whole answers: it has no steps."""
+    return isinstance(method, AnswerMethod) or method in ANSWER_METHODS
 
 
 def parse_options(text: str | None) -> dict[str, Any] | None:
@@ -100,40 +121,3 @@ def parse_options(text: str | None) -> dict[str, Any] | None:
         except json.JSONDecodeError:
             options[name.strip()] = value
     return options
-
-
-def check_loadable(
-    names: Sequence[str], step_options: Mapping[str, Any], member_options: Sequence[Mapping[str, Any]], lossy: bool
-) -> None:
-    """Check from the tokenizers alone whether a method can run with these members, before any model is loaded.
-
-    Parameters
-    ----------
-    names : sequence of str
-        What `UniteEnsemble.from_pretrained` is to load.
-    step_options : mapping
-    member_options : sequence of mapping
-        Per member, those of `Member.from_pretrained`.
-    lossy : bool
-
-    Raises
-    ------
-    ValueError
-        The method cannot run; says why.
-    """
-    if step_options["method"] == UNITE or isinstance(step_options["method"], Method):
-        return
-    cls = method_class(step_options["method"])
-    tokenizers = [load_tokenizer(name, dict(options)) for name, options in zip(names, member_options)]
-    alignment = VocabAlignment.from_tokenizers(tokenizers, lossy=lossy)
-    device = member_options[step_options["primary"]].get("device")
-    cls.check(alignment if device is None else alignment.to(device), step_options)
-
-
-def make_method(name: str, ensemble: Any, step_options: Mapping[str, Any]) -> Method:
-    """A token-level method for an ensemble's members, with its primary and weights from `step_options`."""
-    options = dict(step_options["method_options"] or {})
-    cls = method_class(name)
-    alignment = ensemble.alignment.to(ensemble.members[step_options["primary"]].device)
-    cls.check(alignment, step_options)
-    return cls(alignment, ensemble.members, step_options, **options)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from .answers import AnswerMethod
+from .base import AnswerMethod
 
 NUMBER = r"(?:[Aa]nswer is|boxed)\D*?(-?\d[\d,]*(?:\.\d+)?)"
 """Pattern of a final number after "the answer is" or "boxed", as in GSM8K."""
@@ -33,10 +33,10 @@ class Voting(AnswerMethod):
         self._pattern = None if pattern is None else re.compile(pattern)
 
     @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
-        """See `AnswerMethod.check_options`."""
-        super().check_options(options)
-        pattern = options.get("pattern")
+    def check_options(cls, own: Mapping[str, Any]) -> None:
+        """See `Method.check_options`."""
+        super().check_options(own)
+        pattern = own.get("pattern")
         if pattern is not None:
             if not isinstance(pattern, str):
                 raise TypeError(f"pattern must be a string, got {type(pattern).__name__}")

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from ..members.names import short_names
-
-if TYPE_CHECKING:
-    from ..decoding.ensemble import UniteEnsemble
-    from ..decoding.generation import Row, StepTrace
-    from ..members.transformers import Prompt
+from typing import Any
 
 AGREEMENT, PRIMARY, OVERRULED, GATED = "agreement", "primary", "overruled", "gated"
 DECISIONS = {
@@ -22,7 +13,6 @@ DECISIONS = {
     OVERRULED: "the others overruled the primary",
     GATED: "the primary was sure, nobody else was asked",
 }
-DIGITS = 6  # significant digits of a recorded probability: float32 holds hardly more
 
 
 @dataclass(frozen=True)
@@ -69,65 +59,6 @@ class Trace:
     """[M]: the text of every id that occurs in the steps; bytes that are not UTF-8 stand as <0xE2>."""
     eos_token_ids: list[list[int]]
     """[M]: ids whose text is a name, not part of what is said."""
-
-    @classmethod
-    def from_row(cls, ensemble: UniteEnsemble, row: Row, prompt: Prompt, options: Mapping[str, Any]) -> Trace:
-        """The record of a finished row of `generate_each(..., trace=True)`.
-
-        Parameters
-        ----------
-        ensemble : UniteEnsemble
-            That generated it.
-        row : Row
-        prompt : str or messages
-        options : mapping
-            With which it was generated.
-
-        Raises
-        ------
-        ValueError
-            The row has no trace.
-        """
-        from ..decoding.config import STEP_DEFAULTS  # these import torch, which saved traces do without
-        from ..decoding.generation import GenerationOptions
-
-        if len(row.traces) != row.num_steps:
-            raise ValueError(
-                f"row must have a trace of each of its {row.num_steps} steps, got {len(row.traces)}: generate with "
-                "trace=True, by a method that decides token by token"
-            )
-        step = {name: options.get(name, ensemble.step_options[name]) for name in STEP_DEFAULTS}
-        primary = step["primary"]
-        chosen = vars(GenerationOptions(**{n: v for n, v in options.items() if n not in step}))
-        defaults = vars(GenerationOptions())
-        step |= {name: value for name, value in chosen.items() if value != defaults[name]}
-        vocabularies = ensemble.alignment.vocabularies
-        used = [sorted({ids[m] for t in row.traces for ids in t.union_ids} - {-1}) for m in range(len(vocabularies))]
-        eos = [sorted(v.eos_token_ids) for v in vocabularies]
-        names = [
-            {i: _token_text(v.token_bytes[i]) or str(member.tokenizer.convert_ids_to_tokens(i)) for i in ids}
-            for v, member, ids in zip(vocabularies, ensemble.members, used)
-        ]
-
-        def spelled(member: int, token_id: int) -> int:
-            return -1 if token_id < 0 else len(vocabularies[member].token_bytes[token_id])
-
-        data = [
-            b"" if (i := t.union_ids[t.winner][primary]) < 0 else vocabularies[primary].token_bytes[i]
-            for t in row.traces
-        ]
-        pieces = _pieces(data, len(row.text))
-        return cls(
-            members=short_names([member.name for member in ensemble.members]),
-            primary=primary,
-            options={name: _plain(value) for name, value in step.items()},
-            prompt=prompt,
-            text=row.decoded(),
-            finish_reason=row.finish_reason,
-            steps=[_record(t, primary, *piece, spelled) for t, piece in zip(row.traces, pieces)],
-            tokens=names,
-            eos_token_ids=eos,
-        )
 
     def count(self, decided: str) -> int:
         """How many steps were decided in this way, one of `DECISIONS`."""
@@ -202,53 +133,3 @@ class Trace:
     def __repr__(self) -> str:
         agreement = f"{100 * self.agreement_rate:.1f} % in agreement"
         return f"Trace({' + '.join(self.members)}; {len(self.steps)} steps, {agreement})"
-
-
-def _record(trace: StepTrace, primary: int, piece: str, cut: str, spelled: Callable[[int, int], int]) -> TraceStep:
-    """`spelled` tells how many bytes a member's id adds, -1 for no id."""
-    winner = trace.winner
-    columns = list(zip(*trace.member_probs))
-    favorites = [winner if column[winner] == max(column) else column.index(max(column)) for column in columns]
-    if trace.gated:
-        decided = GATED
-    elif favorites[primary] != winner:
-        decided = OVERRULED
-    else:
-        decided = AGREEMENT if all(f == winner for f in favorites) else PRIMARY
-    probs = [[_rounded(p) for p in slot] for slot in trace.member_probs]
-    averages = [_rounded(p) for p in trace.union_probs]
-    lengths = [[spelled(m, i) for m, i in enumerate(ids)] for ids in trace.union_ids]
-    spellers = [row.index(max(row)) for row in lengths]
-    return TraceStep(piece, cut, decided, winner, favorites, trace.union_ids, probs, averages, spellers)
-
-
-def _pieces(data: Sequence[bytes], kept: int) -> list[tuple[str, str]]:
-    """Per token the characters it completed and those that were cut off, where `kept` bytes of the text remain."""
-    decoder, cutter = (codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in range(2))
-    pieces = []
-    for i, token in enumerate(data):
-        inside, kept = token[:kept], max(0, kept - len(token))
-        last = i + 1 == len(data)
-        pieces.append((decoder.decode(inside, last), cutter.decode(token[len(inside) :], last)))
-    return pieces
-
-
-def _token_text(data: bytes) -> str:
-    """A token's text; bytes that are not UTF-8, as in a part of a character, by their number."""
-    text = data.decode("utf-8", errors="surrogateescape")
-    return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if "\udc80" <= c <= "\udcff" else c for c in text)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
-
-
-def _plain(value: Any) -> Any:
-    """An option as JSON gives it back; what JSON has no form for, such as a method of one's own, by its name."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return getattr(value, "name", type(value).__name__)

@@ -18,20 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .._core import EOS_CLASS, FIRST_SUB_TOKEN, ID_BITS, ID_MASK, MAX_LOG2_CAPACITY, MAX_MEMBERS, NO_CLASS, NO_ID
 from . import alignment_files as cache_files
 from .vocabulary import OpenedTokenizer, Vocabulary
 
-__all__ = ["VocabAlignment"]
+__all__ = ["EOS_CLASS", "FIRST_SUB_TOKEN", "ID_BITS", "ID_MASK", "NO_CLASS", "NO_ID", "VocabAlignment"]
 
-# The layout of csrc/core/hash_map.h
-MAX_MEMBERS = 8
-ID_BITS = 28
-ID_MASK = (1 << ID_BITS) - 1
-FIRST_SUB_TOKEN = 1 << ID_BITS
-NO_ID = -1
-NO_CLASS = -1
-EOS_CLASS = 0
-_MAX_LOG2_CAPACITY = 30
 _STRETCH_WORDS = 16  # the kernels read eligibility 64 bytes at a time
 
 _CHUNK = 16384  # byte strings per call of the tokenizer, so that the progress bar moves
@@ -310,9 +302,9 @@ def _build_table(classes: list[NDArray[np.int32]], class_ids: NDArray[np.int32])
 
     keys = sum(int((c >= 0).sum()) for c in classes)
     log2_capacity = max(4, (2 * keys - 1).bit_length())
-    while log2_capacity <= _MAX_LOG2_CAPACITY:
+    while log2_capacity <= MAX_LOG2_CAPACITY:
         table = torch.empty((1 << log2_capacity, 4), dtype=torch.int32)
         if _host.fill_table(classes, class_ids, table.numpy(), log2_capacity):
             return table, log2_capacity
         log2_capacity += 1
-    raise ValueError(f"tokenizers: their {keys:,} ids do not fit into a table of 2^{_MAX_LOG2_CAPACITY} entries")
+    raise ValueError(f"tokenizers: their {keys:,} ids do not fit into a table of 2^{MAX_LOG2_CAPACITY} entries")

@@ -33,6 +33,7 @@ _STRAY = "\udc80-\udcff"
 _BATCH = 512
 # A batch wakes the tokenizers' threads, which takes as long as a dozen short texts (3 µs each)
 _FEW = 64
+_KNOWN, _SHORT = 1 << 15, 48  # how many texts are kept, and of how many bytes
 _UNSPELLABLE_COST = 1 << 20  # one more unknown character outweighs any number of pieces
 
 
@@ -71,8 +72,24 @@ class ContinuationEncoder:
             stray = _STRAY + (META_SPACE if parts.kind == SENTENCEPIECE else "")
             self._stray = re.compile(f"([{stray}])")
         self._characters: dict[str, list[int]] = {}
+        self._known: dict[bytes, list[int]] = {}
         # With every byte at hand and nothing folded, ids always spell their text: see _repair
         self.covers: bool = not self.lossy and None not in self.byte_ids
+
+    def encode_short(self, data: list[bytes]) -> list[list[int]]:
+        """`encode_batch` for texts of which many come again, such as words; the lists are not to be changed."""
+        known = self._known
+        missing = [d for d in data if d not in known]
+        if missing:
+            if len(known) > _KNOWN:
+                known.clear()
+                missing = data
+            known.update(zip(missing, self.encode_batch(missing)))
+        found = [known[d] for d in data]
+        for d in missing:
+            if len(d) > _SHORT:
+                known.pop(d, None)
+        return found
 
     def encode_batch(self, data: list[bytes]) -> list[list[int]]:
         """Ids of every byte string, tokenized alone."""

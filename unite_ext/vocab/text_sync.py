@@ -124,12 +124,15 @@ def append_all(syncs: Sequence[TextSync], pieces: Sequence[bytes]) -> list[tuple
     vocabulary, borders = syncs[0]._vocabulary, syncs[0]._borders
     grown = [sync._grow(data) for sync, data in zip(syncs, pieces)]
     texts: list[bytes] = []
-    for tail, cut in grown:
-        texts += (tail[:cut], tail[cut:]) if cut else (tail,)
+    for (tail, cut), data in zip(grown, pieces):
+        # Where the border is what was the end, the ids before it are those that stand there.
+        texts += (tail[:cut], tail[cut:]) if 0 < cut < len(tail) - len(data) else (tail[cut:],)
     batch = iter(vocabulary.encode_continuation_batch(texts))
     edits = []
-    for sync, (tail, cut) in zip(syncs, grown):
-        head_ids = next(batch) if cut else []
+    for sync, (tail, cut), data in zip(syncs, grown, pieces):
+        head_ids: list[int] = []
+        if cut:
+            head_ids = next(batch) if cut < len(tail) - len(data) else sync.ids[sync._settled :]
         tail_ids = next(batch)
         if cut and not borders.may_follow(head_ids):
             cut, head_ids, tail_ids = 0, [], vocabulary.encode_continuation(tail)

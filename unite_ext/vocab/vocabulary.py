@@ -27,6 +27,8 @@ from .tokenizer_kinds import (
 
 __all__ = ["Vocabulary"]
 
+_FEW = 1024  # texts of a decode loop's step; more are a vocabulary's, which do not come again
+
 
 class Vocabulary:
     """The bytes behind one tokenizer's ids. Build it with :meth:`from_tokenizer`.
@@ -150,7 +152,7 @@ class Vocabulary:
             if not isinstance(item, (bytes, bytearray)):
                 raise TypeError(f"data: expected bytes, got {type(item).__name__}")
         encoder = self.encoder
-        batch = encoder.encode_batch(data)
+        batch = encoder.encode_short(data) if len(data) <= _FEW else encoder.encode_batch(data)
         if not (self._warned or encoder.covers):
             for item, ids in zip(data, batch):
                 if item and not encoder.spells(item, ids):

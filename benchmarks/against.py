@@ -1,0 +1,58 @@
+"""Run one benchmark of two checkouts in turn, and compare their medians.
+
+    python benchmarks/against.py FOLDER bench_decode.py --quick
+
+FOLDER is another checkout, with its compiled modules built in place (`python setup.py build_ext --inplace`). Each
+round runs the named script of the other checkout, then of this one, in processes of their own; a drifting machine hits
+both alike. Printed is, for every row that both wrote, the median over the rounds of each and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from records import FACTS, read_rows
+
+HERE = Path(__file__).resolve().parent
+
+
+def run(checkout: Path, script: str, arguments: list[str], out: Path) -> dict[tuple[str, ...], float]:
+    """The p50 of every row that a checkout's script writes, by the row's keys."""
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    command = [sys.executable, "-W", "ignore", str(checkout / "benchmarks" / script), *arguments, "--out", str(out)]
+    subprocess.run(command, check=True, env=environment, cwd=out.parent, stdout=subprocess.DEVNULL)
+    rows = read_rows(out)
+    out.unlink()
+    measured = ("p10_us", "p50_us", "p90_us")
+    keys = [name for name in rows[0] if name not in (*FACTS, *measured)]
+    return {tuple(row[name] for name in keys): float(row["p50_us"]) for row in rows if row["p50_us"]}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the other checkout")
+    parser.add_argument("script", help="a bench_*.py that takes --out")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments, rest = parser.parse_known_args()
+    checkouts = {"other": arguments.folder.resolve(), "this": HERE.parent}
+    found: dict[str, dict[tuple[str, ...], list[float]]] = {name: {} for name in checkouts}
+    with tempfile.TemporaryDirectory() as scratch:
+        for _ in range(arguments.rounds):
+            for name, checkout in checkouts.items():
+                for key, value in run(checkout, arguments.script, rest, Path(scratch) / "rows.csv").items():
+                    found[name].setdefault(key, []).append(value)
+    for key, values in found["this"].items():
+        if key in found["other"]:
+            other, this = median(found["other"][key]), median(values)
+            print(f"{' '.join(key):40} {other:12.1f} -> {this:12.1f} us  {this / other:.2f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The engine: requests that arrive one by one against one offline batch, and a long prompt among running requests.
+
+    python benchmarks/bench_engine.py            appended to results/engine_cpu.csv
+
+Arrivals: the bundled models work the demo's development problems, all at once as one offline batch, and arriving by a
+Poisson process whose mean rate is a multiple of what the batch finished per second. Counted are generated tokens per
+second, from the first arrival to the last token.
+
+Long prompt: 32 requests run on tiny models under real tokenizers (the folder that UNITE_TEST_TOKENIZERS names) when one
+with 2,000 ids in its prompt arrives; how long the others wait for a step, with the prompt read in chunks and in one
+pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from pathlib import Path
+
+import torch
+from bench_decode import load
+from measure import RESULTS, append_csv, machine, percentiles
+
+from unite_ext import Engine, GenerationOptions, Request, UniteEnsemble
+from unite_ext.demo import COMPARABLE, load_member
+from unite_ext.demo.problems import problem_set
+from unite_ext.demo.run import DEV_SEED, MAX_NEW_TOKENS
+
+ROWS = 32
+LOADS = (0.8, 1.0, 2.0)  # arrivals per second, in requests that the offline batch finished per second
+PROMPT = 2000
+STEPS = 120
+
+
+def arrive(ensemble: UniteEnsemble, prompts: list[str], times: list[float]) -> tuple[float, int, list[Request]]:
+    """Submit every prompt at its time, run until all are done; seconds, generated tokens, and the requests."""
+    plan = ensemble.plan({"max_new_tokens": MAX_NEW_TOKENS})
+    engine = ensemble.new_engine(plan, max_requests=ROWS)
+    requests: list[Request] = []
+    start = time.perf_counter()
+    while len(requests) < len(prompts) or engine.has_work:
+        now = time.perf_counter() - start
+        while len(requests) < len(prompts) and times[len(requests)] <= now:
+            requests.append(engine.submit(prompts[len(requests)], plan.token_method, plan.generation))
+        if engine.has_work:
+            engine.step()
+        elif len(requests) < len(prompts):
+            time.sleep(max(0.0, times[len(requests)] - (time.perf_counter() - start)))
+    return time.perf_counter() - start, sum(r.num_steps for r in requests), requests
+
+
+def poisson(count: int, rate: float, seed: int) -> list[float]:
+    """Arrival times of a Poisson process, the first at 0."""
+    rng, now, times = random.Random(seed), 0.0, []
+    for _ in range(count):
+        times.append(now)
+        now += rng.expovariate(rate)
+    return times
+
+
+def measure_arrivals(count: int, rounds: int) -> list[dict[str, float | str]]:
+    """Tokens per second of the offline batch and of arrivals, taken in turn; texts must agree."""
+    ensemble = UniteEnsemble([load_member(name) for name in COMPARABLE])
+    prompts = [problem.prompt for problem in problem_set("dev", DEV_SEED, 360)[:count]]
+    seconds, _, offline = arrive(ensemble, prompts, [0.0] * count)  # warms up, and gives the rate
+    rate = count / seconds
+    samples: dict[str, list[float]] = {}
+    for turn in range(rounds):
+        for load_factor in (0.0, *LOADS):
+            times = poisson(count, load_factor * rate, turn) if load_factor else [0.0] * count
+            seconds, tokens, requests = arrive(ensemble, prompts, times)
+            if sum(a.text != b.text for a, b in zip(requests, offline)) > count // 50:
+                raise SystemExit("arrivals changed texts: more than near-ties explain")
+            name = f"arrivals at {load_factor:g} x the batch's rate" if load_factor else "offline batch"
+            samples.setdefault(name, []).append(tokens / seconds)
+    base = sorted(samples["offline batch"])[rounds // 2]
+    rows: list[dict[str, float | str]] = []
+    for name, found in samples.items():
+        middle = sorted(found)[rounds // 2]
+        rows.append(
+            {"case": name, "requests": count, "tokens_per_s": round(middle, 1), "ratio": round(middle / base, 3)}
+        )
+    return rows
+
+
+def steps_beside(ensemble: UniteEnsemble, chunk: int | None) -> list[float]:
+    """Seconds of the steps of 32 running requests, while a long prompt is read in chunks of so many ids (None: none)."""
+    plan = ensemble.plan({"max_new_tokens": 4 * STEPS, "min_new_tokens": 4 * STEPS})
+    engine = Engine(ensemble.members, ensemble.alignment, max_requests=ROWS + 1, prefill_chunk=chunk or 512)
+    for i in range(ROWS):
+        engine.submit(f"Once upon a time number {i}", plan.token_method, plan.generation)
+    for _ in range(20):
+        engine.step()
+    if chunk is not None:
+        ids = [[7 + i % 90 for i in range(PROMPT)] for _ in ensemble.members]
+        engine.submit(ids, plan.token_method, GenerationOptions(max_new_tokens=STEPS))
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer requests, one round")
+    parser.add_argument("--out", type=Path, help="CSV file to append to")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the bundled models gain nothing from a second thread
+    facts = machine()
+    empty = {"requests": "", "tokens_per_s": "", "ratio": "", "p10_us": "", "p50_us": "", "p90_us": "", "worst_us": ""}
+    rows = []
+    for row in measure_arrivals(64 if arguments.quick else 192, 1 if arguments.quick else 3):
+        rows.append(facts | {"case": ""} | empty | row)
+        print(f"{row['case']:40} {row['tokens_per_s']:10} tokens/s  {row['ratio']} of the batch", flush=True)
+    torch.set_num_threads(2)
+    ensemble = load(2, "cpu")
+    for chunk in (None, 512, 128, PROMPT):
+        times = steps_beside(ensemble, chunk)
+        name = "32 requests" if chunk is None else f"32 requests, a prompt of {PROMPT} in chunks of {chunk}"
+        numbers = percentiles(times) | {"worst_us": round(max(times) * 1e6, 1)}
+        rows.append(facts | {"case": name} | empty | numbers)
+        print(f"{name:52} p50 {numbers['p50_us'] / 1e3:8.2f} ms  worst {numbers['worst_us'] / 1e3:8.2f} ms", flush=True)
+    append_csv(arguments.out or RESULTS / "engine_cpu.csv", rows)
+
+
+if __name__ == "__main__":
+    main()

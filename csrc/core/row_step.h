@@ -1,0 +1,184 @@
+// One row of the step after its top-k: union -> fill -> softmax per member -> average -> select.
+//
+// Written once for the CPU (SerialBlock) and the GPU (CudaBlock). fuse_row goes through all of it;
+// core/row_parts.h offers the same functions one by one. unite_ext/reference.py states the same rules in plain
+// PyTorch; the two agree on every id.
+#pragma once
+
+#include <cstdint>
+
+#include "block.h"
+#include "softmax.h"
+#include "step_params.h"
+#include "union.h"
+
+namespace unite {
+
+namespace detail {
+
+// The first member, in member order, whose top-k is empty; -1 when none is. Uniform over the block.
+UNITE_HOST_DEVICE inline int member_without_logits(const StepParams& p, const RowScratch& s) {
+  for (int m = 0; m < p.members; ++m) {
+    const uint64_t* top = s.top + walk_position(m, p.primary) * p.k;
+    int rank = 0;
+    while (rank < p.k && top[rank] == kNoKey) ++rank;  // a whole top-k begins with its best key
+    if (rank == p.k) return m;
+  }
+  return -1;
+}
+
+// The row's slots, or why there are none: a Status, uniform over the block. s.top is visible to all of it.
+template <class Block>
+UNITE_HOST_DEVICE int32_t find_slots(Block& block, const StepParams& p, int64_t row, const RowScratch& s) {
+  const int missing = member_without_logits(p, s);
+  if (missing >= 0) return 1 + missing;
+  return build_union(block, p, row, s) ? kOk : kBadInclude;
+}
+
+// The key behind a field of slot_id that holds a rank.
+UNITE_HOST_DEVICE inline uint64_t own_key(const StepParams& p, const RowScratch& s, int member, int32_t field) {
+  return s.top[walk_position(member, p.primary) * p.k + (field - kRankBase)];
+}
+
+// The logit of a slot whose id is not in the member's own top-k.
+UNITE_HOST_DEVICE inline float slot_logit(const MemberLogits& logits, int64_t row, int32_t tagged) {
+  if (tagged < 0) return negative_infinity();
+  return load_logit(row_pointer(logits, row), logits.dtype, untag(tagged));
+}
+
+// What the softmax over the slots takes. `largest` is the member's largest eligible logit.
+UNITE_HOST_DEVICE inline float slot_score(Score score, float logit, float largest, float log_sum) {
+  if (score == Score::kLogits) return logit;
+  // The largest logit apart from the log of the sum: together they would round the log away.
+  return expf((logit - largest) - log_sum);
+}
+
+// Rules 1 to 3 of the fill: every field of slot_id becomes a tagged id, every field of slot_score its score.
+template <class Block>
+UNITE_HOST_DEVICE void fill(const Block& block, const StepParams& p, int64_t row, const RowScratch& s, int slots) {
+  for (int i = block.thread_rank(); i < slots * p.members; i += block.size()) {
+    const int member = i % p.members;
+    const int32_t field = s.slot_id[i];
+    float logit;
+    if (holds_rank(field)) {
+      const uint64_t key = own_key(p, s, member, field);
+      s.slot_id[i] = key_id(key);
+      logit = key_value(key);
+    } else {
+      logit = slot_logit(p.logits[member], row, field);
+    }
+    if (p.score == Score::kProbs && field != kNoId) {
+      const float largest = key_value(s.top[walk_position(member, p.primary) * p.k]);
+      logit = slot_score(p.score, logit, largest, s.log_sum[member]);
+    }
+    s.slot_score[i] = logit;
+  }
+  block.sync();
+}
+
+// Duplicates::kDrop for one member, whose ids and scores stand at [slot * stride]: of the slots with one id, the one
+// that is not a mere first sub-token keeps it, else the first; the others score -inf.
+template <class Block>
+UNITE_HOST_DEVICE void drop_duplicates(const Block& block, const IndexTable& table, const int32_t* ids, float* scores,
+                                       int slots, int stride) {
+  table.clear(block);
+  block.sync();
+  for (int slot = block.thread_rank(); slot < slots; slot += block.size()) {
+    const int32_t field = ids[slot * stride];
+    if (field < 0) continue;
+    const int claim = is_first_sub_token(field) ? slot + kMaxSlots : slot;
+    table.insert_min(block, untag(field), claim);
+  }
+  block.sync();
+  for (int slot = block.thread_rank(); slot < slots; slot += block.size()) {
+    const int32_t field = ids[slot * stride];
+    if (field < 0) continue;
+    if (table.find(untag(field)) % kMaxSlots != slot) scores[slot * stride] = negative_infinity();
+  }
+  block.sync();
+}
+
+template <class Block>
+UNITE_HOST_DEVICE void write_padding(const Block& block, const StepParams& p, int64_t row, int slots) {
+  const int64_t base = row * p.num_slots;
+  for (int i = slots * p.members + block.thread_rank(); i < p.num_slots * p.members; i += block.size()) {
+    p.union_ids[base * p.members + i] = kNoId;
+    p.member_probs[base * p.members + i] = 0.0f;
+  }
+  for (int i = slots + block.thread_rank(); i < p.num_slots; i += block.size()) p.union_probs[base + i] = 0.0f;
+}
+
+template <class Block>
+UNITE_HOST_DEVICE void write_failure(const Block& block, const StepParams& p, int64_t row, int32_t status) {
+  write_padding(block, p, row, 0);
+  for (int m = block.thread_rank(); m < p.members; m += block.size()) p.next_ids[row * p.members + m] = kNoId;
+  if (block.thread_rank() == 0) {
+    p.union_size[row] = 0;
+    p.winner[row] = -1;
+    p.status[row] = status;
+  }
+}
+
+// Weighted average over the members, in member order so that it is the same everywhere.
+UNITE_HOST_DEVICE inline float average(const StepParams& p, const float* probs) {
+  float sum = 0.0f;
+  for (int m = 0; m < p.members; ++m) sum = plain_sum(sum, p.weights[m] * probs[m]);  // constructed ties stay ties
+  return sum;
+}
+
+// The slot with the largest average among those that the primary can emit, the lowest of equals; -1 without any.
+// By the calling lane group.
+template <class Block>
+UNITE_HOST_DEVICE int choose_slot(const Block& block, const StepParams& p, const SlotRow& row, int slots) {
+  uint64_t best = kNoKey;
+  for (int slot = block.lane(); slot < slots; slot += block.num_lanes()) {
+    const bool emits = row.ids[slot * p.members + p.primary] >= 0 || row.classes[slot] == kEosClass;
+    if (!emits) continue;
+    const uint64_t key = make_key(average(p, row.probs + slot * p.members), slot);
+    best = key > best ? key : best;
+  }
+  return key_id(block.group_max(best));  // kNoKey's id is -1
+}
+
+// The end of a row: from every member's softmax over the slots to the outputs.
+template <class Block>
+UNITE_HOST_DEVICE void combine(const Block& block, const StepParams& p, int64_t row, const SlotRow& in, int slots) {
+  const int64_t base = row * p.num_slots;
+  for (int i = block.thread_rank(); i < slots * p.members; i += block.size()) {
+    p.union_ids[base * p.members + i] = untag(in.ids[i]);
+    p.member_probs[base * p.members + i] = in.probs[i];
+  }
+  for (int slot = block.thread_rank(); slot < slots; slot += block.size())
+    p.union_probs[base + slot] = average(p, in.probs + slot * p.members);
+  write_padding(block, p, row, slots);
+
+  if (block.group_rank() != 0) return;
+  const int winner = choose_slot(block, p, in, slots);
+  if (block.lane() != 0) return;
+  for (int m = 0; m < p.members; ++m)
+    p.next_ids[row * p.members + m] = winner < 0 ? kNoId : untag(in.ids[winner * p.members + m]);
+  p.union_size[row] = slots;
+  p.winner[row] = winner;
+  p.status[row] = winner < 0 ? 1 + p.primary : kOk;
+}
+
+}  // namespace detail
+
+// s.top (and s.log_sum for Score::kProbs) must be visible to the whole block.
+template <class Block>
+UNITE_HOST_DEVICE void fuse_row(Block& block, const StepParams& p, int64_t row, const RowScratch& s) {
+  const int32_t status = detail::find_slots(block, p, row, s);
+  if (status != kOk) return detail::write_failure(block, p, row, status);
+  const int slots = *s.size;
+
+  detail::fill(block, p, row, s, slots);
+  if (p.duplicates == Duplicates::kDrop)
+    for (int m = 0; m < p.members; ++m)
+      detail::drop_duplicates(block, s.table, s.slot_id + m, s.slot_score + m, slots, p.members);
+  for (int m = block.group_rank(); m < p.members; m += block.num_groups())
+    softmax(block, s.slot_score + m, slots, p.members);
+  block.sync();
+  detail::combine(block, p, row, {s.slot_id, s.slot_class, s.slot_score}, slots);
+}
+
+}  // namespace unite

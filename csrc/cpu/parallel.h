@@ -1,0 +1,24 @@
+// How the host runs things side by side.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace unite {
+
+// `run` calls task(i) once for every i in [0, tasks), in any order, on any threads, and returns when all are done;
+// exceptions of a task come out of it.
+struct Parallel {
+  using Task = std::function<void(int64_t)>;
+
+  int num_threads = 1;
+  std::function<void(int64_t tasks, const Task& task)> run;
+
+  static Parallel serial() {
+    return {1, [](int64_t tasks, const Task& task) {
+              for (int64_t i = 0; i < tasks; ++i) task(i);
+            }};
+  }
+};
+
+}  // namespace unite

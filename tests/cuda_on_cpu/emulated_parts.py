@@ -1,0 +1,220 @@
+"""The CUDA kernels of the step's parts, called like `unite_ext.step_parts`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from cuda_on_cpu.emulator import (
+    COUNTER_BYTES,
+    DTYPES,
+    POLICIES,
+    Emulator,
+    MemberLogits,
+    Schedule,
+    StepParams,
+    launch_config,
+    poisoned,
+)
+from torch import Tensor
+
+from unite_ext.alignment import VocabAlignment
+from unite_ext.exchange import UnionSlots
+from unite_ext.reference import StepResult
+
+SCORES, DUPLICATES = ["logits", "probs"], ["repeat", "drop"]
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("row_stride", ctypes.c_int64), ("stride", ctypes.c_int64)]
+
+    @staticmethod
+    def of(tensor: Tensor) -> Matrix:
+        return Matrix(tensor.data_ptr(), *tensor.stride())
+
+
+def pointers(*names: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_void_p) for name in names]
+
+
+def integers(*names: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_int32) for name in names]
+
+
+class TopKeysPart(ctypes.Structure):
+    """csrc/core/part_params.h, field by field; so are the next."""
+
+    _fields_ = [("step", StepParams), *pointers("keys", "log_sums")]
+
+
+class UnionPart(ctypes.Structure):
+    _fields_ = [("step", StepParams), *pointers("keys", "slots", "slot_classes")]
+
+
+class GatherPart(ctypes.Structure):
+    _fields_ = [
+        ("logits", MemberLogits),
+        *integers("batch", "num_slots"),
+        ("ids", Matrix),
+        ("wide_ids", Matrix),
+        *pointers("values"),
+    ]
+
+
+class ScorePart(ctypes.Structure):
+    _fields_ = [
+        *integers("batch", "num_slots", "k", "score", "duplicates"),
+        ("values", Matrix),
+        ("slots", Matrix),
+        *pointers("union_size"),
+        ("keys", Matrix),
+        *pointers("log_sums", "probs"),
+    ]
+
+
+class CombinePart(ctypes.Structure):
+    _fields_ = [("step", StepParams), *pointers("member_probs", "slots", "slot_classes", "union_size", "status")]
+
+
+@dataclass
+class EmulatedParts:
+    """The five kernels on the CPU; `threads` and `slices` shape the launch of the first."""
+
+    emulator: Emulator
+    threads: int = 64
+    slices: int = 2
+    schedule: Schedule = field(default_factory=Schedule)
+    workspace: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        parts = (TopKeysPart, UnionPart, GatherPart, ScorePart, CombinePart)
+        size_of = self.emulator.lib.emu_part_bytes
+        size_of.restype = ctypes.c_size_t
+        assert [size_of(i) for i in range(len(parts))] == [ctypes.sizeof(part) for part in parts]
+
+    def top_k_keys(
+        self, logits: Tensor, alignment: VocabAlignment, member: int, *, k: int, score: str
+    ) -> tuple[Tensor, Tensor]:
+        """As `step_parts.top_k_keys`."""
+        batch = logits.shape[0]
+        keys = poisoned(torch.int64, logits.device, batch, k)
+        log_sums = poisoned(torch.float32, logits.device, batch)
+        step = StepParams(batch, 1, k, 0, k, SCORES.index(score))
+        eligible = alignment.eligible.data_ptr() + 4 * alignment.eligible_offsets[member]
+        size = alignment.vocab_sizes[member]
+        step.logits[0] = MemberLogits(logits.data_ptr(), logits.stride(0), eligible, size, DTYPES[logits.dtype])
+        part = TopKeysPart(step, keys.data_ptr(), log_sums.data_ptr())
+
+        self._start({"keys": keys, "log_sums": log_sums}, {"eligible": alignment.eligible})
+        for row in logits:  # what lies between the rows is nobody's
+            self.emulator.announce("logits", row.data_ptr(), row.nbytes)
+        config = launch_config(step, self.threads, self.slices)
+        workspace = self.workspace
+        if workspace is None:
+            workspace = torch.zeros(self.emulator.workspace_bytes(step, config), dtype=torch.uint8)
+        start, records = workspace.data_ptr(), workspace.nbytes - COUNTER_BYTES
+        self.emulator.announce("arrivals", start, COUNTER_BYTES, writable=True)
+        self.emulator.announce("records", start + COUNTER_BYTES, records, initialised=False, writable=True)
+        given = (ctypes.c_void_p(start), ctypes.c_size_t(workspace.nbytes), ctypes.byref(config))
+        self.emulator.call("emu_top_k_keys", ctypes.byref(part), *given)
+        return keys, log_sums
+
+    def unite_keys(
+        self, keys: Tensor, alignment: VocabAlignment, *, primary: int = 0, include: Tensor | None = None
+    ) -> UnionSlots:
+        """As `step_parts.unite_keys`."""
+        batch, members, k = keys.shape
+        width = members * k + (include is not None)
+        union = UnionSlots(
+            *[poisoned(torch.int32, keys.device, batch, *shape) for shape in ((width, members), (width,), (), ())]
+        )
+        step = StepParams(batch, members, k, primary, width)
+        for m, size in enumerate(alignment.vocab_sizes):
+            step.logits[m].vocab_size = size
+        step.map, step.log2_capacity = alignment.table.data_ptr(), alignment.log2_capacity
+        step.class_ids = alignment.class_ids.data_ptr()
+        step.include = None if include is None else include.data_ptr()
+        step.union_size, step.status = union.union_size.data_ptr(), union.status.data_ptr()
+        part = UnionPart(step, keys.data_ptr(), union.slots.data_ptr(), union.slot_classes.data_ptr())
+
+        inputs = {"keys": keys, "table": alignment.table, "class_ids": alignment.class_ids}
+        self._start(union._asdict(), inputs | ({} if include is None else {"include": include}))
+        self.emulator.call("emu_unite_keys", ctypes.byref(part))
+        return union
+
+    def gather_logits(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """As `step_parts.gather_logits`."""
+        values = poisoned(torch.float32, logits.device, *ids.shape)
+        rows = MemberLogits(logits.data_ptr(), logits.stride(0), None, logits.shape[1], DTYPES[logits.dtype])
+        part = GatherPart(rows, *ids.shape, values=values.data_ptr())
+        setattr(part, "ids" if ids.dtype == torch.int32 else "wide_ids", Matrix.of(ids))
+
+        self._start({"values": values}, {"ids": ids})
+        for row in logits:
+            self.emulator.announce("logits", row.data_ptr(), row.nbytes)
+        self.emulator.call("emu_gather_logits", ctypes.byref(part))
+        return values
+
+    def score_slots(
+        self,
+        values: Tensor,
+        slots: Tensor,
+        union_size: Tensor,
+        keys: Tensor,
+        log_sums: Tensor,
+        *,
+        score: str,
+        duplicates: str,
+    ) -> Tensor:
+        """As `step_parts.score_slots`."""
+        probs = poisoned(torch.float32, values.device, *values.shape)
+        part = ScorePart(*values.shape, keys.shape[1], SCORES.index(score), DUPLICATES.index(duplicates))
+        part.values, part.slots, part.keys = Matrix.of(values), Matrix.of(slots), Matrix.of(keys)
+        part.union_size, part.log_sums = union_size.data_ptr(), log_sums.data_ptr()
+        part.probs = probs.data_ptr()
+
+        inputs = {"values": values, "slots": slots, "union_size": union_size, "keys": keys, "log_sums": log_sums}
+        self._start({"probs": probs}, inputs)
+        self.emulator.call("emu_score_slots", ctypes.byref(part))
+        return probs
+
+    def combine_slots(
+        self, member_probs: Tensor, union: UnionSlots, *, primary: int = 0, weights: Sequence[float] | None = None
+    ) -> StepResult:
+        """As `step_parts.combine_slots`."""
+        batch, width, members = member_probs.shape
+        device = member_probs.device
+        result = StepResult(
+            next_ids=poisoned(torch.int64, device, batch, members),
+            union_ids=poisoned(torch.int64, device, batch, width, members),
+            union_size=poisoned(torch.int32, device, batch),
+            winner=poisoned(torch.int32, device, batch),
+            union_probs=poisoned(torch.float32, device, batch, width),
+            member_probs=poisoned(torch.float32, device, batch, width, members),
+            status=poisoned(torch.int32, device, batch),
+        )
+        step = StepParams(batch, members, 0, primary, width)
+        weights = [1.0] * members if weights is None else weights
+        for m, weight in enumerate(weights):
+            step.weights[m] = weight / sum(weights)
+        for name, tensor in result._asdict().items():
+            setattr(step, name, tensor.data_ptr())
+        part = CombinePart(step, member_probs.data_ptr(), *[tensor.data_ptr() for tensor in union])
+
+        inputs = {f"given {name}": tensor for name, tensor in union._asdict().items()}
+        self._start(result._asdict(), inputs | {"given member_probs": member_probs})
+        self.emulator.call("emu_combine_slots", ctypes.byref(part))
+        return result
+
+    def _start(self, outputs: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
+        """Announces every buffer to the race checker, and the schedule."""
+        self.emulator.lib.emu_forget_buffers()
+        for name, tensor in outputs.items():
+            self.emulator.announce(name, tensor.data_ptr(), tensor.nbytes, initialised=False, writable=True)
+        for name, tensor in inputs.items():
+            reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())) + 1
+            self.emulator.announce(name, tensor.data_ptr(), reach * tensor.element_size())
+        s = self.schedule
+        self.emulator.lib.emu_options(s.seed, POLICIES[s.policy], s.resident, s.preempt, s.preempt_access)

@@ -1,0 +1,359 @@
+"""The engine: requests join, take their steps beside others, and leave.
+
+Everything that generates or scores text runs on it. A step of the engine admits waiting requests where there is room,
+reads some of the prompts of those that have joined, and takes one step of all that are running. What a request gives
+does not depend on who runs beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+
+from .._arguments import check_integer
+from ..members.base import BaseMember, Prompt
+from ..members.memory import free_bytes
+from ..methods.base import TokenMethod
+from ..options import GenerationOptions
+from ..vocab.alignment import VocabAlignment
+from ..vocab.text_sync import TextSync
+from .batch import MemberOutOfMemory, StepRunner
+from .processors import check_processors
+from .request import Request
+
+logger = logging.getLogger(__name__)
+
+PREFILL_CHUNK = 512
+_KEPT_FREE = 0.1  # of the memory that is free at first: passes need some beside the caches
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A request has its whole text."""
+
+    request: Request
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A request has ended with `request.error`."""
+
+    request: Request
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """A request has one token more."""
+
+    request: Request
+
+
+Event = Advanced | Finished | Failed
+
+
+class Engine:
+    """Runs requests together on the members of an ensemble.
+
+    Parameters
+    ----------
+    members : sequence of BaseMember
+    alignment : VocabAlignment
+        Of these members.
+    primary : int
+        The member that leads.
+    max_requests : int
+        How many run side by side.
+    prefill_chunk : int
+        How many ids of new prompts every member reads between two steps of the running requests.
+    cache_memory : int, optional
+        Bytes that the members' caches may take on each device; by default what is free when the engine is made, less
+        a tenth. Requests that do not fit wait.
+    compiled : bool
+        Run the members through `torch.compile`, see `UniteEnsemble`.
+    expected_length : int
+        How many ids the longest request will have, for caches of fixed shape.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[BaseMember],
+        alignment: VocabAlignment,
+        *,
+        primary: int = 0,
+        max_requests: int = 256,
+        prefill_chunk: int = PREFILL_CHUNK,
+        cache_memory: int | None = None,
+        compiled: bool = False,
+        expected_length: int = 0,
+    ) -> None:
+        check_integer("max_requests", max_requests, 1, 2**31)
+        check_integer("prefill_chunk", prefill_chunk, 1, 2**31)
+        if cache_memory is not None:
+            check_integer("cache_memory", cache_memory, 1, 2**63 - 1)
+        self.members = list(members)
+        self.primary = primary
+        self.alignment = alignment.to(self.members[primary].device)
+        self.contexts = [
+            member.new_context(max_requests=max_requests, compiled=compiled, expected_length=expected_length)
+            for member in self.members
+        ]
+        self.runner = StepRunner(self.members, self.contexts, self.alignment, primary)
+        self._shares_ids = [f == self.alignment.fingerprints[primary] for f in self.alignment.fingerprints]
+        self._max_requests = max_requests
+        self._room = max_requests  # how many may run at present: fewer after a lack of memory
+        self._prefill_chunk = prefill_chunk
+        self._memory = _Memory(self.members, cache_memory)
+        self._next_key = 0
+        self._waiting: deque[Request] = deque()
+        self._joined: dict[int, Request] = {}
+        self._running: dict[int, Request] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or runs."""
+        return bool(self._waiting or self._joined or self._running)
+
+    @property
+    def num_running(self) -> int:
+        """How many requests have joined, those whose prompt is still being read included."""
+        return len(self._joined) + len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many requests wait for room."""
+        return len(self._waiting)
+
+    def encode(self, prompt: Prompt) -> list[list[int]]:
+        """A prompt's ids in every member. ValueError for one that some member cannot take."""
+        return [member.encode_prompt(prompt) for member in self.members]
+
+    def submit(
+        self,
+        prompt: Prompt | Sequence[Sequence[int]],
+        method: TokenMethod,
+        options: GenerationOptions | None = None,
+        *,
+        index: int | None = None,
+        seed: int = 0,
+        keeps_records: bool = False,
+        targets: Sequence[int] | None = None,
+    ) -> Request:
+        """Take a request; it starts in a later `step`.
+
+        Parameters
+        ----------
+        prompt : str, messages, or per member the prompt's ids
+        method : TokenMethod
+            What decides its steps, made for this engine's members. Requests with the same object share launches.
+        options : GenerationOptions, optional
+        index : int, optional
+            Its number among the caller's prompts; in order of submission by default.
+        seed : int
+            With `do_sample`, the request draws from a generator seeded with seed + index.
+        keeps_records : bool
+            Keep a `StepRecord` of every step.
+        targets : sequence of int, optional
+            Ids of the primary that are emitted whatever the members say, to be scored.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The prompt or an option is wrong.
+        """
+        options = options or GenerationOptions()
+        check_processors(options, len(self.members))
+        if options.do_sample and not method.samples:
+            raise ValueError(f"do_sample must be False with method {method.name!r}, which takes the best token")
+        if targets is not None and not targets:
+            raise ValueError("targets must hold at least one id, got none")
+        ids = _encoded(prompt) or self.encode(cast("Prompt", prompt))
+        if len(ids) != len(self.members):
+            raise ValueError(f"prompt must hold one list of ids per member, {len(self.members)}, got {len(ids)}")
+        key = self._next_key
+        self._next_key += 1
+        index = key if index is None else index
+        request = Request(
+            key=key,
+            index=index,
+            prompt_ids=ids,
+            options=options,
+            method=method,
+            syncs=[None if s else TextSync(v) for s, v in zip(self._shares_ids, self.alignment.vocabularies)],
+            generator=_generator(seed + index) if options.do_sample else None,
+            keeps_records=keeps_records,
+            targets=targets,
+        )
+        self._waiting.append(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """End a request where it stands; it leaves nothing behind. One that has ended is left alone."""
+        if request in self._waiting:
+            self._waiting.remove(request)
+        self._leave(request)
+
+    def step(self) -> list[Event]:
+        """Admit, read prompts, and take one step of all running requests; returns what has happened.
+
+        A request appears once: with its new token, or at its end. Nothing is returned while only prompts are read.
+        """
+        events: list[Event] = []
+        try:
+            self._admit(events)
+            for m, context in enumerate(self.contexts):
+                _guarded(m, partial(context.prefill, self._prefill_chunk))
+            self._start(events)
+            running = list(self._running.values())
+            if running:
+                self.runner.step(running)
+        except MemberOutOfMemory as error:
+            self._make_room(error, events)
+            return events
+        for request in running:
+            if request.error is not None:
+                events.append(Failed(request))
+            elif request.finish_reason:
+                events.append(Finished(request))
+            else:
+                events.append(Advanced(request))
+                continue
+            self._leave(request)
+        return events
+
+    def _admit(self, events: list[Event]) -> None:
+        """Let waiting requests join, in order, as far as there is room."""
+        while self._waiting and self.num_running < self._room:
+            request = self._waiting[0]
+            active = [*self._running.values(), *self._joined.values()]
+            lack = self._memory.lack(request, active)
+            if lack:
+                if active:
+                    return
+                self._waiting.popleft()
+                request.error = RuntimeError(f"prompt {request.index} {lack}")
+                events.append(Failed(request))
+                continue
+            self._waiting.popleft()
+            self._join(request)
+
+    def _join(self, request: Request) -> None:
+        self._joined[request.key] = request
+        for m, context in enumerate(self.contexts):
+            context.join(request.key, request.context_ids(m))
+
+    def _start(self, events: list[Event]) -> None:
+        """Let those run whose prompts have been read in every member."""
+        for request in list(self._joined.values()):
+            if not all(context.ready(request.key) for context in self.contexts):
+                continue
+            if request.num_steps == 0 and request.state is None:
+                try:
+                    _guarded(self.primary, partial(self._begin, request))
+                except ValueError as error:
+                    request.error = error
+                    events.append(Failed(request))
+                    self._leave(request)
+                    continue
+            del self._joined[request.key]
+            self._running[request.key] = request
+
+    def _begin(self, request: Request) -> None:
+        request.state = request.method.start(request.prompt_ids)
+
+    def _leave(self, request: Request) -> None:
+        joined = self._joined.pop(request.key, None)
+        running = self._running.pop(request.key, None)
+        if joined is None and running is None:
+            return
+        for context in self.contexts:
+            context.leave(request.key)
+        if not self.num_running:
+            self._room = self._max_requests
+
+    def _make_room(self, error: MemberOutOfMemory, events: list[Event]) -> None:
+        """After a lack of memory: the newer half goes back to the queue, the others read their contexts again."""
+        active = sorted([*self._running.values(), *self._joined.values()], key=lambda request: request.key)
+        member, lengths = self.members[error.member], [len(r.context_ids(error.member)) for r in active]
+        for request in active:
+            self._leave(request)
+        if len(active) == 1:
+            self._room = self._max_requests
+            active[0].error = RuntimeError(
+                f"{member.name} is out of memory on {member.device} with one request of {lengths[0]} ids: try a "
+                "shorter prompt, a 16-bit dtype, quantization_config, or another device for this member"
+            )
+            active[0].error.__cause__ = error.__cause__
+            events.append(Failed(active[0]))
+            return
+        kept = len(active) // 2
+        self._room = kept
+        logger.warning(
+            "%s is out of memory on %s with %d requests of up to %d ids: %d go on, the others wait. A smaller "
+            "batch_size avoids reading their prompts again",
+            member.name, member.device, len(active), max(lengths), kept,
+        )  # fmt: skip
+        self._waiting.extendleft(reversed(active[kept:]))
+        for request in active[:kept]:
+            self._join(request)
+
+
+class _Memory:
+    """Whether another request's caches fit: bytes per id are known, lengths are bounded by what was asked for."""
+
+    def __init__(self, members: Sequence[BaseMember], limit: int | None) -> None:
+        self._members = members
+        self._limit = limit
+        self._limits: dict[torch.device, float] = {}
+
+    def lack(self, request: Request, active: Sequence[Request]) -> str:
+        """Why a request does not fit beside others; empty where it does. Rows of a cache are as wide as the widest."""
+        needed: dict[torch.device, int] = {}
+        for m, member in enumerate(self._members):
+            if member.bytes_per_token:
+                widest = max(self._length(other, m) for other in (*active, request))
+                size = (len(active) + 1) * widest * member.bytes_per_token
+                needed[member.device] = needed.get(member.device, 0) + size
+        for device, size in needed.items():
+            if size > self._free(device):
+                return (
+                    f"needs up to {size / 1e9:.2f} GB for caches on {device}, where {self._free(device) / 1e9:.2f} GB "
+                    "are free: shorten it, ask for fewer new tokens, or use another device for a member"
+                )
+        return ""
+
+    def _length(self, request: Request, m: int) -> int:
+        """The most ids that a request can come to have in a member."""
+        length = len(request.prompt_ids[m]) + max(request.options.max_new_tokens, len(request.targets or ()))
+        limit = self._members[m].context_length
+        return length if limit is None else min(length, max(limit, len(request.prompt_ids[m])))
+
+    def _free(self, device: torch.device) -> float:
+        if device not in self._limits:
+            free = self._limit if self._limit is not None else free_bytes(device)
+            kept = 0.0 if self._limit is not None else _KEPT_FREE
+            self._limits[device] = float("inf") if free is None else (1 - kept) * free
+        return self._limits[device]
+
+
+def _guarded(member: int, call: Callable[[], None]) -> None:
+    try:
+        call()
+    except torch.OutOfMemoryError as error:
+        raise MemberOutOfMemory(member) from error
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator(device="cpu").manual_seed(seed % 2**63)
+
+
+def _encoded(prompt: object) -> list[list[int]]:
+    """Copies of a prompt's ids where it is given as such, else nothing."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], list):
+        return [list(own) for own in prompt]
+    return []

@@ -1,0 +1,62 @@
+"""What one call does: from keyword options to typed ones and the method that decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..methods.base import Method, TokenMethod
+from ..methods.registry import check_method
+from ..options import STEP_FIELDS, GenerationOptions, StepOptions, generation_options, step_options
+
+METHOD_FIELDS = ("method", "method_options")
+MakeMethod = Callable[[str | Method, Mapping[str, Any] | None, StepOptions], Method]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one call does: its options, checked, and the method that decides."""
+
+    step: StepOptions
+    method: Method
+    method_options: Mapping[str, Any] | None
+    generation: GenerationOptions
+
+    @property
+    def token_method(self) -> TokenMethod:
+        """The method, which must decide token by token. TypeError for another."""
+        if not isinstance(self.method, TokenMethod):
+            raise TypeError(f"method {self.method.name!r} chooses among whole answers: it has no steps")
+        return self.method
+
+    def draw_seed(self) -> int:
+        """The seed that prompt 0 draws with; from torch's global generator where none is given."""
+        options = self.generation
+        if options.do_sample and options.seed is None:
+            return int(torch.randint(2**31, (), device="cpu"))
+        return options.seed or 0
+
+
+def make_plan(
+    options: Mapping[str, Any],
+    defaults: StepOptions,
+    method: str | Method,
+    own: Mapping[str, Any] | None,
+    make_method: MakeMethod,
+    members: int,
+    *,
+    generates: bool,
+) -> Plan:
+    """Check the keyword options of a call, see `UniteEnsemble.plan`."""
+    step = step_options(options, defaults).check(members)
+    check_method(method, own, members)
+    if not generates and (unknown := options.keys() - {*STEP_FIELDS, *METHOD_FIELDS}):
+        raise TypeError(f"unknown option {sorted(unknown)[0]!r}")
+    generation = generation_options(options, METHOD_FIELDS)
+    made = make_method(method, own, step)
+    if generation.do_sample and isinstance(made, TokenMethod) and not made.samples:
+        raise ValueError(f"do_sample must be False with method {made.name!r}, which takes the best token")
+    return Plan(step, made, own, generation)

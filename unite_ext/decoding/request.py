@@ -1,0 +1,136 @@
+"""One request: a prompt, what is asked of it, and what has become of it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..methods.base import TokenMethod
+    from ..options import GenerationOptions
+    from ..vocab.text_sync import TextSync
+
+
+@dataclass
+class StepRecord:
+    """One step of one request: the union and what every member thought of it."""
+
+    union_ids: list[list[int]]
+    """[U][M]: each member's id of every slot, -1 where it cannot spell it."""
+    union_probs: list[float]
+    """[U]: the weighted average."""
+    member_probs: list[list[float]]
+    """[U][M]: every member's softmax over the union."""
+    winner: int
+    """Index of the slot taken."""
+    gated: bool = False
+    """Whether the primary's token was taken without asking the others."""
+
+
+@dataclass(frozen=True)
+class TargetScore:
+    """How likely one given token was."""
+
+    log_prob: float
+    """Natural logarithm of the probability of emitting its text."""
+    is_greedy: bool
+    """Whether the ensemble would have taken it."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt that an engine works on, and its result when `finish_reason` or `error` is set."""
+
+    key: int
+    """Its number in the engine, in order of submission."""
+    index: int
+    """Its number among the caller's prompts; sampling draws by it."""
+    prompt_ids: list[list[int]]
+    """Per member."""
+    options: GenerationOptions
+    method: TokenMethod
+    syncs: list[TextSync | None]
+    """Per member what keeps its ids equal to the text; None where it takes the primary's ids."""
+    generator: torch.Generator | None = None
+    """What sampling draws from."""
+    keeps_records: bool = False
+    targets: Sequence[int] | None = None
+    """Ids of the primary that are emitted whatever the members say, to be scored."""
+
+    text: bytearray = field(default_factory=bytearray)
+    ids: list[int] = field(default_factory=list)
+    """The primary's."""
+    finish_reason: str = ""
+    """"eos", "stop" or "length"; empty while it runs."""
+    error: Exception | None = None
+    """Why it failed."""
+    num_steps: int = 0
+    gated_steps: int = 0
+    records: list[StepRecord] = field(default_factory=list)
+    scores: list[TargetScore] = field(default_factory=list)
+    """Of the targets so far."""
+    state: object = None
+    """What the method knows of this request."""
+    stops: tuple[bytes, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stops = self.options.stops
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come."""
+        return bool(self.finish_reason) or self.error is not None
+
+    def emit(self, token_id: int, data: bytes) -> None:
+        """Append one token of the primary; cut the text where a stop string begins."""
+        self.ids.append(token_id)
+        start = len(self.text)
+        self.text += data
+        if self.stops:
+            found = [at for stop in self.stops if (at := self.text.find(stop, max(0, start - len(stop) + 1))) >= 0]
+            if found:
+                del self.text[min(found) :]
+                self.finish_reason = "stop"
+
+    def decoded(self) -> str:
+        """The text so far; bytes that are not UTF-8 become the replacement character."""
+        return bytes(self.text).decode("utf-8", errors="replace")
+
+    def token_ids(self, member: int) -> list[int]:
+        """A member's ids of the text, the primary's as it emitted them, without EOS."""
+        sync = self.syncs[member]
+        return list(self.ids if sync is None else sync.ids)
+
+    def context_ids(self, member: int) -> list[int]:
+        """All that a member has to have read: its prompt and its ids of the text."""
+        return self.prompt_ids[member] + self.token_ids(member)
+
+    def settled_length(self) -> int:
+        """How many bytes of the text no stop string can take back any more."""
+        if self.finish_reason:
+            return len(self.text)
+        longest = max(map(len, self.stops), default=1) - 1
+        for held in range(min(longest, len(self.text)), 0, -1):
+            if any(stop.startswith(self.text[-held:]) for stop in self.stops):
+                return len(self.text) - held
+        return len(self.text)
+
+
+@dataclass
+class GenerateOutput:
+    """What `UniteEnsemble.generate(..., return_dict=True)` returns; every list has one entry per prompt."""
+
+    texts: list[str]
+    token_ids: list[list[list[int]]]
+    """[B][M]: each member's ids of the text, the primary's as it emitted them (without EOS)."""
+    finish_reasons: list[str]
+    """"eos", "stop" or "length"."""
+    num_steps: list[int]
+    """Steps taken, the one that chose EOS included."""
+    gated_steps: list[int]
+    """Of these, how many the gate decided."""
+    records: list[list[StepRecord]]
+    """Every step of every prompt."""

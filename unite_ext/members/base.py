@@ -1,0 +1,185 @@
+"""The contract between an ensemble and its members: what a model must offer, wherever it runs.
+
+A `BaseMember` is one model with its tokenizer. Its `Context` is what it has read of every running request. Asked for
+the next token of some requests, a context gives `Scores`. A step needs little of them: every member's k best ids, then
+its logits for the ids of the union. A member whose logits are at hand offers them whole, for the fused step.
+
+docs/extending.md shows how to add a kind of member.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..options import StepOptions
+    from ..vocab.alignment import VocabAlignment
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message]
+"""Text, or chat messages."""
+
+
+class Scores(ABC):
+    """One member's logits for the next token of N requests, whole or by parts."""
+
+    @property
+    @abstractmethod
+    def logits(self) -> Tensor | None:
+        """[N, V] float32, bfloat16 or float16 where all of them are at hand, else None."""
+
+    @abstractmethod
+    def top_k(self, alignment: VocabAlignment, member: int, options: StepOptions) -> tuple[Tensor, Tensor]:
+        """The k best eligible ids.
+
+        Parameters
+        ----------
+        alignment : VocabAlignment
+            Says which ids are eligible.
+        member : int
+            This member's place in the alignment.
+        options : StepOptions
+            Of which `k` and `score` count.
+
+        Returns
+        -------
+        keys : Tensor, int64 [N, k]
+            See `unite_ext.step_parts.top_k_keys`; `unite_ext.exchange.make_keys` makes them of ids and logits.
+        log_sums : Tensor, float32 [N]
+            Zeros unless `score` is "probs".
+        """
+
+    @abstractmethod
+    def gather(self, ids: Tensor) -> Tensor:
+        """The logits of ids, float32 [N, U].
+
+        Parameters
+        ----------
+        ids : Tensor, int32 [N, U]
+            With or without `FIRST_SUB_TOKEN`. Those below 0 have -inf; those of the keys need no logit.
+        """
+
+    @abstractmethod
+    def select(self, rows: Sequence[int]) -> Scores:
+        """Only these rows, in this order."""
+
+
+class Context(ABC):
+    """What one member has read of every running request; requests are named by an integer key.
+
+    A request's ids are its prompt's, then those of the text so far. `join` and `edit` only note what is to be read;
+    `prefill` and `evaluate` run the model.
+    """
+
+    @abstractmethod
+    def join(self, key: int, ids: Sequence[int]) -> None:
+        """Take up a request with so many ids, at least one."""
+
+    @abstractmethod
+    def leave(self, key: int) -> None:
+        """Let go of a request, wherever it stands, and of its memory."""
+
+    @abstractmethod
+    def edit(self, key: int, drop: int, append: Sequence[int]) -> None:
+        """Drop a request's last `drop` ids and append others."""
+
+    @abstractmethod
+    def lengths(self, keys: Sequence[int]) -> list[int]:
+        """How many ids each request has."""
+
+    @abstractmethod
+    def ids(self, key: int) -> list[int]:
+        """A request's ids; not to be changed."""
+
+    def prefill(self, budget: int) -> None:  # noqa: B027  # most kinds read a prompt when they are asked
+        """Read up to `budget` ids of requests that have joined, apart from those that are running."""
+
+    def ready(self, key: int) -> bool:
+        """Whether so much of a request has been read that it can run beside the others."""
+        return True
+
+    @abstractmethod
+    def evaluate(self, keys: Sequence[int]) -> Scores:
+        """Scores for the next token of these requests, one row each, in this order.
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            The engine then lets requests leave and join again: nothing of a context's state needs to be kept.
+        """
+
+
+class BaseMember(ABC):
+    """One model of an ensemble.
+
+    Attributes
+    ----------
+    name : str
+        What messages call it.
+    tokenizer : transformers.PreTrainedTokenizerFast or None
+        What the ensemble's alignment is made from; None where one is given.
+    eos_token_ids : list of int
+        The ids that end a text beside the tokenizer's own.
+    context_length : int or None
+        The longest text the model was made for.
+    num_logits : int
+        V, the width of the model's head.
+    device : torch.device
+        Where its scores are.
+    """
+
+    name: str
+    tokenizer: Any
+    eos_token_ids: list[int]
+    context_length: int | None
+
+    @property
+    @abstractmethod
+    def num_logits(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @abstractmethod
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Ids of a prompt, at least one. ValueError for one that the model cannot take."""
+
+    @abstractmethod
+    def new_context(self, *, max_requests: int, compiled: bool = False, expected_length: int = 0) -> Context:
+        """An empty context for up to `max_requests` running requests.
+
+        `compiled` asks for fixed shapes and a compiled pass; `expected_length` is how long the requests may become.
+        """
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory that every id of a running request takes on `device`, 0 where that is not this process's."""
+        return 0
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that messages are rendered by, None without any."""
+        return None
+
+    def start_ids(self) -> list[int]:
+        """The ids of no text at all, from which a text can begin: BOS, else EOS. Empty where there is neither."""
+        return []
+
+    def token_name(self, token_id: int) -> str:
+        """What to call an id that stands for no text."""
+        return f"<{token_id}>"
+
+    def input_embeddings(self) -> Tensor:
+        """[V, D]: the input embeddings, which some methods compare."""
+        raise ValueError(f"{self.name} does not give its embeddings")
+
+    def negative_log_likelihood(self, ids: Sequence[int]) -> float:
+        """-log p(ids[1:] | ids[0]), in nats."""
+        raise ValueError(f"{self.name} does not give the likelihood of a text")

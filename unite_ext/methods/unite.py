@@ -1,0 +1,85 @@
+"""UNITE: the union of every member's top k (Yao et al., ICLR 2025, arXiv 2410.03777, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..members.base import Scores
+from ..ops import fused_step
+from ..options import StepOptions
+from ..reference import StepResult
+from ..step_parts import combine_slots, score_slots, unite_keys
+from ..vocab.alignment import VocabAlignment
+from .base import TokenMethod
+
+
+class Unite(TokenMethod):
+    """UNITE, see `unite_step`. In one launch where all logits are at hand, else in parts, with the same result."""
+
+    name: ClassVar[str] = "unite"
+    takes_one: ClassVar[bool] = True
+    is_large: ClassVar[bool] = False
+    samples: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = False
+
+    def step(self, scores: Sequence[Scores], states: Sequence[object]) -> StepResult:
+        """See `TokenMethod.step`."""
+        return unite_scores(scores, self.alignment, self.options)
+
+    def likelihood(
+        self, scores: Sequence[Scores], states: Sequence[object], targets: Tensor
+    ) -> tuple[Tensor, StepResult]:
+        """See `TokenMethod.likelihood`."""
+        step = unite_scores(scores, self.alignment, self.options, include=targets)
+        return emission_probability(step, targets, self.alignment, self.primary), step
+
+
+def unite_scores(
+    scores: Sequence[Scores], alignment: VocabAlignment, options: StepOptions, include: Tensor | None = None
+) -> StepResult:
+    """One step of UNITE from members' scores; `include` as in `unite_step`. Nothing is checked, nothing waits."""
+    logits = [x for own in scores if (x := own.logits) is not None]
+    if len(logits) == len(scores):
+        return fused_step(logits, alignment, options, include=include)
+    return step_in_parts(scores, alignment, options, include)
+
+
+def step_in_parts(
+    scores: Sequence[Scores], alignment: VocabAlignment, options: StepOptions, include: Tensor | None = None
+) -> StepResult:
+    """`unite_scores` from what members give without their logits: their keys, then their logits of the slots."""
+    tops = [own.top_k(alignment, m, options) for m, own in enumerate(scores)]
+    keys = torch.stack([keys for keys, _ in tops], dim=1)
+    union = unite_keys(keys, alignment, primary=options.primary, include=include)
+    probs = []
+    for m, (own, top) in enumerate(zip(scores, tops)):
+        slots = union.slots[:, :, m]
+        values = own.gather(slots)
+        given = (values, slots, union.union_size, *top)
+        probs.append(score_slots(*given, score=options.score, duplicates=options.duplicates))
+    return combine_slots(torch.stack(probs, dim=2), union, primary=options.primary, weights=options.weights)
+
+
+def emission_probability(step: StepResult, targets: Tensor, alignment: VocabAlignment, primary: int) -> Tensor:
+    """The probability that a step emits the text of given ids of the primary.
+
+    It is the sum over the slots whose id in the primary has the target's text: a slot of a foreign text counts for its
+    first sub-token, which is what it would emit.
+
+    Parameters
+    ----------
+    step : StepResult
+    targets : Tensor, int64 [N]
+
+    Returns
+    -------
+    Tensor, float32 [N]
+    """
+    classes = alignment.classes[primary]
+    ids = step.union_ids[:, :, primary]
+    same = (ids >= 0) & (classes[ids.clamp(min=0)] == classes[targets][:, None])
+    return (step.union_probs * same).sum(dim=1)

@@ -1,0 +1,151 @@
+"""The options of a step and of a generation: checked once, when they are made, and passed on as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any
+
+from ._arguments import (
+    DUPLICATES,
+    SCORES,
+    check_choice,
+    check_integer,
+    check_step_options,
+    normalize_weights,
+)
+from ._core import MAX_K
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """The options of one step, see `unite_step`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value is wrong whatever the members are; `check` looks at the rest.
+    """
+
+    k: int = 10
+    primary: int = 0
+    weights: tuple[float, ...] | None = None
+    """One per member, any scale; None for uniform."""
+    score: str = "logits"
+    duplicates: str = "repeat"
+
+    def __post_init__(self) -> None:
+        check_integer("k", self.k, 1, MAX_K)
+        check_integer("primary", self.primary, 0, 2**31)
+        check_choice("score", self.score, SCORES)
+        check_choice("duplicates", self.duplicates, DUPLICATES)
+        if self.weights is not None:
+            values = self.weights.tolist() if hasattr(self.weights, "tolist") else self.weights
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise TypeError(f"weights must be numbers, one per member, got {values!r}")
+            normalize_weights(values, len(values))
+            object.__setattr__(self, "weights", tuple(float(value) for value in values))
+
+    def check(self, members: int) -> StepOptions:
+        """Raise ValueError where the options do not fit so many members. Returns itself."""
+        check_step_options(members, self.k, self.primary, self.score, self.duplicates)
+        normalize_weights(self.weights, members)
+        return self
+
+    def normalized_weights(self, members: int) -> list[float]:
+        """One weight per member, together 1."""
+        return list(_normalized(self.weights, members))
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """The options of `UniteEnsemble.generate` that do not belong to a single step.
+
+    Names and meanings are those of Hugging Face's `GenerationConfig`, applied to the averaged probabilities of the
+    union. They change nothing by default: decoding is greedy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value is wrong.
+    """
+
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    """Until then no member may propose EOS."""
+    stop: str | Sequence[str] | None = ()
+    """Strings that end the text; they are cut off, together with whatever follows."""
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """Sample among this many slots, 0 for all. The paper's k is `k`."""
+    seed: int | None = None
+    """Prompt i draws from a generator seeded with seed + i; None takes the seed from torch's global generator."""
+    repetition_penalty: float = 1.0
+    """Applied by every member to the ids of its own context."""
+    logits_processor: Sequence[Any] | None = None
+    """Per member a `LogitsProcessor`, a list of them, or None."""
+    gate: float | None = None
+    """A step takes the primary's token without asking the others when its probability there is above this."""
+
+    def __post_init__(self) -> None:
+        check_integer("max_new_tokens", self.max_new_tokens, 1, 2**31)
+        check_integer("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
+        stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if any(not isinstance(s, str) for s in stop):
+            raise TypeError(f"stop must be a string or strings, got {self.stop!r}")
+        if "" in stop:
+            raise ValueError("stop must not hold an empty string")
+        object.__setattr__(self, "stop", stop)
+        check_integer("top_k", self.top_k, 0, 2**31)
+        _check_number("temperature", self.temperature, lambda v: v > 0, "above 0")
+        _check_number("top_p", self.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
+        _check_number("repetition_penalty", self.repetition_penalty, lambda v: v > 0, "above 0")
+        if self.gate is not None:
+            _check_number("gate", self.gate, lambda v: 0 <= v <= 1, "from 0 to 1")
+        if self.seed is not None:
+            check_integer("seed", self.seed, 0, 2**63 - 1)
+
+    @property
+    def stops(self) -> tuple[bytes, ...]:
+        """The stop strings as bytes; half characters of a command line stay what they are."""
+        return tuple(s.encode("utf-8", "surrogatepass") for s in self.stop or ())
+
+
+STEP_FIELDS = tuple(field.name for field in fields(StepOptions))
+GENERATION_FIELDS = tuple(field.name for field in fields(GenerationOptions))
+
+
+def step_options(given: Mapping[str, Any], defaults: StepOptions) -> StepOptions:
+    """The step options among keyword options, the others as in `defaults`."""
+    return replace(defaults, **{name: given[name] for name in STEP_FIELDS if name in given})
+
+
+def generation_options(given: Mapping[str, Any], also: Sequence[str] = ()) -> GenerationOptions:
+    """The generation options among keyword options, of which `also` names those that belong elsewhere.
+
+    Raises
+    ------
+    TypeError
+        A name is unknown; the known ones are listed.
+    """
+    unknown = given.keys() - {*STEP_FIELDS, *GENERATION_FIELDS, *also}
+    if unknown:
+        known = ", ".join(sorted([*STEP_FIELDS, *GENERATION_FIELDS, *also]))
+        raise TypeError(f"unknown option {sorted(unknown)[0]!r}; the options are {known}")
+    return GenerationOptions(**{name: given[name] for name in GENERATION_FIELDS if name in given})
+
+
+@lru_cache(maxsize=256)
+def _normalized(weights: tuple[float, ...] | None, members: int) -> tuple[float, ...]:
+    return tuple(normalize_weights(weights, members))
+
+
+def _check_number(name: str, value: float, good: Callable[[float], bool], expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and good(value)):
+        raise ValueError(f"{name} must be {expected}, got {value}")

@@ -1,0 +1,266 @@
+"""The step in five parts, for members whose logits are not at hand: on other devices, other hosts, or behind a server.
+
+Together they are `unite_step`, bit for bit on one kind of device, and only a few numbers per row have to travel::
+
+    keys, log_sums = top_k_keys(logits, alignment, m, k=k, score=score)            # each member, where it runs
+    union = unite_keys(torch.stack(all_keys, dim=1), alignment, primary=primary)   # anywhere: the same everywhere
+    values = gather_logits(logits, union.slots[:, :, m])                           # each member
+    probs = score_slots(values, union.slots[:, :, m], union.union_size, keys, log_sums, score=score, duplicates=rule)
+    step = combine_slots(torch.stack(all_probs, dim=2), union, primary=primary)    # anywhere
+
+A member that has no logits, only a server's answers, makes its keys with `unite_ext.exchange.make_keys` and fills
+`values` itself. `unite_ext.reference` states every part under the same name in plain PyTorch. On CUDA each is one
+kernel launch, and nothing waits.
+
+Shapes: B rows, M members, V logits of one member, U = M * k slots, one more with `include`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _arguments, _backend
+from ._core import MAX_MEMBERS
+from .exchange import UnionSlots
+from .reference import StepResult
+from .vocab.alignment import VocabAlignment
+
+
+def top_k_keys(
+    logits: Tensor, alignment: VocabAlignment, member: int, *, k: int = 10, score: str = "logits"
+) -> tuple[Tensor, Tensor]:
+    """One member's k best eligible ids, as keys that order by logit, then id.
+
+    Parameters
+    ----------
+    logits : Tensor
+        [B, V] float32, bfloat16 or float16, any row stride, contiguous in the last dimension.
+    alignment : VocabAlignment
+        The members' vocabularies, on the logits' device.
+    member : int
+        Whose logits these are.
+    k, score
+        As in `unite_step`.
+
+    Returns
+    -------
+    keys : Tensor
+        [B, k] int64, best first, padded with `unite_ext.exchange.NO_KEY`.
+    log_sums : Tensor
+        [B] float32: the log of the sum of exp(logit - largest) over the eligible ids; 0 with `score="logits"`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong; nothing has been computed.
+    RuntimeError
+        CUDA tensors without the CUDA module, or an error of the device. So for every part.
+    """
+    _arguments.check_alignment(alignment)
+    _arguments.check_integer("member", member, 0, alignment.num_members - 1)
+    _arguments.check_rows("logits", logits, alignment.vocab_sizes[member], alignment.device)
+    _arguments.check_proposals(1, k)
+    _arguments.check_choice("score", score, _arguments.SCORES)
+    _backend.require_cuda_for(logits)
+    keys, log_sums = torch.ops.unite_ext.top_k_keys(
+        logits, alignment.eligible, alignment.eligible_offsets[member], alignment.vocab_sizes[member], k, score
+    )
+    return keys, log_sums
+
+
+def unite_keys(
+    keys: Tensor, alignment: VocabAlignment, *, primary: int = 0, include: Tensor | None = None
+) -> UnionSlots:
+    """From all members' keys to the slots of the union, each with one id per member.
+
+    Parameters
+    ----------
+    keys : Tensor
+        [B, M, k] int64 in member order, on the alignment's device. A key of an id that is not eligible counts as none.
+    alignment : VocabAlignment
+        The members' vocabularies.
+    primary, include
+        As in `unite_step`. A bad `include` fails its row: see `UnionSlots.status`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong; nothing has been computed.
+    """
+    _arguments.check_alignment(alignment)
+    _arguments.check_tensor("keys", keys, torch.int64, (None, alignment.num_members, None), alignment.device)
+    _arguments.check_proposals(alignment.num_members, keys.shape[2])
+    _arguments.check_integer("primary", primary, 0, alignment.num_members - 1)
+    if include is not None:
+        _arguments.check_include(include, keys.shape[0], keys.device)
+    _backend.require_cuda_for(keys)
+    return UnionSlots(
+        *torch.ops.unite_ext.unite_keys(
+            keys.contiguous(), alignment.table, alignment.class_ids, alignment.vocab_sizes, primary, include
+        )
+    )
+
+
+def gather_logits(logits: Tensor, ids: Tensor) -> Tensor:
+    """One member's logits of given ids, [B, U] float32, made finite or -inf as the step makes them.
+
+    Parameters
+    ----------
+    logits : Tensor
+        [B, V], as in `top_k_keys`.
+    ids : Tensor
+        [B, U] int32 or int64, any strides: ids, with or without `FIRST_SUB_TOKEN`. Those below 0 and from V on have a
+        logit of -inf.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong; nothing has been computed.
+    """
+    _arguments.check_rows("logits", logits)
+    dtypes = (torch.int32, torch.int64)
+    _arguments.check_tensor("ids", ids, dtypes, (logits.shape[0], None), logits.device)
+    _arguments.check_slots("ids", ids)
+    _backend.require_cuda_for(logits)
+    return torch.ops.unite_ext.gather_logits(logits, ids)
+
+
+def score_slots(
+    values: Tensor, slots: Tensor, union_size: Tensor, keys: Tensor, log_sums: Tensor, *, score: str, duplicates: str
+) -> Tensor:
+    """One member's softmax over the slots, [B, U] float32, padded with 0.
+
+    Parameters
+    ----------
+    values : Tensor
+        [B, U] float32: the member's logits of its slots' ids. Of ids that are in its own `keys` the key's logit counts,
+        so these need not be filled.
+    slots : Tensor
+        [B, U] int32: the member's column of `UnionSlots.slots`.
+    union_size : Tensor
+        [B] int32, of `UnionSlots`.
+    keys : Tensor
+        [B, k] int64: the member's own keys.
+    log_sums : Tensor
+        [B] float32: those that came with the keys; read with `score="probs"` only.
+    score, duplicates : str
+        As in `unite_step`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong; nothing has been computed.
+    """
+    _arguments.check_tensor("values", values, torch.float32, (None, None))
+    _arguments.check_slots("values", values)
+    rows, device = values.shape[0], values.device
+    _arguments.check_tensor("slots", slots, torch.int32, tuple(values.shape), device)
+    _arguments.check_tensor("union_size", union_size, torch.int32, (rows,), device)
+    _arguments.check_tensor("keys", keys, torch.int64, (rows, None), device)
+    _arguments.check_proposals(1, keys.shape[1])
+    _arguments.check_tensor("log_sums", log_sums, torch.float32, (rows,), device)
+    _arguments.check_choice("score", score, _arguments.SCORES)
+    _arguments.check_choice("duplicates", duplicates, _arguments.DUPLICATES)
+    _backend.require_cuda_for(values)
+    return torch.ops.unite_ext.score_slots(
+        values, slots, union_size.contiguous(), keys, log_sums.contiguous(), score, duplicates
+    )
+
+
+def combine_slots(
+    member_probs: Tensor, union: UnionSlots, *, primary: int = 0, weights: Sequence[float] | None = None
+) -> StepResult:
+    """The end of the step: the weighted average in member order, the choice, and every member's next id.
+
+    Nothing is raised for rows that failed, also on the CPU: `StepResult.check` does.
+
+    Parameters
+    ----------
+    member_probs : Tensor
+        [B, U, M] float32: every member's softmax over the slots, in member order.
+    union : UnionSlots
+        The slots.
+    primary, weights
+        As in `unite_step`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong; nothing has been computed.
+    """
+    _arguments.check_tensor("member_probs", member_probs, torch.float32, (None, None, None))
+    _arguments.check_slots("member_probs", member_probs)
+    rows, _, members = member_probs.shape
+    _arguments.check_integer("the number of members", members, 1, MAX_MEMBERS)
+    shapes = (tuple(member_probs.shape), tuple(member_probs.shape[:2]), (rows,), (rows,))
+    for (name, tensor), shape in zip(union._asdict().items(), shapes):
+        _arguments.check_tensor(f"union.{name}", tensor, torch.int32, shape, member_probs.device)
+    _arguments.check_integer("primary", primary, 0, members - 1)
+    normalized = _arguments.normalize_weights(weights, members)
+    _backend.require_cuda_for(member_probs)
+    given = [tensor.contiguous() for tensor in (member_probs, *union)]
+    return StepResult(*torch.ops.unite_ext.combine_slots(*given, primary, normalized))
+
+
+@torch.library.register_fake("unite_ext::top_k_keys")
+def _(
+    logits: Tensor, eligible: Tensor, eligible_offset: int, vocab_size: int, k: int, score: str
+) -> tuple[Tensor, Tensor]:
+    rows = logits.shape[0]
+    return logits.new_empty((rows, k), dtype=torch.int64), logits.new_empty((rows,), dtype=torch.float32)
+
+
+@torch.library.register_fake("unite_ext::unite_keys")
+def _(
+    keys: Tensor,
+    table: Tensor,
+    class_ids: Tensor,
+    vocab_sizes: Sequence[int],
+    primary: int,
+    include: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    rows, members, k = keys.shape
+    slots = members * k + (include is not None)
+    shapes = ((rows, slots, members), (rows, slots), (rows,), (rows,))
+    return tuple(keys.new_empty(shape, dtype=torch.int32) for shape in shapes)
+
+
+@torch.library.register_fake("unite_ext::gather_logits")
+def _(logits: Tensor, ids: Tensor) -> Tensor:
+    return logits.new_empty(ids.shape, dtype=torch.float32)
+
+
+@torch.library.register_fake("unite_ext::score_slots")
+def _(
+    values: Tensor, slots: Tensor, union_size: Tensor, keys: Tensor, log_sums: Tensor, score: str, duplicates: str
+) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+@torch.library.register_fake("unite_ext::combine_slots")
+def _(
+    member_probs: Tensor,
+    slots: Tensor,
+    slot_classes: Tensor,
+    union_size: Tensor,
+    status: Tensor,
+    primary: int,
+    weights: Sequence[float],
+) -> tuple[Tensor, ...]:
+    return step_outputs(member_probs, *member_probs.shape)
+
+
+def step_outputs(like: Tensor, rows: int, slots: int, members: int) -> tuple[Tensor, ...]:
+    """Unfilled tensors in the shapes and dtypes of `StepResult`."""
+    return (
+        like.new_empty((rows, members), dtype=torch.int64),
+        like.new_empty((rows, slots, members), dtype=torch.int64),
+        like.new_empty((rows,), dtype=torch.int32),
+        like.new_empty((rows,), dtype=torch.int32),
+        like.new_empty((rows, slots), dtype=torch.float32),
+        like.new_empty((rows, slots, members), dtype=torch.float32),
+        like.new_empty((rows,), dtype=torch.int32),
+    )
