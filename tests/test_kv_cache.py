@@ -12,7 +12,8 @@ from toy_models import KINDS, toy_model
 
 from unite_ext import UniteEnsemble
 from unite_ext.members import kv_cache
-from unite_ext.members.kv_cache import RaggedCache, probe_reuse, uses_window
+from unite_ext.members.cache_probe import probe_reuse, uses_window
+from unite_ext.members.kv_cache import RaggedCache
 from unite_ext.members.static_cache import StaticRaggedCache
 
 WINDOWED = ("mistral-window", "gemma2")

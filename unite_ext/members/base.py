@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..options import StepOptions
     from ..vocab.alignment import VocabAlignment
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 """Text, or chat messages."""
 

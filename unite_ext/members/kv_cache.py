@@ -13,7 +13,6 @@ again, so that all end in the last column and no row needs padding there.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from .forward import cache_argument
 
 Change = Callable[[Tensor], Tensor]
 
@@ -40,7 +39,7 @@ class RaggedCache:
     rows : int
         B, the number of rows; they start empty.
     reuse : {"holes", "compact", "recompute"}
-        How the model's cache may be reused, see `probe_reuse`.
+        How the model's cache may be reused, see `cache_probe.probe_reuse`.
     """
 
     def __init__(self, model: Any, rows: int, *, reuse: str) -> None:
@@ -190,7 +189,7 @@ class RaggedCache:
         if self.reuse != "recompute":
             if self._cache is None:
                 self._cache = new_cache()
-            arguments["past_key_values"] = self._cache
+            arguments[cache_argument(self.model)] = self._cache
         output = self.model(**arguments, use_cache=self.reuse != "recompute", logits_to_keep=1)
         return output.logits[:, -1]
 
@@ -266,65 +265,3 @@ def new_cache() -> Any:
     from transformers import DynamicCache
 
     return DynamicCache()
-
-
-def uses_window(config: Any) -> bool:
-    """Whether some layer's attention is limited to a window, which counts columns."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        return any("sliding" in kind or "chunked" in kind for kind in kinds)
-    if getattr(config, "use_sliding_window", True) is False:
-        return False
-    return any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-
-
-@torch.no_grad()
-def probe_reuse(model: Any, *, name: str = "model") -> str:
-    """Find out how a model's cache may be reused, by comparing drop-and-append with running everything anew.
-
-    Returns
-    -------
-    str
-        The first of "holes", "compact" and "recompute" that gives the logits of each row alone.
-
-    Raises
-    ------
-    ValueError
-        Not even recomputing in a padded batch does.
-    """
-    size = min(model.get_input_embeddings().weight.shape[0], 1000)
-    model(input_ids=torch.ones(1, 2, dtype=torch.long, device=model.device), use_cache=False)  # its own errors come out
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, size, (2, 24), generator=generator).tolist()
-    start, edits = (12, 7), (((3, 4), (0, 2)), ((1, 1), (4, 6)), ((0, 1), (0, 1)))
-    candidates = REUSE[1:] if uses_window(model.config) else REUSE
-    for reuse in candidates:
-        try:
-            if _agrees(model, ids, start, edits, reuse):
-                if reuse == "recompute":
-                    logger.warning("%s: its cache cannot be cut back, every step runs the whole text again", name)
-                return reuse
-        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            logger.debug("%s: cache reuse %r is not possible: %s", name, reuse, error)
-    raise ValueError(f"{name} ({type(model).__name__}) gives other logits in a batch of different lengths than alone")
-
-
-def _agrees(
-    model: Any, ids: list[list[int]], start: Sequence[int], edits: Sequence[Sequence[tuple[int, int]]], reuse: str
-) -> bool:
-    cache = RaggedCache(model, len(ids), reuse=reuse)
-    fresh = [iter(row) for row in ids]
-    for r, n in enumerate(start):
-        cache.edit(r, 0, [next(fresh[r]) for _ in range(n)])
-    for step in ((), *edits):
-        for r, (drop, append) in enumerate(step):
-            cache.edit(r, drop, [next(fresh[r]) for _ in range(append)])
-        got = cache.next_logits().float()
-        for r, row in enumerate(cache.ids):
-            alone = model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0, -1].float()
-            # Rounding shifts logits by a fraction of their spread, a wrong attention by about all of it.
-            tolerance = (1e-3 if model.dtype == torch.float32 else 0.1) * float(alone.std())
-            if not float((got[r] - alone).abs().max()) <= tolerance:
-                return False
-    return True

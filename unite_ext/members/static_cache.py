@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .forward import cache_argument
 from .kv_cache import Change, RaggedCache
 
 FEEDS = (1, 2, 4, 8)
@@ -135,7 +136,7 @@ class StaticRaggedCache(RaggedCache):
             "input_ids": torch.tensor(input_ids + input_ids[:1] * copies).to(device, non_blocking=True),
             "position_ids": torch.tensor(positions + positions[:1] * copies).to(device, non_blocking=True),
             "attention_mask": torch.from_numpy(self._mask).to(device, non_blocking=True),
-            "past_key_values": self._cache,
+            cache_argument(self.model): self._cache,
             "use_cache": True,
             "logits_to_keep": 1,
         }
