@@ -87,6 +87,14 @@ class TextSync:
         self._settled = 0  # ids of these
         self._examined = 0  # bytes after the border within which there is no other, as far as is known
 
+    def copy(self) -> TextSync:
+        """Another one at the same text, which then grows by itself."""
+        other = TextSync.__new__(TextSync)
+        other.__dict__.update(self.__dict__)
+        other.ids = list(self.ids)
+        other._text = bytearray(self._text)
+        return other
+
     def append(self, data: bytes) -> tuple[int, list[int]]:
         """Grow the text; returns how many ids to drop from the end of the old ones, and the ids to append then."""
         return append_all([self], [data])[0]
