@@ -85,7 +85,7 @@ def measure_arrivals(count: int, rounds: int) -> list[dict[str, float | str]]:
 
 
 def steps_beside(ensemble: UniteEnsemble, chunk: int | None) -> list[float]:
-    """Seconds of the steps of 32 running requests, while a long prompt is read in chunks of so many ids (None: none)."""
+    """Seconds of the steps of 32 running requests, while a long prompt is read in chunks (None: no prompt)."""
     plan = ensemble.plan({"max_new_tokens": 4 * STEPS, "min_new_tokens": 4 * STEPS})
     engine = Engine(ensemble.members, ensemble.alignment, max_requests=ROWS + 1, prefill_chunk=chunk or 512)
     for i in range(ROWS):

@@ -61,10 +61,10 @@ class RuledCache(RaggedCache):
         }[self.rule]
         return many and holes > self.least
 
-    def _compact(self) -> None:
+    def compact(self) -> None:
         self.read = 0
         self.moved += 1
-        super()._compact()
+        super().compact()
 
 
 def edits_of(rows: int) -> list[list[Edit]]:

@@ -67,11 +67,11 @@ def test_the_folder_feeds_select(members, tmp_path):
     methods.run(members, limit=LIMIT, folder=tmp_path, wanted=["qwen2", "mistral", "unite"])
     problems = problem_set(TEST_SPLIT, TEST_SEED, 360)[:LIMIT]
     read = read_scores([tmp_path])
-    assert read.keys() == {"qwen2", "mistral", "unite"}
+    assert read.keys() == {"qwen2", "mistral"}  # the ensemble is no candidate
     _, texts = methods.measure("qwen2", [members["qwen2"]], "unite", problems)
     assert read["qwen2"].mean_length == sum(map(len, texts)) / LIMIT
-    assert read["qwen2"].task == "demo"
-    assert len(select_models(read).scores) == 3
+    assert (read["qwen2"].task, read["qwen2"].problems) == ("demo", LIMIT)
+    assert len(select_models(read).scores) == 2
 
 
 def test_right_answers_count(members, monkeypatch):
@@ -90,6 +90,18 @@ def test_what_methods_run_with():
     assert methods.method_settings("deepen-adapt", scores) == {"options": {"eta": methods.ETA}, "weights": [2, 1, 1]}
     assert methods.method_settings("gac", scores) == {}
     assert methods.method_settings("voting", scores)["options"]["pattern"] == methods.ANSWER
+
+
+def test_results_of_another_version_are_refused(tmp_path, monkeypatch):
+    arguments = ["eval", "--demo", "--limit", "1", "--method", "unite", "--output", str(tmp_path)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    monkeypatch.setattr("unite_ext.__version__", "99.0")
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert 'holds results of another run: unite_ext was "' in " ".join(done.stderr.split())
+    (tmp_path / "demo.run.json").unlink()
+    done = CliRunner().invoke(app, arguments)
+    assert "has results but no demo.run.json" in " ".join(done.stderr.split())
 
 
 def test_the_command(tmp_path):

@@ -75,8 +75,8 @@ def test_holes_are_removed_when_they_are_many(models, monkeypatch):
     monkeypatch.setattr(kv_cache, "MIN_HOLES", 3)
     cache = RaggedCache(models["qwen2"], 4, reuse="holes")
     moved = []
-    compact = cache._compact
-    monkeypatch.setattr(cache, "_compact", lambda: (moved.append(1), compact())[1])
+    compact = cache.compact
+    monkeypatch.setattr(cache, "compact", lambda: (moved.append(1), compact())[1])
     exercise(cache, models["qwen2"], rows=4, steps=30, seed=2)
     assert moved
 

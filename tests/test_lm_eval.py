@@ -18,7 +18,7 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip i
 
 from lm_eval.api.registry import get_model  # noqa: E402
 
-from unite_ext import StepOptions, UniteEnsemble, select_models  # noqa: E402
+from unite_ext import StepOptions, UniteEnsemble  # noqa: E402
 from unite_ext.cli import app  # noqa: E402
 from unite_ext.decoding.likelihood import score_continuations  # noqa: E402
 from unite_ext.harness import adapter  # noqa: E402
@@ -96,6 +96,64 @@ def test_generate_until(model, ensemble):
     assert model.generate_until(requests) == expected
     with pytest.raises(ValueError, match="generation option 'num_beams' is not known"):
         model.generate_until([request("A", {"num_beams": 2})])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"temperature": 0.7},
+        {"temperature": 0.0},
+        {"temperature": "0.5"},
+        {"do_sample": False, "temperature": 0.7},
+        {"do_sample": False},
+        {"do_sample": True, "temperature": 0.7, "top_p": 0.9},
+        {"do_sample": None, "temperature": 0.3},
+        {"max_gen_toks": 7, "max_tokens": 9},
+        {"max_tokens": 9},
+        {"max_completion_tokens": 5, "until": None},
+        {"until": "x"},
+    ],
+)
+def test_generation_options_are_the_harness_own(model, given):
+    """Whether a request samples, how, and how long: as the harness's normalisation for its own models says."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    expected = normalize_gen_kwargs(dict(given), default_max_gen_toks=model.max_gen_toks)
+    got = model._generation_options(given)
+    assert got["do_sample"] == expected["do_sample"]
+    assert got["max_new_tokens"] == expected["max_gen_toks"]
+    assert got["stop"] == [s for s in expected["until"] if s]
+    if got["do_sample"]:
+        assert got["temperature"] == float(given["temperature"])
+        assert got.get("top_p") == given.get("top_p")
+    else:
+        assert "temperature" not in got
+
+
+def test_a_temperature_alone_samples(model, ensemble):
+    options = {"temperature": 0.7, "seed": 5, "max_gen_toks": 12}
+    (text,) = model.generate_until([request("James met", options)])
+    sampled = ensemble.generate("James met", do_sample=True, temperature=0.7, seed=5, max_new_tokens=12)
+    greedy = ensemble.generate("James met", max_new_tokens=12)
+    assert text == sampled != greedy
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "\n\n", " \n\t ", "\u3000", "\xa0"])
+def test_white_space_moves_to_the_continuation(model, ensemble, space):
+    """All of it, as in the harness's own models: their `_encode_pair` leaves `context.rstrip()`."""
+    from lm_eval.api.model import TemplateLM
+
+    pairs = []
+    harness = SimpleNamespace(backend="causal", tok_encode=lambda text, **_: pairs.append(text) or [])
+    TemplateLM._encode_pair(harness, f"James met{space}", "Jam")
+    assert pairs == [f"James met{space}Jam", "James met"]  # the whole, and what is left of the context
+    encode = ensemble.alignment.encode_continuation
+    ((got, _),) = model.loglikelihood([request(f"James met{space}", "Jam")])
+    (found,) = score_continuations(ensemble, [("James met", encode(0, f"{space}Jam".encode()))])
+    assert got == pytest.approx(found.log_prob, abs=1e-4)
+    ((got, _),) = model.loglikelihood([request(space, "Jam")])
+    assert got == pytest.approx(model.loglikelihood([request("", f"{space}Jam")])[0][0], abs=1e-4)
 
 
 def test_loglikelihood(model, ensemble):
@@ -303,9 +361,14 @@ def test_eval_command(folders, benchmarks, tmp_path, monkeypatch):
     assert alone in answers
     assert len(answers) == 2
     read = read_scores([tmp_path], tasks=["unite_gsm8k"])
-    assert set(read) == {";".join(folders), folders[0]}
-    assert all(score.mean_length > 0 for score in read.values())
-    assert len(select_models(read).scores) == 2
+    assert set(read) == {folders[0]}  # the ensemble is no candidate
+    assert all(score.mean_length > 0 and score.problems == 2 for score in read.values())
+    # Other options are another run, whose answers are computed; it is said what differs.
+    calls.clear()
+    members = [part for folder in folders for part in ("--model", folder)]
+    done = CliRunner().invoke(app, [*arguments, *members, "--limit", "2", "--k", "4"], env={"COLUMNS": "200"})
+    assert calls == [7]
+    assert "answers of another run are not used: k was 10, now 4" in done.stderr
 
 
 def test_eval_command_complains_early(folders, benchmarks):
@@ -343,3 +406,33 @@ def test_the_module_takes_the_harness_arguments(folders, benchmarks, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "unite_nq" in done.stdout
     assert "exact_match" in done.stdout
+
+
+def test_the_harness_keeps_its_own_models(benchmarks, tmp_path):
+    """The module takes those too; outside a repository git's complaint is not shown."""
+    tasks = str(Path(utils.__file__).parent)
+    arguments = ["--model", "dummy", "--tasks", "unite_nq", "--include_path", tasks, "--limit", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "unite_ext.harness.adapter", *arguments],
+        env={**os.environ, "UNITE_BENCHMARKS": str(benchmarks)}, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "exact_match" in done.stdout
+    assert "fatal" not in done.stderr
+    code = "import unite_ext.harness.adapter; from lm_eval.api.registry import model_registry as known; print(*known)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert {"hf", "vllm", "unite"} <= {*done.stdout.split()}, done.stderr[-2000:]
+
+
+def test_eval_does_not_show_gits_complaint(capfd, monkeypatch, tmp_path):
+    from lm_eval import evaluator
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    before = evaluator.get_git_commit_hash
+    with adapter.quiet_git():
+        assert evaluator.get_git_commit_hash() is None
+        monkeypatch.setenv("PATH", "")
+        assert evaluator.get_git_commit_hash() is None  # no git at all
+    assert evaluator.get_git_commit_hash is before
+    assert "fatal" not in "".join(capfd.readouterr())

@@ -31,7 +31,7 @@ def test_table_3_refuses_deepseek():
     selection = select_models(TABLE_3)
     assert selection.chosen == ["OpenChat", "Mistral"]
     assert list(selection.refused) == ["DeepSeek"]
-    assert "15.87 points below that of OpenChat" in selection.refused["DeepSeek"]
+    assert "15.87 points behind" in selection.refused["DeepSeek"]
 
 
 def test_table_3_gsm8k_leaves_openchat_alone():
@@ -48,7 +48,7 @@ def test_table_3_gsm8k_leaves_openchat_alone():
 def test_table_4_up_to_a_maximum(maximum, chosen):
     selection = select_models(TABLE_4, max_models=maximum)
     assert selection.chosen == chosen
-    assert all(f"there are {maximum} models already" in reason for reason in selection.refused.values())
+    assert all(f"the maximum is reached ({maximum})" in reason for reason in selection.refused.values())
 
 
 @pytest.mark.parametrize(
@@ -142,15 +142,18 @@ def test_bad_thresholds(options, message):
         select_models(TABLE_4, **options)
 
 
-def write_lm_eval(folder, model, task, metrics, responses, date="2026-01-01T00-00-00.000001", model_args=None):
+def write_lm_eval(
+    folder, model, task, metrics, responses, date="2026-01-01T00-00-00.000001", model_args=None, config=None, **more
+):
     """What `lm_eval --output_path folder --log_samples` leaves behind; every response is logged once per filter."""
     folder = folder / model.replace("/", "__")
     folder.mkdir(parents=True, exist_ok=True)
     result = {
         "results": {task: {"alias": task, **metrics}},
         "group_subtasks": {task: []},
-        "config": {"model": "hf", "model_args": model_args or f"pretrained={model},dtype=float32"},
+        "config": {"model": "hf", "model_args": model_args or f"pretrained={model},dtype=float32", **(config or {})},
         "model_name": model,
+        **more,
     }
     (folder / f"results_{date}.json").write_text(json.dumps(result))
     lines = [
@@ -170,13 +173,110 @@ def test_lm_eval_folders(tmp_path):
     write_lm_eval(
         tmp_path, "org/b", "gsm8k", {"exact_match,strict": 0.45}, ["12345"], date="2026-01-02T00-00-00.000001"
     )
-    write_lm_eval(tmp_path, "made_up_name", "gsm8k", {"exact_match,strict": 0.6}, ["xy"], model_args="models=a;b,k=10")
+    # lm_eval makes a name up for models without "pretrained="
+    write_lm_eval(tmp_path, "made_up_name", "gsm8k", {"exact_match,strict": 0.6}, ["xy"], model_args="models=c,k=10")
     assert read_scores([tmp_path]) == {
-        "a;b": ModelScore(60.0, 2.0, "gsm8k"),
-        "org/a": ModelScore(50.0, 3.0, "gsm8k"),
-        "org/b": ModelScore(45.0, 5.0, "gsm8k"),
+        "c": ModelScore(60.0, 2.0, "gsm8k", problems=1),
+        "org/a": ModelScore(50.0, 3.0, "gsm8k", problems=2),
+        "org/b": ModelScore(45.0, 5.0, "gsm8k", problems=1),
     }
     assert select_models(read_scores([tmp_path / "org__a", tmp_path / "org__b"])).chosen == ["org/a", "org/b"]
+
+
+def test_ensembles_are_no_candidates(tmp_path):
+    """Neither what `unite eval`, the demo or lm_eval wrote of several members, nor what they wrote before."""
+    metrics = {"exact_match,none": 0.9}
+    ensembles = [
+        {"config": {"model": "UniteLM", "members": ["a", "b"], "model_args": {"pretrained": "a;b (gac)"}}},
+        {"config": {"model": "UniteLM", "model_args": {"pretrained": "a;b"}}},
+        {"config": {"model": "unite"}, "measured": {"members": ["a", "b", "c"]}},
+        {"model_args": "models=a;b,k=10"},
+        {"model_args": {"models": ["b", "a"]}},
+    ]
+    for i, given in enumerate(ensembles):
+        write_lm_eval(tmp_path, f"together{i}", "gsm8k", metrics, ["xy"], **given)
+    with pytest.raises(ValueError, match=r"holds no results_\*.json of lm_eval of a model alone"):
+        read_scores([tmp_path])
+    alone = {"config": {"model": "UniteLM", "members": ["a"], "model_args": {"pretrained": "a"}}}
+    write_lm_eval(tmp_path, "a", "gsm8k", metrics, ["xy"], **alone)
+    write_lm_eval(tmp_path, "b", "gsm8k", {"exact_match,none": 0.85}, ["xyz"])
+    notes = []
+    assert list(read_scores([tmp_path], note=notes.append)) == ["a", "b"]
+    assert notes == ["results of ensembles are no candidates and left out: a + b, a + b + c, b + a"]
+
+
+def test_no_model_counts_twice(tmp_path, monkeypatch):
+    """A model has one score, however its name is written and however often a folder is given."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "a").mkdir(parents=True)
+    ways = ["models/a", "./models/a/", str(tmp_path / "models" / "a")]
+    for i, way in enumerate(ways):
+        value = {"exact_match,none": 0.5 + i / 10}
+        config = {"model": "UniteLM", "members": [way]} if i else None
+        date, arguments = f"2026-01-0{i + 1}", f"pretrained={way}"
+        write_lm_eval(tmp_path / str(i), "x", "gsm8k", value, ["abcd"], date, arguments, config, model_name=way)
+    write_lm_eval(tmp_path / "3", "b", "gsm8k", {"exact_match,none": 0.4}, ["ab"])
+    notes = []
+    read = read_scores([tmp_path, tmp_path / "0", tmp_path / "3", tmp_path / "3"], note=notes.append)
+    assert read == {
+        str(tmp_path / "models" / "a"): ModelScore(70.0, 4.0, "gsm8k", problems=1),
+        "b": ModelScore(40.0, 2.0, "gsm8k", problems=1),
+    }
+    (note,) = notes
+    assert note.startswith("several results of ")
+    # Another revision is another model.
+    for revision, value in (("main", 0.4), ("v2", 0.45)):
+        write_lm_eval(tmp_path / revision, "b", "gsm8k", {"exact_match,none": value}, ["ab"], "2026-01-02",
+                      f"pretrained=b,revision={revision}")  # fmt: skip
+    assert {"b", "b (revision v2)"} <= set(read_scores([tmp_path], note=notes.append))
+
+
+def test_problem_counts_are_not_mixed_without_a_word(tmp_path):
+    metrics, counted = {"exact_match,none": 0.5}, lambda n: {"n-samples": {"gsm8k": {"original": 9, "effective": n}}}
+    for name, many in (("a", 3), ("b", 3), ("c", 2)):
+        write_lm_eval(tmp_path, name, "gsm8k", metrics, ["x"] * many, "2026-01-01", **counted(many))
+    # A later trial on fewer problems does not replace the result.
+    write_lm_eval(tmp_path, "a", "gsm8k", {"exact_match,none": 1.0}, ["x"], "2026-01-02", **counted(1))
+    notes = []
+    read = read_scores([tmp_path], note=notes.append)
+    assert {name: (score.accuracy, score.problems) for name, score in read.items()} == {
+        "a": (50.0, 3), "b": (50.0, 3), "c": (50.0, 2)}  # fmt: skip
+    assert notes == [
+        "several results of a on gsm8k: the one on most problems counts, then the newest",
+        "gsm8k: problems differ, so accuracies can hardly be compared: 3 (a, b); 2 (c)",
+    ]
+    write_lm_eval(tmp_path, "c", "gsm8k", metrics, ["x"] * 3, "2026-01-03", **counted(3), **{"n-shot": {"gsm8k": 5}})
+    write_lm_eval(tmp_path, "b", "gsm8k", metrics, ["x"] * 3, "2026-01-03", **counted(3), **{"n-shot": {"gsm8k": 0}},
+                  chat_template_sha="1")  # fmt: skip
+    notes.clear()
+    read_scores([tmp_path], note=notes.append)
+    assert [note.partition(" differ")[0] for note in notes[1:]] == [
+        "gsm8k: examples in the prompt", "gsm8k: chat templates"]  # fmt: skip
+    notes.clear()
+    (tmp_path / "s.csv").write_text("model,accuracy,mean_length,task,problems\nd,60,1,gsm8k,100\n")
+    read_scores([tmp_path, tmp_path / "s.csv"], note=notes.append)
+    assert notes[-1] == "problems differ, so accuracies can hardly be compared: 3 (a, b, c); 100 (d)"
+
+
+def test_samples_are_lines_of_json(tmp_path):
+    """A line ends with \\n and nothing else: U+2028 and U+0085 may stand in a string as they are."""
+    write_lm_eval(tmp_path, "a", "gsm8k", {"exact_match,none": 0.5}, [""])
+    (path,) = tmp_path.rglob("samples_*")
+    rows = [{"doc_id": i, "resps": [["ab\u2028\u0085cd"]]} for i in range(2)]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    assert read_scores([tmp_path])["a"] == ModelScore(50.0, 6.0, "gsm8k", problems=2)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"results": 3}', '{"results": {"x": 3}}', '{"results": {"x": {"acc,none": 2}}}', "{"]
+)
+def test_what_is_no_result_is_one_error(tmp_path, content):
+    path = tmp_path / "results_1.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"results_1\.json: "):
+        read_scores([tmp_path])
+    path.write_text('{"results": {"x": {"acc,none": 0.5}}, "config": 3, "group_subtasks": [], "n-samples": null}')
+    assert list(read_scores([tmp_path])) == [tmp_path.name]
 
 
 def test_several_tasks_are_averaged_and_must_be_the_same(tmp_path):
@@ -207,7 +307,7 @@ def test_metrics_and_missing_samples(tmp_path):
     with pytest.raises(ValueError, match="several values of exact_match; choose one with metric"):
         read_scores([tmp_path])
     read = read_scores([tmp_path], metric="exact_match,flexible")
-    assert read == {"a": ModelScore(75.0, None, "gsm8k")}
+    assert read == {"a": ModelScore(75.0, None, "gsm8k")}  # without samples their number is not known
     with pytest.raises(ValueError, match="no metric bleu; choose one with metric: exact_match,strict"):
         read_scores([tmp_path], metric="bleu")
     (tmp_path / "a" / "samples_gsm8k_2026-01-01T00-00-00.000001.jsonl").write_text('{"resps": [["-3.5", "True"]]}\n')
@@ -261,9 +361,35 @@ def test_the_command(tmp_path):
     assert result["weights"] == pytest.approx({"OpenChat": 65 / 126, "Mistral": 61 / 126})
     assert "15.87" in result["refused"]["DeepSeek"]
     done = CliRunner().invoke(app, ["select", str(file), "--max-gap", "3"], env={"COLUMNS": "400"})
-    assert "refused: its accuracy of 49.13 is 15.87 points below" in done.stdout
+    assert "DeepSeek: 15.87 points behind (limit 3)\n" in done.stdout
     assert "Only one model is left" in done.stdout
     file.write_text("model,accuracy,mean_length\na,65.0,\nb,60,3\n")
     done = CliRunner().invoke(app, ["select", str(file)])
     assert done.exit_code == 1
     assert "mean_length of 'a' is missing" in done.stderr
+
+
+def test_the_table_is_readable_in_80_columns(tmp_path):
+    """Folder names are shortened, no cell is cut, and every refusal is one line."""
+    base = "/data/shared/checkpoints/of-some-group/"
+    rows = {"Meta-Llama-3.1-8B-Instruct": (73, 100), "Qwen2.5-Coder-7B-Instruct": (70, 120), "Mistral-v0.3": (50, 30)}
+    for name, (accuracy, length) in rows.items():
+        metrics = {"exact_match,none": accuracy / 100}
+        write_lm_eval(tmp_path, base + name, "gsm8k", metrics, ["x" * length] * (3 if "Qwen" in name else 2))
+    done = CliRunner().invoke(app, ["select", str(tmp_path)], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in done.stdout
+    assert base not in done.output
+    table = {cells[0]: cells[1:] for cells in map(str.split, lines)}
+    assert table["Meta-Llama-3.1-8B-Instruct"] == ["73.00", "0.00", "100", "1.00", "0.510", "primary"]
+    assert table["Qwen2.5-Coder-7B-Instruct"] == ["70.00", "3.00", "120", "1.20", "0.490", "chosen"]
+    assert "Mistral-v0.3: 23.00 points behind (limit 10); 1/3.33 as long (limit 1/2)" in lines
+    assert "problems differ" in " ".join(done.stderr.split())
+    narrow = CliRunner().invoke(app, ["select", str(tmp_path)], env={"COLUMNS": "60"}).stdout
+    assert "refused" in narrow
+    # Programs get the names as they were written.
+    result = json.loads(CliRunner().invoke(app, ["select", str(tmp_path), "--json"]).stdout)
+    assert result["chosen"][0] == base + "Meta-Llama-3.1-8B-Instruct"
+    assert result["models"][result["chosen"][1]]["problems"] == 3

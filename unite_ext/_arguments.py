@@ -1,70 +1,17 @@
-"""Checks of the step's arguments, before any work: what was expected, what came."""
+"""Checks of the step's tensors, before any work: what was expected, what came."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ._core import MAX_K, MAX_MEMBERS, MAX_WALK
+from ._checks import check_integer
+from ._core import MAX_MEMBERS, MAX_WALK
 from .vocab.alignment import VocabAlignment
 
-SCORES = ("logits", "probs")
-DUPLICATES = ("repeat", "drop")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def check_integer(name: str, value: object, low: int, high: int) -> None:
-    """`value` is an int (not a bool) from low to high."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be from {low} to {high}, got {value}")
-
-
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """`value` is one of the strings in `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_proposals(members: int, k: int) -> None:
-    """`k` proposals of each member are not too many for one step."""
-    check_integer("k", k, 1, MAX_K)
-    if members * k > MAX_WALK:
-        raise ValueError(f"members * k must be at most {MAX_WALK}, got {members} * {k} = {members * k}")
-
-
-def check_step_options(members: int, k: int, primary: int, score: str, duplicates: str) -> None:
-    """The options of a step that do not depend on its tensors."""
-    check_proposals(members, k)
-    check_integer("primary", primary, 0, members - 1)
-    check_choice("score", score, SCORES)
-    check_choice("duplicates", duplicates, DUPLICATES)
-
-
-def normalize_weights(weights: Sequence[float] | None, members: int) -> list[float]:
-    """Non-negative weights, one per member, scaled to sum 1; uniform for None."""
-    if weights is None:
-        return [1.0 / members] * members
-    if isinstance(weights, Tensor):
-        weights = weights.tolist()
-    try:
-        values = [float(weight) for weight in weights]
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"weights must be numbers, one per member, got {weights!r}") from error
-    if len(values) != members:
-        raise ValueError(f"weights must have one entry per member, {members}, got {len(values)}")
-    if any(not math.isfinite(value) or value < 0 for value in values):
-        raise ValueError(f"weights must be finite and not negative, got {values}")
-    total = sum(values)
-    if total == 0:
-        raise ValueError("weights must not all be zero")
-    if not math.isfinite(total):
-        raise ValueError(f"weights must have a finite sum, got {values}")
-    return [value / total for value in values]
 
 
 def check_alignment(alignment: object) -> None:

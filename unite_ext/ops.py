@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _arguments, _backend
+from . import _arguments, _backend, _checks
 from .options import StepOptions
 from .reference import StepResult
 from .step_parts import step_outputs
@@ -74,8 +74,8 @@ def unite_step(
     """
     _arguments.check_alignment(alignment)
     _arguments.check_logits(logits, alignment)
-    _arguments.check_step_options(len(logits), k, primary, score, duplicates)
-    normalized = _arguments.normalize_weights(weights, len(logits))
+    _checks.check_step_options(len(logits), k, primary, score, duplicates)
+    normalized = _checks.normalize_weights(weights, len(logits))
     first = logits[0]
     if include is not None:
         _arguments.check_include(include, first.shape[0], first.device)
@@ -150,7 +150,7 @@ def step_workspace(
         [bytes] uint8 on the logits' device.
     """
     _arguments.check_logits(logits, alignment)
-    _arguments.check_step_options(len(logits), k, 0, score, "repeat")
+    _checks.check_step_options(len(logits), k, 0, score, "repeat")
     if logits[0].is_cpu:
         return torch.empty(0, dtype=torch.uint8)
     _backend.require_cuda_for(logits[0])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
-from ._arguments import (
+from ._checks import (
     DUPLICATES,
     SCORES,
     check_choice,

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _arguments, _backend
+from . import _arguments, _backend, _checks
 from ._core import MAX_MEMBERS
 from .exchange import UnionSlots
 from .reference import StepResult
@@ -60,10 +60,10 @@ def top_k_keys(
         CUDA tensors without the CUDA module, or an error of the device. So for every part.
     """
     _arguments.check_alignment(alignment)
-    _arguments.check_integer("member", member, 0, alignment.num_members - 1)
+    _checks.check_integer("member", member, 0, alignment.num_members - 1)
     _arguments.check_rows("logits", logits, alignment.vocab_sizes[member], alignment.device)
-    _arguments.check_proposals(1, k)
-    _arguments.check_choice("score", score, _arguments.SCORES)
+    _checks.check_proposals(1, k)
+    _checks.check_choice("score", score, _checks.SCORES)
     _backend.require_cuda_for(logits)
     keys, log_sums = torch.ops.unite_ext.top_k_keys(
         logits, alignment.eligible, alignment.eligible_offsets[member], alignment.vocab_sizes[member], k, score
@@ -92,8 +92,8 @@ def unite_keys(
     """
     _arguments.check_alignment(alignment)
     _arguments.check_tensor("keys", keys, torch.int64, (None, alignment.num_members, None), alignment.device)
-    _arguments.check_proposals(alignment.num_members, keys.shape[2])
-    _arguments.check_integer("primary", primary, 0, alignment.num_members - 1)
+    _checks.check_proposals(alignment.num_members, keys.shape[2])
+    _checks.check_integer("primary", primary, 0, alignment.num_members - 1)
     if include is not None:
         _arguments.check_include(include, keys.shape[0], keys.device)
     _backend.require_cuda_for(keys)
@@ -160,10 +160,10 @@ def score_slots(
     _arguments.check_tensor("slots", slots, torch.int32, tuple(values.shape), device)
     _arguments.check_tensor("union_size", union_size, torch.int32, (rows,), device)
     _arguments.check_tensor("keys", keys, torch.int64, (rows, None), device)
-    _arguments.check_proposals(1, keys.shape[1])
+    _checks.check_proposals(1, keys.shape[1])
     _arguments.check_tensor("log_sums", log_sums, torch.float32, (rows,), device)
-    _arguments.check_choice("score", score, _arguments.SCORES)
-    _arguments.check_choice("duplicates", duplicates, _arguments.DUPLICATES)
+    _checks.check_choice("score", score, _checks.SCORES)
+    _checks.check_choice("duplicates", duplicates, _checks.DUPLICATES)
     _backend.require_cuda_for(values)
     return torch.ops.unite_ext.score_slots(
         values, slots, union_size.contiguous(), keys, log_sums.contiguous(), score, duplicates
@@ -194,12 +194,12 @@ def combine_slots(
     _arguments.check_tensor("member_probs", member_probs, torch.float32, (None, None, None))
     _arguments.check_slots("member_probs", member_probs)
     rows, _, members = member_probs.shape
-    _arguments.check_integer("the number of members", members, 1, MAX_MEMBERS)
+    _checks.check_integer("the number of members", members, 1, MAX_MEMBERS)
     shapes = (tuple(member_probs.shape), tuple(member_probs.shape[:2]), (rows,), (rows,))
     for (name, tensor), shape in zip(union._asdict().items(), shapes):
         _arguments.check_tensor(f"union.{name}", tensor, torch.int32, shape, member_probs.device)
-    _arguments.check_integer("primary", primary, 0, members - 1)
-    normalized = _arguments.normalize_weights(weights, members)
+    _checks.check_integer("primary", primary, 0, members - 1)
+    normalized = _checks.normalize_weights(weights, members)
     _backend.require_cuda_for(member_probs)
     given = [tensor.contiguous() for tensor in (member_probs, *union)]
     return StepResult(*torch.ops.unite_ext.combine_slots(*given, primary, normalized))

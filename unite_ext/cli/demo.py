@@ -52,7 +52,7 @@ def demo(
     from transformers.utils import logging as transformers_logging
 
     from ..demo import MODELS, load_member
-    from ..trace.files import check_path
+    from ..trace.trace import check_path
 
     if problem is not None and not problem.strip():
         raise fail("--problem must not be empty: give a question in quotes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -11,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import console, fail, plain
+from .console import console, errors, fail, plain
 from .eval_demo import evaluate_demo
+from .resume import describe_run, keep_answers
 
 
 def evaluate(
@@ -55,7 +55,7 @@ def evaluate(
     """Evaluate an ensemble, or one model alone, on benchmarks with lm-evaluation-harness.
 
     Needs pip install 'unite_ext[eval]'. With --output the folder holds what `unite select` reads, and a run that was
-    stopped goes on when it is started again.
+    stopped goes on when it is started again. Answers of other models or options are not used.
 
     Example: unite eval --model A --model B --tasks unite_gsm8k --benchmarks data --output results --method gac
     """
@@ -74,7 +74,7 @@ def evaluate(
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise fail(f"unite eval needs lm-eval: pip install 'unite_ext[eval]' ({error})") from None
-    from ..harness.adapter import UniteLM
+    from ..harness.adapter import UniteLM, quiet_git
     from ..methods.registry import check_method, parse_options
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -96,18 +96,24 @@ def evaluate(
             options["device"] = device[0] if len(device) == 1 else device
         lm = UniteLM(model, batch_size=batch_size, **options)
         tracker = EvaluationTracker(output_path=str(output)) if output else None
+        answers = None
         if output:
             output.mkdir(parents=True, exist_ok=True)
-        results: Any = simple_evaluate(
-            lm,
-            tasks=names,
-            limit=limit,
-            task_manager=manager,
-            evaluation_tracker=tracker,
-            apply_chat_template=chat,
-            use_cache=str(output / f"answers_{_fingerprint(model, options, chat)}") if output else None,
-            bootstrap_iters=1000,
-        )
+            decisive = {n: v for n, v in options.items() if n not in ("device", "trust_remote_code")}
+            answers, unlike = keep_answers(output, describe_run(model, {**decisive, "chat": chat}))
+            for differing in unlike:
+                errors.print(f"[yellow]note:[/] answers of another run are not used: {plain(differing)}")
+        with quiet_git():
+            results: Any = simple_evaluate(
+                lm,
+                tasks=names,
+                limit=limit,
+                task_manager=manager,
+                evaluation_tracker=tracker,
+                apply_chat_template=chat,
+                use_cache=None if answers is None else str(answers),
+                bootstrap_iters=1000,
+            )
     except (ValueError, TypeError, OSError, RuntimeError, KeyError) as error:
         raise fail(error) from None
     del loaded
@@ -117,12 +123,6 @@ def evaluate(
         typer.echo(json.dumps(results["results"], default=str))
         return
     console.print(_table(results))
-
-
-def _fingerprint(model: list[str], options: dict[str, Any], chat: bool) -> str:
-    """What tells the kept answers of one ensemble from those of others."""
-    text = json.dumps([model, {n: v for n, v in options.items() if n != "device"}, chat], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _save(tracker: Any, results: dict[str, Any], name: str, method: str, options: dict[str, Any]) -> None:

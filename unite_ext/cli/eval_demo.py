@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from .console import console, errors, fail
+from .resume import describe_run, differences, read_run, write_run
 
 
 def evaluate_demo(method: str | None, output: Path | None, limit: int | None, as_json: bool) -> None:
@@ -24,6 +25,11 @@ def evaluate_demo(method: str | None, output: Path | None, limit: int | None, as
     names = [name for name, *_ in lineup()]
     if method is not None and method not in names:
         raise fail(f"method must be one of {', '.join(names)}, got {method!r}")
+    if output:
+        try:
+            _keep_run(output)
+        except (ValueError, OSError) as error:
+            raise fail(error) from None
     transformers_logging.disable_progress_bar()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # models this small gain nothing from a second thread
@@ -47,6 +53,22 @@ def evaluate_demo(method: str | None, output: Path | None, limit: int | None, as
     console.print(_table(rows))
     if output:
         console.print(f"Results and samples are in {output}, for unite select.", soft_wrap=True)
+
+
+def _keep_run(output: Path) -> None:
+    """Say what the results in a folder are of; raise ValueError if they are of other models or another unite_ext."""
+    from .. import __version__
+    from ..demo import MODELS, model_folder
+
+    run = describe_run([str(model_folder(name)) for name in MODELS], {"unite_ext": __version__})
+    path = output / "demo.run.json"
+    kept = read_run(path)
+    if kept is None and any(output.glob("*/results_n*.json")):
+        raise ValueError(f"{output} has results but no {path.name} that says of which models; name another folder")
+    if kept is not None and (found := differences(kept, run)):
+        raise ValueError(f"{output} holds results of another run: {'; '.join(found)}; name another folder")
+    output.mkdir(parents=True, exist_ok=True)
+    write_run(path, run)
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:

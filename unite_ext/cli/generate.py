@@ -11,7 +11,8 @@ import typer
 
 from .._jsonl import parse_record, record_line, split_lines, takes_unicode
 from .console import console, errors, fail
-from .prompts import prepare_members, read_prompts
+from .prompts import prepare_members, read_prompts, read_templates
+from .resume import keep_run
 from .trace import save_and_say
 
 if TYPE_CHECKING:
@@ -34,7 +35,12 @@ def generate(
         Path | None, typer.Option(help="Prompts: one per line, or JSON lines with 'prompt' or 'messages'.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write JSON lines here, each row as it finishes.")] = None,
-    resume: Annotated[bool, typer.Option(help="Keep the rows that --output already holds, and go on.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the rows that --output already holds, and go on; refused with other models or options."
+        ),
+    ] = False,
     chat: Annotated[bool, typer.Option(help="Put every prompt through each member's own chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="System message, with --chat.")] = None,
     chat_template: Annotated[
@@ -99,12 +105,16 @@ def generate(
 
         unite generate --model A --model B --prompt "Once upon a time" --trace trace.html
     """
-
+    given = dict(locals())
     try:
         prompts = read_prompts(prompt, file, chat, system)
         streams = len(prompts) == 1 and output is None and not as_json
         _check_trace(trace, method, streams)
         done = _read_done(output, resume, prompts)
+        if output:
+            if chat_template:
+                given["chat_template"] = read_templates(chat_template)
+            keep_run(output, given)
         todo = [i for i in range(len(prompts)) if i not in done]
         if not todo:
             errors.print(f"nothing to do: {output} holds all {len(prompts)} rows")
@@ -154,7 +164,7 @@ def generate(
 def _check_trace(trace: Path | None, method: str, streams: bool) -> None:
     """Complain before anything is loaded."""
     from ..methods.registry import is_answer_method
-    from ..trace.files import check_path
+    from ..trace.trace import check_path
 
     if trace is None:
         return

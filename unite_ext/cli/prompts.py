@@ -107,6 +107,13 @@ def prepare_members(
     return sources
 
 
+def read_templates(named: Sequence[str]) -> list[str]:
+    """What --chat-template names: "own", "plain", or the content of a file."""
+    from ..members.prompts import read_chat_template
+
+    return [read_chat_template(name) or name for name in named]
+
+
 def _per_member(option: str, values: Sequence[str] | None, models: Sequence[str]) -> list[str | None]:
     """An option that is given for all members or once per member."""
     if not values:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import console, fail, plain
+from .console import console, errors, fail, plain
+
+if TYPE_CHECKING:
+    from ..selection.rule import Selection
 
 
 def select(
     paths: Annotated[
         list[Path],
-        typer.Argument(help="Folders of lm_eval results with logged samples, or JSON or CSV files of scores."),
+        typer.Argument(
+            help="Folders that unite eval or lm_eval wrote results and samples to, or JSON or CSV files of scores."
+        ),
     ],
     task: Annotated[
         list[str] | None, typer.Option(help="Use only this task; may be repeated, tasks are averaged.")
@@ -36,16 +42,24 @@ def select(
     Starts with the most accurate model and adds the next best that is within --max-gap points of it and whose mean
     response length is within a factor of --max-length-ratio, until there are --max-models or nobody is left
     (arXiv 2410.03777, section 4.1). Prints the reason for every refusal, and the chosen models' adaptive weights.
+    Results of ensembles are no candidates.
 
     Example: unite select results/ --task gsm8k --max-models 3
     """
-    from rich.table import Table
-
-    from ..selection.rule import figures, select_models
+    from ..members.names import short_names
+    from ..selection.rule import select_models
     from ..selection.score_files import read_scores
 
+    notes: list[str] = []
     try:
-        scores = read_scores(paths, tasks=task, metric=metric, chance=chance)
+        scores = read_scores(paths, tasks=task, metric=metric, chance=chance, note=notes.append)
+        shorter = dict(zip(scores, short_names(list(scores))))
+        for note in notes:
+            for name in sorted(shorter, key=len, reverse=True):
+                note = note.replace(name, shorter[name])
+            errors.print(f"[yellow]note:[/] {plain(note)}")
+        if not as_json:  # for a person; programs get the names as they were written
+            scores = {shorter[name]: score for name, score in scores.items()}
         selection = select_models(scores, max_models=max_models, max_gap=max_gap, max_length_ratio=max_length_ratio)
     except (ValueError, TypeError, OSError) as error:
         raise fail(error) from None
@@ -55,23 +69,40 @@ def select(
         weights = {}
 
     if as_json:
-        models = {
-            name: {"accuracy": s.accuracy, "mean_length": s.mean_length, "task": s.task, "chance": s.chance}
-            for name, s in selection.scores.items()
-        }
+        models = {name: asdict(score) for name, score in selection.scores.items()}
         result = {"chosen": selection.chosen, "refused": selection.refused, "weights": weights, "models": models}
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
+    console.print(_table(selection, weights))
+    for name, reason in selection.refused.items():
+        name = _shorten(name, console.width - len(reason) - 2)  # one line each
+        console.print(f"{plain(name)}: {plain(reason)}", soft_wrap=True)
+    if len(selection.chosen) == 1:
+        console.print("Only one model is left: use it alone, the others would do it harm.")
+
+
+def _shorten(text: str, width: int) -> str:
+    """The text in at most so many characters, but never less than ten."""
+    width = max(width, 10)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _table(selection: Selection, weights: dict[str, float]) -> Any:
+    """All candidates in order of accuracy, in at most 80 columns."""
+    from rich.table import Table
+
+    from ..selection.rule import figures
+
     best = selection.chosen[0]
-    task_name = selection.scores[best].task
+    task, problems = selection.scores[best].task, selection.scores[best].problems
     highest, first = figures(best, selection.scores[best])
-    table = Table(title=f"Models on {plain(task_name)}" if task_name else None, title_justify="left")
-    table.add_column("model")
-    for heading in ("accuracy", "below the best", "mean length", "times the best's", "adaptive weight"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+    title = f"Models on {task}" if task else "Models"
+    table = Table(title=plain(title + (f", {problems:,} problems" if problems else "")), title_justify="left", box=None)
+    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=max(10, console.width - 52))
+    for heading in ("accuracy", "gap", "length", "ratio", "weight"):
+        table.add_column(heading, justify="right", min_width=len(heading))
+    table.add_column("", min_width=len("refused"))
     for name, score in selection.scores.items():
-        verdict = "primary" if name == best else "chosen"
         accuracy, length = figures(name, score)
         table.add_row(
             plain(name),
@@ -80,8 +111,6 @@ def select(
             f"{length:.4g}",
             f"{length / first:.2f}",
             f"{weights[name]:.3f}" if name in weights else "",
-            plain(f"refused: {selection.refused[name]}") if name in selection.refused else verdict,
+            "primary" if name == best else "refused" if name in selection.refused else "chosen",
         )
-    console.print(table)
-    if len(selection.chosen) == 1:
-        console.print("Only one model is left: use it alone, the others would do it harm.")
+    return table

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ..trace.files import check_path, load_traces, save_traces
-from ..trace.record import Trace
+from ..trace import Trace, load_traces
 from ..trace.terminal import print_step, print_trace
+from ..trace.trace import check_path, save_traces
 from .console import console, errors, fail
 
 

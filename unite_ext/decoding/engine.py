@@ -16,9 +16,9 @@ from typing import cast
 
 import torch
 
-from .._arguments import check_integer
+from .._checks import check_integer
+from .._memory import free_bytes
 from ..members.base import BaseMember, Prompt
-from ..members.memory import free_bytes
 from ..methods.base import TokenMethod
 from ..options import GenerationOptions
 from ..vocab.alignment import VocabAlignment

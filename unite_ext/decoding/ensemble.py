@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from .._arguments import check_integer
+from .._checks import check_integer
 from .._core import MAX_MEMBERS
 from ..members.base import BaseMember, Prompt
 from ..members.loading import MemberSource, prepare_all
@@ -265,10 +265,15 @@ class UniteEnsemble:
         plan = self.plan(options)
         if isinstance(plan.method, AnswerMethod):
             others = {name: value for name, value in options.items() if name not in (*STEP_FIELDS, *METHOD_FIELDS)}
-            return choose_answers(
-                self, plan.method, plan.step.primary, prompts, indices,
-                batch_size=batch_size, progress=progress, trace=trace, **others,
-            )  # fmt: skip
+            order = [plan.step.primary, *(m for m in range(len(self.members)) if m != plan.step.primary)]
+            # Every member takes all prompts before any of them runs: what one of them refuses is found out at once.
+            runs = [
+                self.alone(m).generate_each(
+                    prompts, indices=indices, batch_size=batch_size, progress=progress, trace=trace, **others
+                )
+                for m in order
+            ]
+            return choose_answers(plan.method, runs, prompts, indices)
         encoded = [[member.encode_prompt(prompt) for member in self.members] for prompt in prompts]
         longest = max((len(ids) for own in encoded for ids in own), default=0)
         engine = self.new_engine(
@@ -338,7 +343,7 @@ class UniteEnsemble:
 
     def trace_of(self, request: Request, prompt: Prompt, **options: Any) -> Trace:
         """The trace of a finished request of `generate_each` or `stream` with `trace=True` and these options."""
-        return make_trace(self, request, prompt, self.plan(options))
+        return make_trace(request, prompt, self.plan(options), self.members, self.alignment)
 
     def plan(self, options: Mapping[str, Any], *, generates: bool = True) -> Plan:
         """What a call with these keyword options does.

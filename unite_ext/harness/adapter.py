@@ -1,25 +1,29 @@
 """Ensembles as a model of lm-evaluation-harness, under the name "unite".
 
 The harness has no plug-in mechanism of its own, so this module must be imported first: `unite eval` does, and
-``python -m unite_ext.lm_eval_adapter`` takes exactly the arguments of ``lm_eval``:
+``python -m unite_ext.harness.adapter`` takes exactly the arguments of ``lm_eval``:
 
-    python -m unite_ext.lm_eval_adapter --model unite --model_args "models=A;B,k=10,method=unite" --tasks gsm8k
+    python -m unite_ext.harness.adapter --model unite --model_args "models=A;B,k=10,method=unite" --tasks gsm8k
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import lm_eval.models  # noqa: F401  # the harness registers its own models only where none is registered yet
 import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from .._arguments import check_integer
+from .._checks import check_integer
 from ..decoding.ensemble import UniteEnsemble
 from ..decoding.likelihood import score_continuations
 from ..members.base import Prompt
@@ -29,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # What marks a context that is chat messages: the harness passes strings, but every member has its own template.
 _CHAT = "\x00unite messages\x00"
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first that is given counts
 _SAMPLING = ("temperature", "top_p", "top_k")
 
 
@@ -121,8 +126,9 @@ class UniteLM(LM):
             context, continuation = request.args
             prompt = _prompt(context)
             if isinstance(prompt, str):
-                # Blanks at the end of a context begin the continuation: " A" is one token, " " and "A" are two.
-                kept = prompt.rstrip(" ")
+                # White space at the end of a context begins the continuation, as in the harness's own models: " A" is
+                # one token, " " and "A" are two.
+                kept = prompt.rstrip()
                 prompt, continuation = kept, prompt[len(kept) :] + continuation
             if not continuation:
                 raise ValueError(f"a continuation must not be empty, got one after {context[-40:]!r}")
@@ -175,6 +181,11 @@ class UniteLM(LM):
             raise ValueError(f"chat templates are asked for, but {', '.join(missing)} has none")
         return "\n\n".join(m.chat_template or "" for m in self.ensemble.members)
 
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes into its results beside the arguments: `unite select` tells ensembles by it."""
+        method = self.method if isinstance(self.method, str) else self.method.name
+        return {"members": [member.name for member in self.ensemble.members], "method": method}
+
     @property
     def tokenizer_name(self) -> str:
         """What tells this ensemble's prompts from others' in the harness's cache."""
@@ -209,19 +220,42 @@ class UniteLM(LM):
         given = dict(given)
         until = given.pop("until", None) or []
         options: dict[str, Any] = {"stop": [s for s in ([until] if isinstance(until, str) else until) if s]}
-        lengths = [given.pop(n) for n in ("max_gen_toks", "max_new_tokens") if n in given]
+        lengths = [length for length in (given.pop(name, None) for name in _LENGTHS) if length is not None]
         options["max_new_tokens"] = int(lengths[0]) if lengths else self.max_gen_toks
-        options["do_sample"] = bool(given.pop("do_sample", False))
+        do_sample = given.pop("do_sample", None)
+        # A temperature alone asks for sampling, as in the harness's own models, but for 0.
+        options["do_sample"] = float(given.get("temperature") or 0) > 0 if do_sample is None else bool(do_sample)
         for name in _SAMPLING:
             value = given.pop(name, None)
             if options["do_sample"] and value is not None:
-                options[name] = value
+                options[name] = float(value) if name == "temperature" else value
         for name in ("seed", "repetition_penalty", "min_new_tokens", "gate"):
             if name in given:
                 options[name] = given.pop(name)
         if given:
             raise ValueError(f"generation option {sorted(given)[0]!r} is not known to unite")
         return options
+
+
+@contextmanager
+def quiet_git() -> Iterator[None]:
+    """Let the harness look for the commit of the current folder without git's complaint where there is none."""
+    from lm_eval import evaluator
+    from lm_eval.loggers.utils import get_commit_from_path
+
+    def commit() -> str | None:
+        try:
+            found = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=True)
+        except (subprocess.CalledProcessError, OSError):
+            return get_commit_from_path(os.getcwd())
+        return found.stdout.strip()
+
+    before = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = commit
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = before
 
 
 def _prompt(context: str) -> Prompt:
@@ -261,4 +295,5 @@ def _parse_weights(value: Any) -> list[float] | None:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    with quiet_git():
+        cli_evaluate()

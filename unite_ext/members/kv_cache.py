@@ -145,7 +145,7 @@ class RaggedCache:
                 self._keep(r, n)
         self._trim()
         if self._has_to_move():
-            self._compact()
+            self.compact()
         self._reserve(self._width + feed)
         return self._forward(feed, kept)
 
@@ -228,7 +228,7 @@ class RaggedCache:
         self._read_in_vain += holes
         return holes > MIN_HOLES and self._read_in_vain > MOVE_COST * self._width
 
-    def _compact(self) -> None:
+    def compact(self) -> None:
         """Gather every row's columns to the right end."""
         self._read_in_vain = 0
         width = max(map(len, self._columns))

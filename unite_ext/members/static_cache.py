@@ -118,7 +118,7 @@ class StaticRaggedCache(RaggedCache):
             return
         feed = width - self._width
         if self._width > max(map(len, self._columns)):
-            self._compact()
+            self.compact()
         if self._width + feed > self._capacity:
             self._grow(_power_of_two(self._width + feed))
 

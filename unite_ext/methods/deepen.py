@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._arguments import check_integer
+from .._checks import check_integer
+from .._memory import free_bytes
 from ..members.base import BaseMember
-from ..members.memory import free_bytes
 from ..options import StepOptions
 from ..vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, ID_MASK, VocabAlignment
 from .entries import PrimaryEntryMethod

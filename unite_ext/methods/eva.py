@@ -11,9 +11,11 @@ from torch import Tensor
 from ..members.base import BaseMember
 from ..options import StepOptions
 from ..vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, ID_MASK, VocabAlignment
+from .cosine import nearest_vectors
+from .map_files import digest_of
 from .mapped import MappedMethod
 
-_CHUNK = 1024  # tokens compared with the whole vocabulary at a time
+_PART = 16384  # vectors rotated at a time: all at once would take as much memory again
 
 
 class EVA(MappedMethod):
@@ -41,17 +43,22 @@ class EVA(MappedMethod):
     def nearest(self, members: Sequence[BaseMember], m: int, ids: Tensor) -> Tensor:
         """See `MappedMethod.nearest`."""
         device = self.alignment.device
-        own, primary = (members[i].input_embeddings() for i in (m, self.primary))
+        own, primary = (weight.to(device) for weight in self._embeddings(members, m))
         shared = shared_ids(self.alignment, m, self.primary)
-        own, primary = own.to(device).float(), primary.to(device).float()
         targets = torch.tensor(self.target_ids(), device=device)
-        centres = own[shared[:, 0]].mean(dim=0), primary[shared[:, 1]].mean(dim=0)
-        rotation = procrustes(_unit(own[shared[:, 0]] - centres[0]), _unit(primary[shared[:, 1]] - centres[1]))
-        candidates = _unit(primary[targets] - centres[1])
-        found = [
-            (_unit((own[chunk] - centres[0]) @ rotation) @ candidates.T).argmax(dim=1) for chunk in ids.split(_CHUNK)
-        ]
-        return targets[torch.cat(found)]
+        common = own[shared[:, 0]].float(), primary[shared[:, 1]].float()
+        centres = common[0].mean(dim=0), common[1].mean(dim=0)
+        rotation = procrustes(_unit(common[0] - centres[0]), _unit(common[1] - centres[1]))
+        rotated = [_unit((own[part].float() - centres[0]) @ rotation) for part in ids.split(_PART)]
+        return targets[nearest_vectors(torch.cat(rotated), _unit(primary[targets].float() - centres[1]))]
+
+    def source(self, members: Sequence[BaseMember], m: int) -> str:
+        """See `MappedMethod.source`: a digest of both embeddings."""
+        return digest_of(*self._embeddings(members, m))
+
+    def _embeddings(self, members: Sequence[BaseMember], m: int) -> list[Tensor]:
+        """The input embeddings of member m and of the primary."""
+        return [members[i].input_embeddings() for i in (m, self.primary)]
 
 
 def shared_ids(alignment: VocabAlignment, m: int, primary: int) -> Tensor:

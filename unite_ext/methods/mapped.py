@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ..members.base import BaseMember
 from ..options import StepOptions
 from ..vocab.alignment import EOS_CLASS, ID_MASK, VocabAlignment
 from .entries import PrimaryEntryMethod
+from .map_files import keep_map
 
 
 class MappedMethod(PrimaryEntryMethod):
@@ -34,12 +36,25 @@ class MappedMethod(PrimaryEntryMethod):
                 targets = torch.where(whole, tagged, -1)
                 foreign = ids[~whole]
                 if len(foreign):
-                    targets[~whole] = self.nearest(members, m, foreign).to(targets)
+                    found = keep_map(
+                        partial(self.nearest, members, m, foreign),
+                        self.name,
+                        alignment,
+                        m,
+                        self.primary,
+                        foreign,
+                        self.source(members, m),
+                    )
+                    targets[~whole] = found.to(targets)
             self._maps.append((ids, targets))
 
     @abstractmethod
     def nearest(self, members: Sequence[BaseMember], m: int, ids: Tensor) -> Tensor:
         """[N] int64: the primary's id for each of member m's ids that the primary has no token for."""
+
+    def source(self, members: Sequence[BaseMember], m: int) -> str:
+        """What `nearest` depends on beside the vocabularies, for the cache of its results; here nothing."""
+        return ""
 
     @property
     def tokens_per_step(self) -> float:

@@ -6,14 +6,12 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..members.base import BaseMember
+from .edit_distance import nearest_texts
 from .mapped import MappedMethod
-
-_CHUNK = 256  # tokens compared with the whole vocabulary at a time
 
 
 class MinED(MappedMethod):
@@ -36,18 +34,11 @@ class MinED(MappedMethod):
 
     def nearest(self, members: Sequence[BaseMember], m: int, ids: Tensor) -> Tensor:
         """See `MappedMethod.nearest`."""
-        from rapidfuzz.distance import Levenshtein
-        from rapidfuzz.process import cdist
-
         own, primary = self.alignment.vocabularies[m].token_bytes, self.alignment.vocabularies[self.primary].token_bytes
         targets = self.target_ids()
         texts = [_characters(primary[i]) for i in targets]
-        found = []
-        for start in range(0, len(ids), _CHUNK):
-            queries = [_characters(own[i]) for i in ids[start : start + _CHUNK].tolist()]
-            distances = cdist(queries, texts, scorer=Levenshtein.distance, dtype=np.uint16, workers=-1)
-            found.append(distances.argmin(axis=1))  # the first of equals
-        return torch.tensor(targets)[torch.from_numpy(np.concatenate(found))]
+        found = nearest_texts([_characters(own[i]) for i in ids.tolist()], texts)
+        return torch.tensor(targets)[torch.from_numpy(found)]
 
 
 def _characters(data: bytes) -> str:

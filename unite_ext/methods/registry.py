@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._arguments import check_choice
+from .._checks import check_choice
 from ..members.base import BaseMember
 from ..options import StepOptions
 from ..vocab.alignment import VocabAlignment

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._arguments import check_integer
+from .._checks import check_integer
 
 # Accuracies are printed with two decimals; a difference of 10.00 must not fail by a rounding of floats.
 _ROUNDING = 1e-9
@@ -30,6 +30,8 @@ class ModelScore:
     """The task, or the tasks joined by "+"; models of different tasks are not compared."""
     chance: float = 0.0
     """The accuracy of guessing, in points: 25 with four choices."""
+    problems: int | None = None
+    """On how many problems it was scored."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Selection:
     chosen: list[str]
     """Names, the primary first, then in order of accuracy."""
     refused: dict[str, str]
-    """Name to reason, in order of accuracy."""
+    """Name to reason, short enough for a line, in order of accuracy."""
     scores: dict[str, ModelScore]
     """Of all candidates, in order of accuracy."""
 
@@ -81,7 +83,7 @@ def select_models(
     --------
     >>> chosen = select_models({"a": ModelScore(73.5, 120.0), "b": ModelScore(71.0, 300.0), "c": ModelScore(70.0, 99)})
     >>> chosen.chosen, chosen.refused
-    (['a', 'c'], {'b': 'its mean length of 300 is 2.50 times that of a (120), more than 2'})
+    (['a', 'c'], {'b': '2.50 times as long (limit 2)'})
     """
     if max_models is not None:
         check_integer("max_models", max_models, 1, 2**31)
@@ -96,7 +98,7 @@ def select_models(
     for name in ranked[1:]:
         reasons = _reasons(name, best, candidates, max_gap, max_length_ratio)
         if not reasons and max_models is not None and len(chosen) >= max_models:
-            reasons = [f"there are {max_models} models already, the maximum"]
+            reasons = [f"the maximum is reached ({max_models})"]
         if reasons:
             refused[name] = "; ".join(reasons)
         else:
@@ -151,21 +153,12 @@ def _reasons(
     highest, first = figures(best, scores[best])
     gap = highest - accuracy
     if gap > max_gap + _ROUNDING:
-        reasons.append(
-            f"its accuracy of {accuracy:.2f} is {gap:.2f} points below that of {best} ({highest:.2f}), "
-            f"more than {max_gap:g}"
-        )
+        reasons.append(f"{gap:.2f} points behind (limit {max_gap:g})")
     ratio = length / first
     if ratio > max_length_ratio * (1 + _ROUNDING):
-        reasons.append(
-            f"its mean length of {length:.4g} is {ratio:.2f} times that of {best} ({first:.4g}), "
-            f"more than {max_length_ratio:g}"
-        )
+        reasons.append(f"{ratio:.2f} times as long (limit {max_length_ratio:g})")
     elif 1 / ratio > max_length_ratio * (1 + _ROUNDING):
-        reasons.append(
-            f"its mean length of {length:.4g} is 1/{1 / ratio:.2f} of that of {best} ({first:.4g}), "
-            f"less than 1/{max_length_ratio:g}"
-        )
+        reasons.append(f"1/{1 / ratio:.2f} as long (limit 1/{max_length_ratio:g})")
     return reasons
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from string import Template
 
 from .files import to_json
-from .record import Trace
+from .record import TraceRecord
 
 
-def render_page(traces: Sequence[Trace]) -> str:
+def render_page(traces: Sequence[TraceRecord]) -> str:
     """The page for one trace or several.
 
     Its content security policy lets no script run but its own and loads nothing; texts are data in it, and become text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 AGREEMENT, PRIMARY, OVERRULED, GATED = "agreement", "primary", "overruled", "gated"
@@ -40,11 +39,8 @@ class TraceStep:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What `UniteEnsemble.trace` returns: everything about one generation, complete without models and tokenizers.
-
-    In a notebook it shows itself.
-    """
+class TraceRecord:
+    """Everything about one generation, complete without models and tokenizers: what files and pages hold."""
 
     members: list[str]
     primary: int
@@ -95,41 +91,6 @@ class Trace:
             i >= 0 and i not in self.eos_token_ids[member] and self.token_text(member, i) != self.slot_text(step, slot)
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write it as a self-contained page (`.html`) or as data that `Trace.load` reads (`.json`)."""
-        from .files import save_traces
-
-        save_traces([self], path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Trace:
-        """Read a `.json` file of one trace; `unite_ext.trace.load_traces` reads several.
-
-        Raises
-        ------
-        ValueError
-            It holds something else.
-        """
-        from .files import load_traces
-
-        traces = load_traces(path)
-        if len(traces) != 1:
-            raise ValueError(f"{path} holds {len(traces)} traces: read them with unite_ext.trace.load_traces")
-        return traces[0]
-
-    def to_html(self) -> str:
-        """The page that `save` writes."""
-        from .page import render_page
-
-        return render_page([self])
-
-    def _repr_html_(self) -> str:
-        """For notebooks: the page in a frame of its own, so that neither styles the other."""
-        import html
-
-        page = html.escape(self.to_html(), quote=True)
-        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0" title="UNITE trace"></iframe>'
-
     def __repr__(self) -> str:
         agreement = f"{100 * self.agreement_rate:.1f} % in agreement"
-        return f"Trace({' + '.join(self.members)}; {len(self.steps)} steps, {agreement})"
+        return f"{type(self).__name__}({' + '.join(self.members)}; {len(self.steps)} steps, {agreement})"

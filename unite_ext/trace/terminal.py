@@ -7,19 +7,19 @@ from rich.table import Table
 from rich.text import Text
 
 from .._text import visible
-from .record import AGREEMENT, DECISIONS, GATED, OVERRULED, PRIMARY, Trace
+from .record import AGREEMENT, DECISIONS, GATED, OVERRULED, PRIMARY, TraceRecord
 
 STYLES = {AGREEMENT: "green", PRIMARY: "blue", OVERRULED: "bold reverse yellow", GATED: "dim"}
 BAR = 6  # columns of a full bar
 
 
-def print_trace(trace: Trace, console: Console) -> None:
+def print_trace(trace: TraceRecord, console: Console) -> None:
     """The text and its totals. Without colours overruled tokens stand in brackets, ⟦so⟧."""
     plain = console.no_color or not console.is_terminal
     console.print(_text(trace, plain), _totals(trace, plain), sep="\n", soft_wrap=True)
 
 
-def print_step(trace: Trace, number: int, console: Console, *, slots: int = 12) -> None:
+def print_step(trace: TraceRecord, number: int, console: Console, *, slots: int = 12) -> None:
     """The union of step `number`, counted from 1: every member's token and probability, the slot taken first.
 
     Raises
@@ -52,7 +52,7 @@ def _cell(text: str, share: float, *, taken: bool) -> Text:
     return Text.assemble((f"'{visible(text)}'", "bold" if taken else ""), f" {number} ", (bar, "blue"))
 
 
-def _text(trace: Trace, plain: bool) -> Text:
+def _text(trace: TraceRecord, plain: bool) -> Text:
     text = Text()
     for step in trace.steps:
         shown = "".join(c if c.isprintable() or c in "\n\t" else visible(c) for c in step.piece)
@@ -62,7 +62,7 @@ def _text(trace: Trace, plain: bool) -> Text:
     return text
 
 
-def _totals(trace: Trace, plain: bool) -> RenderableType:
+def _totals(trace: TraceRecord, plain: bool) -> RenderableType:
     counts = Text()
     for decided, style in STYLES.items():
         if trace.count(decided) or decided != GATED:

@@ -109,12 +109,12 @@ class VocabAlignment:
                 return cls(*stored)
         alignment = _build(cls, opened, progress)
         if folder is not None:
-            cache_files.write_cached(folder, opened, alignment)
+            cache_files.write_cached(folder, opened, alignment._stored())
         return alignment
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything that stepping needs into one safetensors file, atomically."""
-        cache_files.write(Path(path), self)
+        cache_files.write(Path(path), self._stored())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], tokenizers: Sequence[Any] | None = None) -> VocabAlignment:
@@ -163,6 +163,9 @@ class VocabAlignment:
     def encode_continuation(self, member: int, data: bytes) -> list[int]:
         """The member's ids for bytes in the middle of a text; see :meth:`Vocabulary.encode_continuation`."""
         return self.vocabularies[self._check_member(member)].encode_continuation(data)
+
+    def _stored(self) -> cache_files.Stored:
+        return list(self.vocabularies), self._host_classes, self.class_ids.cpu().numpy()
 
     def _check_member(self, member: int) -> int:
         if not 0 <= member < self.num_members:

@@ -14,7 +14,7 @@ import uuid
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -23,15 +23,13 @@ from numpy.typing import NDArray
 
 from .vocabulary import OpenedTokenizer, Vocabulary
 
-if TYPE_CHECKING:
-    from .alignment import VocabAlignment
-
 logger = logging.getLogger(__name__)
 
 FORMAT = "unite_ext.alignment"
 VERSION = 1  # of the file and of the rules that fill it: raise it whenever either changes
 
 Stored = tuple[list[Vocabulary], list[NDArray[np.int32]], NDArray[np.int32]]
+"""The vocabularies, the class of every member's ids, and the tagged ids of every class."""
 
 
 def cache_folder(cache: bool | str | os.PathLike[str]) -> Path | None:
@@ -69,22 +67,23 @@ def read_cached(folder: Path, opened: list[OpenedTokenizer]) -> Stored | None:
         return None
 
 
-def write_cached(folder: Path, opened: list[OpenedTokenizer], alignment: VocabAlignment) -> None:
+def write_cached(folder: Path, opened: list[OpenedTokenizer], stored: Stored) -> None:
     """Store an alignment; a folder that cannot be written only warns."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(cache_path(folder, opened), alignment)
+        write(cache_path(folder, opened), stored)
     except OSError as error:
         warnings.warn(f"the alignment could not be kept in the cache folder {folder}: {error}", stacklevel=3)
 
 
-def write(path: Path, alignment: VocabAlignment) -> None:
+def write(path: Path, stored: Stored) -> None:
     """Write one alignment file: a temporary file in the same folder, then a rename."""
-    tensors = {"class_ids": alignment.class_ids.cpu().numpy()}
+    vocabularies, classes, class_ids = stored
+    tensors = {"class_ids": class_ids}
     members = []
-    for m, vocabulary in enumerate(alignment.vocabularies):
+    for m, vocabulary in enumerate(vocabularies):
         lengths = np.fromiter(map(len, vocabulary.pieces), np.int32, vocabulary.size)
-        tensors[f"classes.{m}"] = alignment._host_classes[m]
+        tensors[f"classes.{m}"] = classes[m]
         tensors[f"lengths.{m}"] = lengths
         tensors[f"bytes.{m}"] = np.frombuffer(b"".join(vocabulary.pieces), np.uint8)
         tensors[f"byte_pieces.{m}"] = np.flatnonzero(vocabulary.is_byte_piece).astype(np.int32)

@@ -22,8 +22,8 @@ from .tokenizer_kinds import (
     SENTENCEPIECE,
     WORDPIECE,
     TokenizerParts,
-    _is_lossy,
-    _is_space_replace,
+    is_lossy_normalizer,
+    is_space_replace,
     unknown_id,
 )
 
@@ -273,12 +273,12 @@ def _byte_ids(kind: str, pieces: list[bytes], is_byte_piece: NDArray[np.bool_]) 
 
 def _kept_normalizers(parts: TokenizerParts) -> list[dict[str, Any]]:
     """Only what carries the bytes; a tolerated lossy normalizer also keeps its neighbours."""
-    if any(_is_lossy(n) for n in parts.normalizers):
+    if any(is_lossy_normalizer(n) for n in parts.normalizers):
         return [n for n in parts.normalizers if n["type"] != "Prepend"]
     if parts.kind == BYTE_LEVEL:
         return [n for n in parts.normalizers if n["type"] == "ByteLevel"]
     if parts.kind == SENTENCEPIECE:
-        return [n for n in parts.normalizers if _is_space_replace(n, old=" ", new=META_SPACE)]
+        return [n for n in parts.normalizers if is_space_replace(n, old=" ", new=META_SPACE)]
     return []
 
 

@@ -66,7 +66,7 @@ class TokenizerParts:
     @property
     def is_lossy(self) -> bool:
         """Whether a normalizer throws letters' case or accents away."""
-        return any(_is_lossy(n) for n in self.normalizers)
+        return any(is_lossy_normalizer(n) for n in self.normalizers)
 
 
 def open_tokenizer(tokenizer: Any, argument: str = "tokenizer") -> TokenizerParts:
@@ -145,11 +145,11 @@ def _flatten(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
     return [part]
 
 
-def _is_space_replace(part: dict[str, Any], *, old: str, new: str) -> bool:
+def is_space_replace(part: dict[str, Any], *, old: str, new: str) -> bool:
     return part["type"] == "Replace" and old in part["pattern"].values() and part["content"] == new
 
 
-def _is_lossy(normalizer: dict[str, Any]) -> bool:
+def is_lossy_normalizer(normalizer: dict[str, Any]) -> bool:
     if normalizer["type"] == "BertNormalizer":
         lowercase = bool(normalizer.get("lowercase"))
         strip_accents = normalizer.get("strip_accents")
@@ -168,7 +168,7 @@ def _kind_of(decoders: list[dict[str, Any]], argument: str) -> tuple[str, bool, 
     metaspace = False
     for decoder in decoders:
         is_metaspace = decoder["type"] == "Metaspace" and decoder["replacement"] == META_SPACE
-        if is_metaspace or _is_space_replace(decoder, old=META_SPACE, new=" "):
+        if is_metaspace or is_space_replace(decoder, old=META_SPACE, new=" "):
             metaspace = True
         elif decoder["type"] == "Strip" and decoder["content"] == " " and not decoder["stop"]:
             continue  # undoes the dummy prefix at the start of a text only
@@ -201,7 +201,7 @@ def _check_consistent(
     if kind == BYTE_LEVEL and "ByteLevel" not in types:
         raise ValueError(f"{argument}: expected a ByteLevel pre-tokenizer beside the ByteLevel decoder, got {types}")
     if kind == SENTENCEPIECE:
-        replaces = any(_is_space_replace(n, old=" ", new=META_SPACE) for n in normalizers)
+        replaces = any(is_space_replace(n, old=" ", new=META_SPACE) for n in normalizers)
         if not replaces and "Metaspace" not in types:
             raise ValueError(
                 f"{argument}: expected a Metaspace pre-tokenizer or a Replace ' ' -> '{META_SPACE}' normalizer "

@@ -1,0 +1,96 @@
+"""A trace as people hold it: a record that can save, load and show itself."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .files import read_traces, to_json
+from .page import render_page
+from .record import TraceRecord
+
+SUFFIXES = (".html", ".json")
+
+
+@dataclass(frozen=True, repr=False)
+class Trace(TraceRecord):
+    """What `UniteEnsemble.trace` returns: everything about one generation, complete without models and tokenizers.
+
+    In a notebook it shows itself.
+    """
+
+    def save(self, path: str | Path) -> None:
+        """Write it as a self-contained page (`.html`) or as data that `Trace.load` reads (`.json`)."""
+        save_traces([self], path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a `.json` file of one trace; `unite_ext.trace.load_traces` reads several.
+
+        Raises
+        ------
+        ValueError
+            It holds something else.
+        """
+        traces = load_traces(path)
+        if len(traces) != 1:
+            raise ValueError(f"{path} holds {len(traces)} traces: read them with unite_ext.trace.load_traces")
+        return traces[0]
+
+    def to_html(self) -> str:
+        """The page that `save` writes."""
+        return render_page([self])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the page in a frame of its own, so that neither styles the other."""
+        page = html.escape(self.to_html(), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0" title="UNITE trace"></iframe>'
+
+
+def check_path(path: str | Path) -> Path:
+    """A path that a trace can be written to.
+
+    Raises
+    ------
+    ValueError
+        It ends in neither `.html` nor `.json`, or its folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"a trace is written as .html (a page) or .json (data), got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"the folder {str(path.parent)!r} does not exist")
+    return path
+
+
+def save_traces(traces: Sequence[TraceRecord], path: str | Path) -> None:
+    """Write traces into one file: a self-contained page (`.html`), or data for `load_traces` (`.json`).
+
+    Raises
+    ------
+    ValueError
+        The path ends in neither, or its folder does not exist.
+    """
+    path = check_path(path)
+    if path.suffix.lower() == ".html":
+        text = render_page(traces)
+    else:
+        text = json.dumps(to_json(traces), ensure_ascii=False, separators=(",", ":")) + "\n"
+    # A prompt from the command line may hold half a character; JSON writes it as an escape.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def load_traces(path: str | Path) -> list[Trace]:
+    """Read the traces of a `.json` file.
+
+    Raises
+    ------
+    ValueError
+        It is not a trace, or of a later version of this format.
+    OSError
+        It cannot be read.
+    """
+    return read_traces(path, Trace)
