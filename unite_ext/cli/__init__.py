@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from ..members.names import short_names
-from .console import console, fail, plain
+from .console import console, fail, plain, write_anything
 from .demo import demo
 from .eval import evaluate
 from .generate import generate
@@ -26,11 +26,10 @@ app = typer.Typer(
 )
 
 
-def load_tokenizer(name: str) -> Any:
-    """A tokenizer by Hugging Face name or local folder."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(name)
+@app.callback()
+def start() -> None:
+    """Run before every command."""
+    write_anything()
 
 
 @app.command()
@@ -65,7 +64,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 @app.command()
 def align(
     tokenizers: Annotated[
-        list[str], typer.Argument(help="Two to eight tokenizers: Hugging Face names or local folders.")
+        list[str], typer.Argument(help="Two to eight tokenizers: Hugging Face names, folders or .gguf files.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all counts and examples.")] = False,
     lossy: Annotated[bool, typer.Option(help="Accept tokenizers that change the text, such as lower-casing.")] = False,
@@ -79,6 +78,7 @@ def align(
 
     Example: unite align meta-llama/Llama-3.1-8B Qwen/Qwen2-7B
     """
+    from ..members.loading import load_tokenizer
     from ..vocab.alignment import VocabAlignment
     from ..vocab.report import report_alignment
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 from .._checks import check_integer
 from .._core import MAX_MEMBERS
 from ..members.base import BaseMember, Prompt
-from ..members.loading import prepare_all
+from ..members.loading import MemberSource, prepare_all
 from ..members.transformers import Member
 from ..methods.base import AnswerMethod, Method
 from ..methods.registry import (
@@ -117,9 +117,9 @@ class UniteEnsemble:
 
     @classmethod
     def from_pretrained(
-        cls, names: Sequence[str], *, lossy: bool = False, compile: bool = False, **options: Any
+        cls, names: Sequence[str | MemberSource], *, lossy: bool = False, compile: bool = False, **options: Any
     ) -> UniteEnsemble:
-        """Load the members by Hugging Face name, local folder or .gguf file.
+        """Load the members by Hugging Face name, local folder or .gguf file, or as `members.loading.prepare` read them.
 
         `k`, `primary`, `weights`, `score`, `duplicates`, `method` and `compile` are the ensemble's. Every other option
         goes to `Member.from_pretrained` (`dtype`, `device`, `device_map`, `quantization_config`, `attn_implementation`,
