@@ -43,11 +43,11 @@ from cuda_cases import COMPILED, PEAKS, Case  # noqa: E402
 from cuda_on_cpu.emulator import step_params  # noqa: E402
 from dictionary_step import DictionaryStep, assert_same_winners  # noqa: E402
 from measure import machine, percentiles  # noqa: E402
-from step_cases import assert_same_step  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 from vocabularies import Family, load_family  # noqa: E402
 
 from unite_ext import reference, step_workspace, unite_step  # noqa: E402
+from unite_ext.testing import assert_same_step  # noqa: E402
 from unite_ext.vocab.alignment import ID_BITS, ID_MASK  # noqa: E402
 
 TARGETS_US = {1: 8, 64: 15, 256: 40}  # two members, bfloat16, k = 10, graph, cold, on an H200

@@ -22,9 +22,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 from cuda_on_cpu.emulator import launch_config, step_params  # noqa: E402
 from gpu.conftest import Driver  # noqa: E402
 from measure import RESULTS, append_csv, machine, percentiles  # noqa: E402
-from step_cases import assert_same_step  # noqa: E402
 from test_cuda_on_cpu import real_widths  # noqa: E402
 from test_nvcc import find_nvcc  # noqa: E402
+
+from unite_ext.testing import assert_same_step  # noqa: E402
 
 WIDTHS = (128_256, 152_064)
 BATCHES = (1, 8, 64, 128, 256)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_on_cpu import emulator
-from step_cases import assert_same_step, make_logits, synthetic_alignment
 from test_nvcc import find_nvcc
 
 from unite_ext import reference
+from unite_ext.testing import assert_same_step, make_logits, synthetic_alignment
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
