@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from unite_ext import VocabAlignment
 from unite_ext.testing import alignment_from_classes
