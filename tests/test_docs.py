@@ -111,6 +111,6 @@ def test_the_fields_of_a_trace_are_documented():
 
 
 def test_tables_are_those_of_the_csv_files():
-    command = [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"]
+    command = [sys.executable, ROOT / "benchmarks" / "lib" / "tables.py", "--check"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
