@@ -280,7 +280,12 @@ def test_progress_bar(capsys):
         (lambda: [toys.byte_level(), "gpt2"], {}, TypeError, r"tokenizers\[1\] must be a fast .* got str"),
         (lambda: [toys.byte_level()], {"eos_token_ids": [[1], [2]]}, ValueError, r"eos_token_ids must .* 1, got 2"),
         (lambda: [toys.byte_level()], {"eos_token_ids": 3}, TypeError, r"eos_token_ids must .* got int"),
-        (lambda: [toys.byte_level()], {"eos_token_ids": [[-7]]}, ValueError, r"tokenizers\[0\]: eos_token_ids must .*-7"),
+        (
+            lambda: [toys.byte_level()],
+            {"eos_token_ids": [[-7]]},
+            ValueError,
+            r"tokenizers\[0\]: eos_token_ids must .*-7",
+        ),
     ],
 )
 def test_bad_input(make, options, error, message):

@@ -150,9 +150,7 @@ def test_lowest_of_two_ordinary_ids_represents():
 
 
 def test_slow_tokenizer_is_refused_by_name():
-    with pytest.raises(
-        TypeError, match=r"tokenizer must be a fast .*, got ByT5Tokenizer; load it with AutoTokenizer"
-    ):
+    with pytest.raises(TypeError, match=r"tokenizer must be a fast .*, got ByT5Tokenizer; load it with AutoTokenizer"):
         Vocabulary.from_tokenizer(ByT5Tokenizer())
     with pytest.raises(TypeError, match="got str"):
         Vocabulary.from_tokenizer("llama")
