@@ -37,14 +37,13 @@ def toy_model(
         vocab_size=len(tokenizer) + padding,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=context,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=eos,
         pad_token_id=None,
         tie_word_embeddings=False,
-        **{**options, **overrides},
+        **{"num_hidden_layers": 2, **options, **overrides},
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()

@@ -80,7 +80,8 @@ def generate(
     """Let several models write one text together.
 
     A single prompt streams to the terminal. Several prompts, --json or --output give JSON lines, one per prompt as it
-    finishes; Ctrl-C keeps what is done, and --resume goes on from there.
+    finishes; Ctrl-C keeps what is done, and --resume goes on from there. A file beside --output, ending in .run.json,
+    says which models and options its rows are of.
 
     Examples:
 

@@ -8,7 +8,8 @@ from typing import Any, Literal, overload
 from .._checks import check_integer
 from .._core import MAX_MEMBERS
 from ..members.base import BaseMember, Prompt
-from ..members.transformers import Member, load_tokenizer
+from ..members.loading import prepare_all
+from ..members.transformers import Member
 from ..methods.base import AnswerMethod, Method
 from ..methods.registry import (
     UNITE,
@@ -118,11 +119,11 @@ class UniteEnsemble:
     def from_pretrained(
         cls, names: Sequence[str], *, lossy: bool = False, compile: bool = False, **options: Any
     ) -> UniteEnsemble:
-        """Load the members by Hugging Face name or local folder.
+        """Load the members by Hugging Face name, local folder or .gguf file.
 
         `k`, `primary`, `weights`, `score`, `duplicates`, `method` and `compile` are the ensemble's. Every other option
         goes to `Member.from_pretrained` (`dtype`, `device`, `device_map`, `quantization_config`, `attn_implementation`,
-        `trust_remote_code`, `revision`, `tokenizer`, ...); a list gives each member its own.
+        `trust_remote_code`, `revision`, `tokenizer`, `chat_template`, ...); a list gives each member its own.
 
         Examples
         --------
@@ -140,12 +141,12 @@ class UniteEnsemble:
             if isinstance(value, (list, tuple)) and len(value) != len(names):
                 raise ValueError(f"{name} must be one value or one per member, {len(names)}, got {len(value)}")
         each = [{o: v[m] if isinstance(v, (list, tuple)) else v for o, v in options.items()} for m in range(len(names))]
+        sources = prepare_all(names, each, known=(*STEP_FIELDS, *METHOD_FIELDS, "lossy", "compile"))
         if needs_vocabularies(method):
-            tokenizers = [load_tokenizer(name, member_options) for name, member_options in zip(names, each)]
-            alignment = VocabAlignment.from_tokenizers(tokenizers, lossy=lossy)
-            device = each[step.primary].get("device")
+            alignment = VocabAlignment.from_tokenizers([source.tokenizer for source in sources], lossy=lossy)
+            device = sources[step.primary].device
             check_vocabularies(method, own, alignment if device is None else alignment.to(device), step)
-        members = [Member.from_pretrained(name, **member_options) for name, member_options in zip(names, each)]
+        members = [Member.from_source(source) for source in sources]
         return cls(members, lossy=lossy, compile=compile, **ours)
 
     # A string is a sequence of strings as well: the first overload that fits counts.

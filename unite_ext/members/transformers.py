@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .base import BaseMember, Prompt
+from .cache_probe import embedding_rows, probe_reuse, probe_trees
 from .context import TransformersContext
-from .kv_cache import RaggedCache, probe_reuse
+from .kv_cache import RaggedCache
+from .loading import MemberSource, context_length, load_tokenizer, prepare
+from .prompts import PromptEncoder, check_spelling, read_chat_template
 from .static_cache import StaticRaggedCache, compile_forward
+from .tree_cache import TreeCache
 
-logger = logging.getLogger(__name__)
+__all__ = ["Member", "load_tokenizer"]
 
 
 class Member(BaseMember):
@@ -28,6 +32,11 @@ class Member(BaseMember):
     tokenizer : transformers.PreTrainedTokenizerFast
     name : str, optional
         What messages call it; by default the name it was loaded from.
+    chat_template : str, optional
+        In place of the tokenizer's own: a Jinja template, or "plain" to write messages as "User: ..." for a model that
+        has none.
+    chat_template_kwargs : mapping, optional
+        Variables for the chat template, such as `enable_thinking` or `tools`.
 
     Attributes
     ----------
@@ -36,34 +45,81 @@ class Member(BaseMember):
     context_length : int or None
         The longest text the model was made for.
     cache_reuse : {"holes", "compact", "recompute"}
-        How its KV cache may be reused, found by a probe (`unite_ext.kv_cache.probe_reuse`).
+        How its KV cache may be reused, found by a probe (`unite_ext.members.cache_probe.probe_reuse`).
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model: Any = model.eval()
         self.tokenizer: Any = tokenizer
         self.name: str = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self._given_template: str | None = read_chat_template(chat_template)
+        self.chat_template_kwargs: dict[str, Any] = dict(chat_template_kwargs or {})
         self.eos_token_ids: list[int] = _generation_eos(model)
-        self.context_length: int | None = _context_length(model.config)
+        self.context_length: int | None = context_length(model.config)
+        check_spelling(tokenizer, self.name)
         self.cache_reuse: str = probe_reuse(model, name=self.name)
 
     @classmethod
-    def from_pretrained(cls, name: str, *, tokenizer: Any = None, **options: Any) -> Member:
-        """Load model and tokenizer by Hugging Face name or local folder.
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        tokenizer: Any = None,
+        device: Any = None,
+        chat_template: str | Path | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Member:
+        """Load model and tokenizer by Hugging Face name, local folder or .gguf file.
 
-        `options` go to `AutoModelForCausalLM.from_pretrained`; those the tokenizer shares (`revision`,
-        `trust_remote_code`, `token`, `cache_dir`, `local_files_only`) to both. `device` moves the loaded model.
+        Parameters
+        ----------
+        name : str
+            A .gguf file needs ``pip install 'unite_ext[gguf]'``.
+        tokenizer : str or tokenizer, optional
+            Another than the model's.
+        device : str or torch.device, optional
+            Where the loaded model is moved.
+        chat_template, chat_template_kwargs
+            As `Member`; `chat_template` may be a file.
+        **options
+            Of `AutoModelForCausalLM.from_pretrained`; those that say where files are (`revision`, `subfolder`,
+            `gguf_file`, `token`, `cache_dir`, `local_files_only`, `trust_remote_code`, ...) hold for the tokenizer too.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An option is unknown or wrong, or there is no such model; said before its weights are read.
         """
-        from transformers import AutoModelForCausalLM
+        return cls.from_source(
+            prepare(
+                name,
+                tokenizer=tokenizer,
+                device=device,
+                chat_template=chat_template,
+                chat_template_kwargs=chat_template_kwargs,
+                **options,
+            )
+        )
 
-        device = options.pop("device", None)
-        if device is not None and options.get("device_map") is not None:
-            raise ValueError(f"device and device_map exclude each other, got {device!r} and {options['device_map']!r}")
-        tokenizer = load_tokenizer(name, {"tokenizer": tokenizer, **options})
-        model = AutoModelForCausalLM.from_pretrained(name, **options)
-        if device is not None:
-            model = model.to(device)
-        return cls(model, tokenizer, name=name)
+    @classmethod
+    def from_source(cls, source: MemberSource) -> Member:
+        """Load what `prepare` has checked."""
+        return cls(
+            source.load_model(),
+            source.tokenizer,
+            name=source.name,
+            chat_template=source.chat_template,
+            chat_template_kwargs=source.chat_template_kwargs,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -73,8 +129,15 @@ class Member(BaseMember):
     @property
     def num_logits(self) -> int:
         """V, the width of the model's head, which padding may have made wider than its tokenizer."""
-        head = self.model.get_output_embeddings()
-        return head.weight.shape[0] if head is not None else self.model.config.vocab_size
+        width = _head_width(self.model)
+        return width if width is not None else self._logits_width
+
+    @cached_property
+    def _logits_width(self) -> int:
+        """V, seen in a run."""
+        with torch.no_grad():
+            ids = torch.ones(1, 1, dtype=torch.long, device=self.model.device)
+            return int(self.model(input_ids=ids, use_cache=False).logits.shape[-1])
 
     @cached_property
     def compiled_forward(self) -> Any:
@@ -92,7 +155,7 @@ class Member(BaseMember):
 
         def new_batch() -> RaggedCache:
             if not compiled:
-                return RaggedCache(self.model, 0, reuse=self.cache_reuse)
+                return (TreeCache if self.gives_trees else RaggedCache)(self.model, 0, reuse=self.cache_reuse)
             return StaticRaggedCache(
                 self.model,
                 0,
@@ -103,6 +166,11 @@ class Member(BaseMember):
             )
 
         return TransformersContext(new_batch, new_row, reads_apart=self.cache_reuse != "recompute")
+
+    @cached_property
+    def gives_trees(self) -> bool:
+        """Whether one pass can give the logits of many places of a text, found by a probe on first use."""
+        return probe_trees(self.model, self.cache_reuse, name=self.name)
 
     @cached_property
     def bytes_per_token(self) -> int:
@@ -118,7 +186,7 @@ class Member(BaseMember):
     @property
     def chat_template(self) -> str | None:
         """See `BaseMember.chat_template`."""
-        return getattr(self.tokenizer, "chat_template", None)
+        return self.prompts.template
 
     def start_ids(self) -> list[int]:
         """See `BaseMember.start_ids`."""
@@ -144,40 +212,30 @@ class Member(BaseMember):
         logits = self.model(input_ids=tensor, use_cache=False).logits[0, :-1].float()
         return float(torch.nn.functional.cross_entropy(logits, tensor[0, 1:].to(logits.device), reduction="sum"))
 
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
+    @property
+    def prompts(self) -> PromptEncoder:
+        """How prompts become ids, with tokenizer and embedding as they are now."""
+        return PromptEncoder(
+            self.tokenizer,
+            self.name,
+            rows=embedding_rows(self.model),
+            context_length=self.context_length,
+            chat_template=self._given_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+
+    def encode_prompt(self, prompt: Prompt, *, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """Ids of a prompt: text as the tokenizer encodes it (its own BOS included), or messages by its chat template.
+
+        A last message of the assistant is continued. `chat_template_kwargs` are further variables for the template.
 
         Raises
         ------
-        ValueError
-            Messages without a chat template, a prompt without any id, or one longer than the model's context.
+        TypeError, ValueError
+            Messages without a chat template or that it refuses, a prompt without any id, one longer than the model's
+            context, or with ids that the model has no embedding for.
         """
-        if isinstance(prompt, str):
-            ids = self.tokenizer(prompt, verbose=False).input_ids  # too long is an error below, not a warning
-        else:
-            if not getattr(self.tokenizer, "chat_template", None):
-                raise ValueError(f"{self.name} has no chat template: give its prompts as text")
-            text = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        # A tokenizer may close what it encodes (T5, BERT); the model is to go on.
-        if ids and ids[-1] in self._closing_ids():
-            ids = ids[:-1]
-        if not ids:
-            bos = self.tokenizer.bos_token_id
-            if bos is None:
-                raise ValueError(f"prompts must not be empty: {self.name} has no BOS token to start from")
-            ids = [bos]
-        if self.context_length is not None and len(ids) >= self.context_length:
-            raise ValueError(
-                f"a prompt takes {len(ids)} tokens in {self.name}, whose context holds {self.context_length}: "
-                "shorten it, the new tokens need room as well"
-            )
-        return list(ids)
-
-    def _closing_ids(self) -> set[int]:
-        plain = self.tokenizer("", add_special_tokens=True).input_ids
-        closing = {self.tokenizer.eos_token_id, getattr(self.tokenizer, "sep_token_id", None)}
-        return {i for i in plain[-1:] if i in closing and i != self.tokenizer.bos_token_id}
+        return self.prompts.encode(prompt, chat_template_kwargs)
 
     def __repr__(self) -> str:
         return (
@@ -186,29 +244,20 @@ class Member(BaseMember):
         )
 
 
-def load_tokenizer(name: str, options: Mapping[str, Any]) -> Any:
-    """The tokenizer that `Member.from_pretrained(name, **options)` uses."""
-    from transformers import AutoTokenizer
-
-    tokenizer = options.get("tokenizer")
-    if tokenizer is None:
-        shared = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
-        return AutoTokenizer.from_pretrained(name, **{o: options[o] for o in shared if o in options})
-    return AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
-
-
 def _generation_eos(model: Any) -> list[int]:
-    config = getattr(model, "generation_config", None)
-    eos = getattr(config, "eos_token_id", None)
+    """The EOS ids of a model's generation config: a number, a tensor, or several of these."""
+    eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if eos is None:
         return []
-    return [eos] if isinstance(eos, int) else list(eos)
+    ids = eos.tolist() if hasattr(eos, "tolist") else eos
+    return [int(i) for i in (ids if isinstance(ids, Iterable) else [ids])]
 
 
-def _context_length(config: Any) -> int | None:
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for name in ("max_position_embeddings", "n_positions", "seq_length"):
-        length = getattr(config, name, None)
-        if isinstance(length, int) and length > 0:
-            return length
-    return None
+def _head_width(model: Any) -> int | None:
+    """The width of a model's head, packed weights and heads without a weight included; None where only a run shows."""
+    head = model.get_output_embeddings()
+    for width in (getattr(head, "out_features", None), getattr(head, "num_embeddings", None)):
+        if isinstance(width, int):
+            return width
+    weight = getattr(head, "weight", None)
+    return int(weight.shape[0]) if isinstance(weight, torch.Tensor) and weight.dim() == 2 else None
