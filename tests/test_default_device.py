@@ -131,6 +131,8 @@ def test_answers(models, tokenizers, alignment, meta, method):
         {"gate": 0.5, "stop": [" q"]},
         {"repetition_penalty": 1.3},
         {"batch_size": 1},
+        {"speculate": 3},
+        {"speculate": "ngram"},
         {"primary": 1, "score": "probs"},
     ],
     ids=str,

@@ -18,7 +18,7 @@ from .resume import describe_run, keep_answers
 def evaluate(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A member: Hugging Face name or local folder. Once per member; the first leads."),
+        typer.Option(help="A member: Hugging Face name, folder or .gguf file. Once per member; the first leads."),
     ] = None,
     tasks: Annotated[
         str, typer.Option(help="Tasks of lm_eval, separated by commas; unite_paper is the paper's six benchmarks.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -19,13 +19,16 @@ import torch
 from .._checks import check_integer
 from .._memory import free_bytes
 from ..members.base import BaseMember, Prompt
+from ..members.names import short_names
 from ..methods.base import TokenMethod
 from ..options import GenerationOptions
 from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import TextSync
-from .batch import MemberOutOfMemory, StepRunner
+from .batch import StepRunner
+from .drafts import NGRAM_LENGTH
+from .evaluation import MemberOutOfMemory, guarded
 from .processors import check_processors
-from .request import Request
+from .request import NGRAM, Request
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +178,7 @@ class Engine:
         ids = _encoded(prompt) or self.encode(cast("Prompt", prompt))
         if len(ids) != len(self.members):
             raise ValueError(f"prompt must hold one list of ids per member, {len(self.members)}, got {len(ids)}")
+        drafter, draft_length = self._drafter(options.speculate)
         key = self._next_key
         self._next_key += 1
         index = key if index is None else index
@@ -188,9 +192,28 @@ class Engine:
             generator=_generator(seed + index) if options.do_sample else None,
             keeps_records=keeps_records,
             targets=targets,
+            drafter=drafter,
+            draft_length=draft_length,
         )
         self._waiting.append(request)
         return request
+
+    def _drafter(self, speculate: bool | int | str | None) -> tuple[int | str | None, int | None]:
+        """Who drafts, and drafts of how many tokens, None for what is measured to be fastest."""
+        if speculate is None or speculate is False:
+            return None, None
+        if speculate is True or speculate == "auto":
+            return self.primary, None
+        if isinstance(speculate, int):
+            return self.primary, speculate
+        if speculate == NGRAM:
+            return NGRAM, NGRAM_LENGTH
+        names = [member.name for member in self.members]
+        for called in (names, short_names(names)):
+            if speculate in called:
+                return called.index(speculate), None
+        known = ", ".join(short_names(names))
+        raise ValueError(f"speculate must be a number, 'auto', 'ngram' or a member ({known}), got {speculate!r}")
 
     def cancel(self, request: Request) -> None:
         """End a request where it stands; it leaves nothing behind. One that has ended is left alone."""
@@ -207,7 +230,7 @@ class Engine:
         try:
             self._admit(events)
             for m, context in enumerate(self.contexts):
-                _guarded(m, partial(context.prefill, self._prefill_chunk))
+                guarded(m, partial(context.prefill, self._prefill_chunk))
             self._start(events)
             running = list(self._running.values())
             if running:
@@ -254,7 +277,7 @@ class Engine:
                 continue
             if request.num_steps == 0 and request.state is None:
                 try:
-                    _guarded(self.primary, partial(self._begin, request))
+                    guarded(self.primary, partial(self._begin, request))
                 except ValueError as error:
                     request.error = error
                     events.append(Failed(request))
@@ -339,13 +362,6 @@ class _Memory:
             kept = 0.0 if self._limit is not None else _KEPT_FREE
             self._limits[device] = float("inf") if free is None else (1 - kept) * free
         return self._limits[device]
-
-
-def _guarded(member: int, call: Callable[[], None]) -> None:
-    try:
-        call()
-    except torch.OutOfMemoryError as error:
-        raise MemberOutOfMemory(member) from error
 
 
 def _generator(seed: int) -> torch.Generator:

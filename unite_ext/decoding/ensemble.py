@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 from .._checks import check_integer
 from .._core import MAX_MEMBERS
 from ..members.base import BaseMember, Prompt
-from ..members.loading import prepare_all
+from ..members.loading import MemberSource, prepare_all
 from ..members.transformers import Member
 from ..methods.base import AnswerMethod, Method
 from ..methods.registry import (
@@ -117,9 +117,9 @@ class UniteEnsemble:
 
     @classmethod
     def from_pretrained(
-        cls, names: Sequence[str], *, lossy: bool = False, compile: bool = False, **options: Any
+        cls, names: Sequence[str | MemberSource], *, lossy: bool = False, compile: bool = False, **options: Any
     ) -> UniteEnsemble:
-        """Load the members by Hugging Face name, local folder or .gguf file.
+        """Load the members by Hugging Face name, local folder or .gguf file, or as `members.loading.prepare` read them.
 
         `k`, `primary`, `weights`, `score`, `duplicates`, `method` and `compile` are the ensemble's. Every other option
         goes to `Member.from_pretrained` (`dtype`, `device`, `device_map`, `quantization_config`, `attn_implementation`,
@@ -239,6 +239,9 @@ class UniteEnsemble:
             finish_reasons=[r.finish_reason for r in requests],
             num_steps=[r.num_steps for r in requests],
             gated_steps=[r.gated_steps for r in requests],
+            rounds=[r.rounds for r in requests],
+            drafted=[r.drafted for r in requests],
+            accepted=[r.accepted for r in requests],
             records=[r.records for r in requests],
         )
 
@@ -264,6 +267,8 @@ class UniteEnsemble:
             raise ValueError(f"indices must hold one number per prompt, {len(prompts)}, got {len(indices)}")
         plan = self.plan(options)
         if isinstance(plan.method, AnswerMethod):
+            if plan.generation.speculate:
+                raise ValueError(f"speculate must be False with method {plan.method.name!r}: it has no steps")
             others = {name: value for name, value in options.items() if name not in (*STEP_FIELDS, *METHOD_FIELDS)}
             order = [plan.step.primary, *(m for m in range(len(self.members)) if m != plan.step.primary)]
             # Every member takes all prompts before any of them runs: what one of them refuses is found out at once.

@@ -219,7 +219,7 @@ function unionTable(step, limit) {
 function sentence(step) {
   const made = element("p", {}, element("span", { class: `mark ${step.decided}` }, NAMES[step.decided]), " ");
   const slot = step.favorites[trace.primary];
-  if (step.decided === "gated") made.append(`${trace.members[trace.primary]} was sure of it; nobody else was asked.`);
+  if (step.decided === "gated") made.append(`${trace.members[trace.primary]} was sure of it; the others were not asked.`);
   if (step.decided === "overruled") {
     const id = step.ids[slot][trace.primary];
     made.append(
