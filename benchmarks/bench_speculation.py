@@ -97,7 +97,6 @@ def measure_texts(name: str, ensemble: UniteEnsemble, prompts: list[str], batch:
                 raise SystemExit(f"{name}: speculate={kind} changed a text")
             counted[kind] = (output, clock.passes)
     rows = []
-    base = median(samples[False])
     members = len(ensemble.members)
     for kind, found in samples.items():
         output, passes = counted[kind]
@@ -118,14 +117,8 @@ def measure_texts(name: str, ensemble: UniteEnsemble, prompts: list[str], batch:
                 "free_places_gain": round(sum(plain_passes) / sum(passes), 3),
             }
         )
-        r = rows[-1]
-        print(
-            f"{name:24} M={members} B={batch} {r['draft']:6} {r['tokens_per_s']:8.2f} tokens/s {r['gain']:6.3f}x  passes "
-            f"{r['passes_per_token']:.3f}  accepted {r['accepted']}/{r['drafted']}  free places "
-            f"{r['free_places_gain']:.2f}x",
-            flush=True,
-        )
-    assert base > 0
+        shown = " ".join(f"{key} {value}" for key, value in rows[-1].items() if key != "case")
+        print(f"{name:22} {shown}", flush=True)
     return rows
 
 
@@ -155,9 +148,7 @@ def measure_scoring(name: str, ensemble: UniteEnsemble, rounds: int) -> list:
                 "drafted": "", "accepted": "", "free_places_gain": "",
             }
         )  # fmt: skip
-        print(
-            f"{name:24} M={len(ensemble.members)} scoring, {kind:18} {tokens / median(found):8.2f} tokens/s {figure:.2f}x"
-        )
+        print(f"{name:22} scoring, {kind}: {tokens / median(found):.2f} tokens/s, {figure:.2f}x", flush=True)
     return rows
 
 
