@@ -20,10 +20,11 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from measure import RESULTS, append_csv, machine, percentiles
+from lib.measure import RESULTS, append_csv, machine, percentiles
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from unite_ext import VocabAlignment, kv_cache
+from unite_ext import VocabAlignment
+from unite_ext.members import kv_cache
 from unite_ext.members.kv_cache import RaggedCache
 from unite_ext.vocab.text_sync import TextSync, append_all
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import warnings
 
+import numpy as np
 import pytest
 import safetensors.numpy
 import safetensors.torch
@@ -269,3 +270,23 @@ def test_two_processes_may_write_and_one_read(alignment, path):
         writer.join()
         assert writer.exitcode == 0
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("header", ["[]", "5", "null", '"text"'])
+def test_metadata_that_is_no_object_is_a_damaged_file(alignment, tokenizers, tmp_path, header):
+    path = tmp_path / "alignment.safetensors"
+    safetensors.numpy.save_file({"x": np.zeros(1, np.int8)}, path, {alignment_files.FORMAT: header})
+    with pytest.raises(ValueError, match="its header is no JSON object"):
+        VocabAlignment.load(path)
+
+
+def test_without_a_home_there_is_no_cache(monkeypatch, caplog):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("UNITE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(alignment_files.Path, "home", homeless)
+    assert alignment_files.cache_folder(True) is None
+    assert "UNITE_CACHE names a folder" in caplog.text
+    assert VocabAlignment.from_tokenizers([toys.byte_level()]).num_members == 1

@@ -155,7 +155,7 @@ def test_generate_reads_json_lines_and_templates(models, tmp_path):
     ]
     assert sorted(r["prompt"] for r in rows) == ["A", "James"]
     file.write_text("{broken\n")
-    assert "line 1: expected a JSON object" in run("generate", *members(models), "--file", str(file), code=1).output
+    assert "line 1: must be a JSON object" in run("generate", *members(models), "--file", str(file), code=1).output
 
 
 @pytest.mark.parametrize(

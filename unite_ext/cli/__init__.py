@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from .align import align
+from .console import write_anything
 from .demo import demo
 from .eval import evaluate
 from .generate import generate
@@ -18,6 +19,14 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # rewraps paragraphs
     pretty_exceptions_show_locals=False,
 )
+
+
+@app.callback()
+def start() -> None:
+    """Run before every command."""
+    write_anything()
+
+
 app.command()(info)
 app.command()(align)
 app.command("eval")(evaluate)

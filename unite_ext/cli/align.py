@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def align(
     tokenizers: Annotated[
-        list[str], typer.Argument(help="Two to eight tokenizers: Hugging Face names or local folders.")
+        list[str], typer.Argument(help="Two to eight tokenizers: Hugging Face names, folders or .gguf files.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all counts and examples.")] = False,
     lossy: Annotated[bool, typer.Option(help="Accept tokenizers that change the text, such as lower-casing.")] = False,
@@ -32,13 +32,12 @@ def align(
 
     Example: unite align meta-llama/Llama-3.1-8B Qwen/Qwen2-7B
     """
-    from transformers import AutoTokenizer
-
+    from ..members.loading import load_tokenizer
     from ..vocab.alignment import VocabAlignment
     from ..vocab.report import report_alignment
 
     try:
-        loaded = [AutoTokenizer.from_pretrained(name) for name in tokenizers]
+        loaded = [load_tokenizer(name) for name in tokenizers]
         alignment = VocabAlignment.from_tokenizers(loaded, lossy=lossy, cache=cache, progress=not as_json)
     except (ValueError, TypeError, OSError) as error:
         raise fail(error) from None

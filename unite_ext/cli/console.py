@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 from rich.console import Console
 
@@ -9,6 +11,13 @@ from .._text import visible
 
 console = Console()
 errors = Console(stderr=True)
+
+
+def write_anything() -> None:
+    """Let characters that a terminal's or pipe's encoding lacks appear as escapes: none of them ends a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def fail(message: object) -> typer.Exit:

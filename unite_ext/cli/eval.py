@@ -22,7 +22,7 @@ Results = dict[str, Any]
 def evaluate(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A member: Hugging Face name or local folder. Once per member, the primary first."),
+        typer.Option(help="A member: Hugging Face name, folder or .gguf file. Once per member, the primary first."),
     ] = None,
     tasks: Annotated[
         str, typer.Option(help="Tasks of lm_eval, separated by commas; unite_paper is the paper's six benchmarks.")

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._jsonl import parse_record, record_line, split_lines, takes_unicode
 from .console import console, errors, fail
+from .prompts import prepare_members, read_prompts, read_templates
 from .resume import keep_run
 from .trace import save_and_say
 
 if TYPE_CHECKING:
     from ..decoding.ensemble import UniteEnsemble
     from ..decoding.request import Request
+    from ..members.base import Prompt
     from ..trace import Trace
 
-Prompt = str | list[dict[str, str]]
 TERMINAL = Path("-")
+_ROW = "a row that `unite generate` wrote"
 
 
 def generate(
     model: Annotated[
-        list[str], typer.Option(help="A member: Hugging Face name or local folder. Once per member; the first leads.")
+        list[str],
+        typer.Option(help="A member: Hugging Face name, folder or .gguf file. Once per member; the first leads."),
     ],
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
     file: Annotated[
@@ -40,6 +43,16 @@ def generate(
     ] = False,
     chat: Annotated[bool, typer.Option(help="Put every prompt through each member's own chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="System message, with --chat.")] = None,
+    chat_template: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A Jinja file, plain ('User: ...', for a model without a template) or own; for all or once per member."
+        ),
+    ] = None,
+    chat_template_kwargs: Annotated[
+        list[str] | None,
+        typer.Option(help="Variables for the chat template, as a JSON object; for all members or once per member."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with ids and finish reasons.")] = False,
     trace: Annotated[
         Path | None,
@@ -72,6 +85,13 @@ def generate(
     gate: Annotated[
         float | None, typer.Option(help="Do not ask the others where the primary is surer than this.")
     ] = None,
+    speculate: Annotated[
+        str | None,
+        typer.Option(
+            help="Draft some tokens and ask all members about them in one pass: the same text in fewer passes. auto, a "
+            "number of tokens, ngram, or a member that drafts."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts that run side by side.")] = 8,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[list[str] | None, typer.Option(help="A device for all members, or once per member.")] = None,
@@ -95,11 +115,13 @@ def generate(
     """
     given = dict(locals())
     try:
-        prompts = _read_prompts(prompt, file, chat, system)
+        prompts = read_prompts(prompt, file, chat, system)
         streams = len(prompts) == 1 and output is None and not as_json
         _check_trace(trace, method, streams)
         done = _read_done(output, resume, prompts)
         if output:
+            if chat_template:
+                given["chat_template"] = read_templates(chat_template)
             keep_run(output, given)
         todo = [i for i in range(len(prompts)) if i not in done]
         if not todo:
@@ -107,19 +129,22 @@ def generate(
             return
         from ..decoding.ensemble import UniteEnsemble
         from ..methods.registry import is_answer_method, parse_options
-        from ..options import GenerationOptions
+        from ..options import GenerationOptions, parse_speculate
 
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample,
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "gate": gate,
             "repetition_penalty": repetition_penalty, "stop": [s.replace("\\n", "\n") for s in stop or []],
+            "speculate": parse_speculate(speculate),
         }  # fmt: skip
         GenerationOptions(**options)  # complains before anything is loaded
-        placed: dict[str, Any] = {"device": device[0] if len(device) == 1 else device} if device else {}
+        sources = prepare_members(
+            model, prompts, chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, device=device,
+            dtype=dtype, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
         ensemble = UniteEnsemble.from_pretrained(
-            model, k=k, primary=primary, weights=weight, score=score, duplicates=duplicates, dtype=dtype,
-            method=method, method_options=parse_options(method_options), trust_remote_code=trust_remote_code,
-            **placed,
+            sources, k=k, primary=primary, weights=weight, score=score, duplicates=duplicates,
+            method=method, method_options=parse_options(method_options),
         )  # fmt: skip
         if streams:
             if is_answer_method(method):
@@ -181,7 +206,7 @@ def _stream(ensemble: UniteEnsemble, prompt: Prompt, options: dict[str, Any], tr
 def _traced(
     requests: Iterator[Request],
     ensemble: UniteEnsemble,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     options: dict[str, Any],
     traces: dict[int, Trace],
 ) -> Iterator[Request]:
@@ -191,9 +216,10 @@ def _traced(
         yield request
 
 
-def _write_rows(requests: Iterator[Request], prompts: list[Prompt], output: Path | None, done: int) -> None:
+def _write_rows(requests: Iterator[Request], prompts: Sequence[Prompt], output: Path | None, done: int) -> None:
 
-    file = output.open("a", encoding="utf-8") if output else sys.stdout
+    file = output.open("a", encoding="utf-8", newline="\n") if output else sys.stdout
+    ascii_only = output is None and not takes_unicode(file)
     written = 0
     try:
         for request in requests:
@@ -203,7 +229,7 @@ def _write_rows(requests: Iterator[Request], prompts: list[Prompt], output: Path
                 "gated_steps": request.gated_steps,
                 "token_ids": [request.token_ids(m) for m in range(len(request.syncs))],
             }  # fmt: skip
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(record_line(record, ascii_only=ascii_only))
             file.flush()
             written += 1
     except KeyboardInterrupt:
@@ -217,60 +243,29 @@ def _write_rows(requests: Iterator[Request], prompts: list[Prompt], output: Path
             file.close()
 
 
-def _read_prompts(prompt: list[str] | None, file: Path | None, chat: bool, system: str | None) -> list[Prompt]:
-    if prompt and file:
-        raise ValueError("give --prompt or --file, not both")
-    if system is not None and not chat:
-        raise ValueError("--system needs --chat")
-    prompts: list[Prompt]
-    if prompt:
-        prompts = list(prompt)
-    elif file:
-        prompts = _parse_file(file)
-    elif not sys.stdin.isatty():
-        prompts = [sys.stdin.read().removesuffix("\n")]
-    else:
-        raise ValueError("no prompt: give --prompt, --file, or text on standard input")
-    if not prompts or prompts == [""]:
-        raise ValueError("no prompt: the input is empty")
-    if chat:
-        first = [] if system is None else [{"role": "system", "content": system}]
-        prompts = [[*first, {"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
-    return prompts
-
-
-def _parse_file(file: Path) -> list[Prompt]:
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if file.suffix not in (".jsonl", ".json"):
-        return list(lines)
-    prompts: list[Prompt] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            prompts.append(record if isinstance(record, str) else record.get("messages") or record["prompt"])
-        except (json.JSONDecodeError, KeyError, AttributeError):
-            raise ValueError(f"{file}, line {number}: expected a JSON object with 'prompt' or 'messages'") from None
-    return prompts
-
-
-def _read_done(output: Path | None, resume: bool, prompts: list[Prompt]) -> set[int]:
+def _read_done(output: Path | None, resume: bool, prompts: Sequence[Prompt]) -> set[int]:
     """The rows that the output file holds already; a last line that a crash cut short is taken away."""
     if resume and output is None:
         raise ValueError("--resume needs --output")
-    if output is None or not output.exists():
+    if output is None:
         return set()
+    if not output.parent.is_dir():
+        raise ValueError(f"--output: the folder {output.parent} does not exist")
+    if not output.exists():
+        return set()
+    if output.is_dir():
+        raise ValueError(f"--output must be a file, got the folder {output}")
     if not resume:
         raise ValueError(f"{output} exists: --resume goes on with it, or name another file")
     data = output.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     done = set()
-    for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
-        try:
-            record = json.loads(line)
-            index, known = record["index"], record["prompt"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f"{output}, line {number}: not a row that `unite generate` wrote") from None
-        if not (0 <= index < len(prompts)) or prompts[index] != known:
+    for number, line in enumerate(split_lines(whole, place=output), 1):
+        record = parse_record(line, place=f"{output}, line {number}", expected=_ROW)
+        if not isinstance(record, dict) or not isinstance(record.get("index"), int) or "prompt" not in record:
+            raise ValueError(f"{output}, line {number}: must be {_ROW}, got other JSON")
+        index = record["index"]
+        if not (0 <= index < len(prompts)) or prompts[index] != record["prompt"]:
             raise ValueError(f"{output}, line {number}: row {index} belongs to another prompt; name another file")
         done.add(index)
     if len(whole) < len(data):

@@ -194,7 +194,8 @@ def _distance(got: Tensor, expected: Tensor) -> float:
 
 def _sample(model: Any, seed: int) -> list[list[int]]:
     size = min(embedding_rows(model), 1000)
-    return torch.randint(1, size, (2, 24), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randint(1, size, (2, 24), generator=generator, device="cpu").tolist()
 
 
 def _logits(model: Any, rows: list[list[int]]) -> Tensor:

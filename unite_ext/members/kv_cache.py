@@ -80,7 +80,7 @@ class RaggedCache:
         copy = RaggedCache(self.model, 1, reuse=self.reuse)
         copy.ids[0] = self.ids[row][:count]
         if count:
-            index = torch.tensor(self.columns[row][:count])
+            index = torch.tensor(self.columns[row][:count], device="cpu")
             copy.columns[0] = list(range(count))
             copy.mask = np.ones((1, count), dtype=np.bool_)
             copy.width = count
@@ -181,8 +181,8 @@ class RaggedCache:
         """One pass of the model, after which the cache has `width` columns."""
         device = self.model.device
         arguments: dict[str, Any] = {
-            "input_ids": torch.tensor(input_ids).to(device, non_blocking=True),
-            "position_ids": torch.tensor(positions).to(device, non_blocking=True),
+            "input_ids": torch.tensor(input_ids, device="cpu").to(device, non_blocking=True),
+            "position_ids": torch.tensor(positions, device="cpu").to(device, non_blocking=True),
         }
         if any(len(ids) < width for ids in self.ids):
             arguments["attention_mask"] = torch.from_numpy(self.mask[:, :width]).to(device, non_blocking=True)
@@ -235,10 +235,10 @@ class RaggedCache:
         if width == 0:
             self._forget()
             return
-        index = torch.zeros(len(self.columns), width, dtype=torch.long)
+        index = torch.zeros(len(self.columns), width, dtype=torch.long, device="cpu")
         for r, columns in enumerate(self.columns):
             if columns:
-                index[r, width - len(columns) :] = torch.tensor(columns)
+                index[r, width - len(columns) :] = torch.tensor(columns, device="cpu")
         self.mask[:, :width] = False
         for r, columns in enumerate(self.columns):
             columns[:] = range(width - len(columns), width)

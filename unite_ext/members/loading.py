@@ -118,7 +118,7 @@ def prepare(
         name=name,
         place=place,
         config=config,
-        tokenizer=load_tokenizer(name, {"tokenizer": tokenizer, **options}),
+        tokenizer=_tokenizer(name, place, tokenizer, options),
         options=options,
         device=found,
         chat_template=template,
@@ -127,25 +127,35 @@ def prepare(
 
 
 def prepare_all(
-    names: Sequence[str], options: Sequence[Mapping[str, Any]], *, known: Collection[str] = ()
+    names: Sequence[str | MemberSource], options: Sequence[Mapping[str, Any]], *, known: Collection[str] = ()
 ) -> list[MemberSource]:
-    """`prepare` of every member, so that what is wrong with the last is said before the first is loaded."""
-    return [prepare(name, known=known, **own) for name, own in zip(names, options)]
+    """`prepare` of every member, so that what is wrong with the last is said before the first is loaded.
+
+    Members that are prepared already stay as they are.
+    """
+    return [
+        name if isinstance(name, MemberSource) else prepare(name, known=known, **own)
+        for name, own in zip(names, options)
+    ]
 
 
 def load_tokenizer(name: str, options: Mapping[str, Any] | None = None) -> Any:
     """The tokenizer that `Member.from_pretrained(name, **options)` uses: `name` may be a .gguf file."""
+    options = dict(options or {})
+    tokenizer = options.pop("tokenizer", None)
+    place, options = _place(name, options) if tokenizer is None else (name, options)
+    return _tokenizer(name, place, tokenizer, options)
+
+
+def _tokenizer(name: str, place: str, other: Any, options: Mapping[str, Any]) -> Any:
+    """A member's tokenizer, or the `other` that was asked for."""
     from transformers import AutoTokenizer
 
-    options = dict(options or {})
-    tokenizer = options.get("tokenizer")
-    if tokenizer is not None and not isinstance(tokenizer, str):
-        return tokenizer
-    shared: Mapping[str, Any] = {}
-    if tokenizer is None:
-        tokenizer, shared = _place(name, {o: options[o] for o in SHARED if o in options})
+    if other is not None and not isinstance(other, str):
+        return other
+    shared = {o: options[o] for o in SHARED if o in options} if other is None else {}
     try:
-        return AutoTokenizer.from_pretrained(tokenizer, **shared)
+        return AutoTokenizer.from_pretrained(place if other is None else other, **shared)
     except Exception as error:
         raise ValueError(f"the tokenizer of {name} cannot be loaded: {one_line(error)}") from error
 

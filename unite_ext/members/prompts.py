@@ -160,10 +160,11 @@ def plain_chat(messages: Sequence[Message]) -> str:
     >>> plain_chat([{"role": "user", "content": "Hi"}])
     'User: Hi\\n\\nAssistant:'
     """
-    lines = [f"{m['role'].capitalize()}: {_content(m)}".rstrip(" ") for m in messages]
-    if messages[-1]["role"] != "assistant":
-        lines.append("Assistant:")
-    return "\n\n".join(lines)
+    open_end = {"role": "assistant", "content": ""}
+    texts = [
+        (m["role"], _content(m)) for m in (messages if messages[-1]["role"] == "assistant" else [*messages, open_end])
+    ]
+    return "\n\n".join(f"{role.capitalize()}: {text}" if text else f"{role.capitalize()}:" for role, text in texts)
 
 
 def read_chat_template(value: str | Path | None) -> str | None:

@@ -101,7 +101,7 @@ class StaticRaggedCache(RaggedCache):
         """Keep only these rows, in this order; copies of the first take the places of the others."""
         self.ids = [list(self.ids[r]) for r in rows]
         self.columns = [list(self.columns[r]) for r in rows]
-        places = torch.tensor(rows + [rows[0]] * (self._rows - len(rows)))
+        places = torch.tensor(rows + [rows[0]] * (self._rows - len(rows)), device="cpu")
         self.mask = self.mask[places.numpy()]
         if self.kv is not None:
             self._replace(lambda t: t.index_select(0, places.to(t.device)))
@@ -133,8 +133,10 @@ class StaticRaggedCache(RaggedCache):
         for layer in self.kv.layers:
             layer.cumulative_length.fill_(width - feed)
         arguments = {
-            "input_ids": torch.tensor(input_ids + input_ids[:1] * copies).to(device, non_blocking=True),
-            "position_ids": torch.tensor(positions + positions[:1] * copies).to(device, non_blocking=True),
+            "input_ids": torch.tensor(input_ids + input_ids[:1] * copies, device="cpu").to(device, non_blocking=True),
+            "position_ids": torch.tensor(positions + positions[:1] * copies, device="cpu").to(
+                device, non_blocking=True
+            ),
             "attention_mask": torch.from_numpy(self.mask).to(device, non_blocking=True),
             cache_argument(self.model): self.kv,
             "use_cache": True,
@@ -186,7 +188,8 @@ def _static_cache(config: Any, capacity: int) -> Any:
     if not hasattr(StaticLayer(1), "cumulative_length"):
         raise RuntimeError("compile=True needs transformers 5 or newer, whose static caches can be cut back")
     layers = config.get_text_config().num_hidden_layers
-    return Cache(layers=[StaticLayer(capacity) for _ in range(layers)])
+    with torch.device("cpu"):  # a layer makes its counter where the default is, and moves it to its keys later
+        return Cache(layers=[StaticLayer(capacity) for _ in range(layers)])
 
 
 def _power_of_two(length: int) -> int:

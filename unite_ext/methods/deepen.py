@@ -206,5 +206,6 @@ def _count(own: Mapping[str, object], name: str) -> int | None:
 def _sampled(ids: Tensor, count: int | None, seed: int) -> Tensor:
     if count is None or count >= len(ids):
         return ids
-    chosen = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    chosen = torch.randperm(len(ids), generator=generator, device="cpu")[:count].sort().values
     return ids[chosen.to(ids.device)]

@@ -38,7 +38,7 @@ class MinED(MappedMethod):
         targets = self.target_ids()
         texts = [_characters(primary[i]) for i in targets]
         found = nearest_texts([_characters(own[i]) for i in ids.tolist()], texts)
-        return torch.tensor(targets)[torch.from_numpy(found)]
+        return torch.tensor(targets, device="cpu")[torch.from_numpy(found)]
 
 
 def _characters(data: bytes) -> str:

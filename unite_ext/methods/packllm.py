@@ -83,7 +83,7 @@ class PackLLM(TokenMethod):
 
 def prompt_weights(log_perplexities: Sequence[float], tau: float) -> list[float]:
     """Compute softmax(-log PPL / tau)."""
-    return (-torch.tensor(log_perplexities, dtype=torch.float64) / tau).softmax(dim=0).tolist()
+    return (-torch.tensor(log_perplexities, dtype=torch.float64, device="cpu") / tau).softmax(dim=0).tolist()
 
 
 def reweighed(step: StepResult, weights: Tensor, alignment: VocabAlignment, primary: int) -> StepResult:

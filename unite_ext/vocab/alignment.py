@@ -306,7 +306,7 @@ def _build_table(classes: list[NDArray[np.int32]], class_ids: NDArray[np.int32])
     keys = sum(int((c >= 0).sum()) for c in classes)
     log2_capacity = max(4, (2 * keys - 1).bit_length())
     while log2_capacity <= MAX_LOG2_CAPACITY:
-        table = torch.empty((1 << log2_capacity, 4), dtype=torch.int32)
+        table = torch.empty((1 << log2_capacity, 4), dtype=torch.int32, device="cpu")
         if _host.fill_table(classes, class_ids, table.numpy(), log2_capacity):
             return table, log2_capacity
         log2_capacity += 1

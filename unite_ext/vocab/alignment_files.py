@@ -54,7 +54,11 @@ def cache_folder(cache: bool | str | os.PathLike[str]) -> Path | None:
     if os.environ.get("UNITE_CACHE"):
         return Path(os.environ["UNITE_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "unite_ext"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "unite_ext"
+    except RuntimeError as error:  # neither HOME nor an entry in passwd, as in containers
+        logger.warning("no cache of alignments: %s; UNITE_CACHE names a folder for it", error)
+        return None
 
 
 def cache_path(folder: Path, opened: list[OpenedTokenizer]) -> Path:
@@ -141,6 +145,8 @@ def _read_file(path: Path) -> tuple[Tensors, list[StoredMember]]:
             if FORMAT not in metadata:
                 raise ValueError(f"{path} must be an alignment file, got safetensors metadata {metadata}")
             header = json.loads(metadata[FORMAT])
+            if not isinstance(header, dict):
+                raise ValueError(f"{path}: expected an alignment file, got a damaged one: its header is no JSON object")
             if header.get("format_version") != VERSION:
                 raise ValueError(
                     f"{path} must have alignment format version {VERSION}, got {header.get('format_version')}; "

@@ -86,6 +86,14 @@ class TextSync:
         self._settled = 0  # ids of these bytes
         self._examined = 0  # bytes after the border that are known to hold no other border
 
+    def copy(self) -> TextSync:
+        """Another one at the same text, which then grows by itself."""
+        other = TextSync.__new__(TextSync)
+        other.__dict__.update(self.__dict__)
+        other.ids = list(self.ids)
+        other._text = bytearray(self._text)
+        return other
+
     def append(self, data: bytes) -> tuple[int, list[int]]:
         """Append bytes to the text. Returns how many of the last ids to drop, and the ids to append after that."""
         return append_all([self], [data])[0]

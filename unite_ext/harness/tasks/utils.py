@@ -7,7 +7,6 @@ variable UNITE_BENCHMARKS.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import string
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+
+from unite_ext._jsonl import decode, read_records
 
 _FEW_SHOT = 5
 _FINAL = re.compile(r"(?:the answer is|boxed|####)", re.IGNORECASE)
@@ -133,18 +134,14 @@ def _path(name: str, benchmarks: str | None) -> Path:
 
 
 def _read_text(name: str, benchmarks: str | None) -> str:
-    return _path(name, benchmarks).read_text(encoding="utf-8")
+    return decode(_path(name, benchmarks).read_bytes(), place=name).replace("\r\n", "\n")
 
 
 def _read(name: str, benchmarks: str | None) -> list[Problem]:
-    path, rows = _path(name, benchmarks), []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"benchmarks: {path}, line {number} must be a JSON object, got {error}") from error
-    return rows
+    try:
+        return [record for _, record in read_records(_path(name, benchmarks), expected="a JSON object")]
+    except ValueError as error:
+        raise ValueError(f"benchmarks: {error}") from error
 
 
 def _dataset(rows: list[Problem]) -> dict[str, datasets.Dataset]:
