@@ -1,12 +1,12 @@
-"""Speculation and scoring: against plain decoding, and against a step per token.
+"""Compare speculation with plain decoding, and scoring in one pass with a step per token.
 
     python benchmarks/bench_speculation.py --models FOLDER      appended to results/speculation_cpu.csv
 
 Texts: the bundled models on the demo's development problems, and with --models real ones (folders smollm2, gemma3 and
-qwen25-coder) on word problems and code, with two and three members. Plain decoding and every kind of draft run in turn,
-over the same prompts; their ids are compared, up to the first near-tie. Besides tokens per second: passes of a member
-other than the primary per token, drafted and accepted tokens, and what the gain would be if a pass over several places
-cost no more than one over a single place, from the passes alone.
+qwen25-coder) on word problems and code, with two and three members. Plain decoding and every kind of draft run
+alternately on the same prompts, and their ids are compared up to the first near-tie. Beside tokens per second the rows
+have passes of a member other than the primary per token, drafted and accepted tokens, and the gain that there would be
+if a pass over several places cost no more than one over a single place, computed from the passes alone.
 
 Scoring: the continuations of yes-or-no questions, in one pass and by a step per token.
 """
@@ -120,8 +120,8 @@ def measure_texts(name: str, ensemble: UniteEnsemble, prompts: list[str], batch:
         )
         r = rows[-1]
         print(
-            f"{name:24} M={members} B={batch} {r['draft']:6} {r['tokens_per_s']:8.2f} tokens/s {r['gain']:6.3f}x  passes "
-            f"{r['passes_per_token']:.3f}  accepted {r['accepted']}/{r['drafted']}  free places "
+            f"{name:24} M={members} B={batch} {r['draft']:6} {r['tokens_per_s']:8.2f} tokens/s {r['gain']:6.3f}x  "
+            f"passes {r['passes_per_token']:.3f}  accepted {r['accepted']}/{r['drafted']}  free places "
             f"{r['free_places_gain']:.2f}x",
             flush=True,
         )
@@ -156,7 +156,8 @@ def measure_scoring(name: str, ensemble: UniteEnsemble, rounds: int) -> list:
             }
         )  # fmt: skip
         print(
-            f"{name:24} M={len(ensemble.members)} scoring, {kind:18} {tokens / median(found):8.2f} tokens/s {figure:.2f}x"
+            f"{name:24} M={len(ensemble.members)} scoring, {kind:18} {tokens / median(found):8.2f} tokens/s "
+            f"{figure:.2f}x"
         )
     return rows
 
