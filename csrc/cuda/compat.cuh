@@ -1,4 +1,4 @@
-// What differs between nvcc and the emulation that runs these kernels on a CPU (tests/cuda_on_cpu).
+// What differs between nvcc and the emulator that runs these kernels on a CPU (tests/cuda_on_cpu).
 //
 // Kernels use only what both support: dynamic shared memory through dynamic_shared() and Arena, launches through
 // launch_kernel(), inline PTX only under __CUDA_ARCH__ and never where a result depends on it.
