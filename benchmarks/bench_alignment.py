@@ -1,4 +1,4 @@
-"""Building an alignment of Llama-3, Qwen2 and Mistral-v0.3, and reading it from the cache.
+"""Time building an alignment of Llama-3, Qwen2 and Mistral-v0.3, and reading it from the cache.
 
     UNITE_TEST_TOKENIZERS=<folder> pytest benchmarks/bench_alignment.py --benchmark-columns=min,median,max
     UNITE_TEST_TOKENIZERS=<folder> python benchmarks/bench_alignment.py     appended to results/alignment.csv

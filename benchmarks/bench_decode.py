@@ -1,11 +1,11 @@
-"""The decode loop: time per step, and how much of it is spent outside the models' forward passes.
+"""Time a step of the decode loop, and the part of it outside the models' forward passes.
 
     python benchmarks/bench_decode.py                   appended to results/decode_cpu.csv
     python benchmarks/bench_decode.py --device cuda     the same on a GPU, appended to results/decode_cuda.csv
 
 Members are tiny models with random weights and the real tokenizers of Llama-3, Qwen2 and Mistral-v0.3 (the folder that
-UNITE_TEST_TOKENIZERS names), so that the forward passes cost little and the loop shows. Beside the ensemble: the sum of
-the members' own Hugging Face `generate`, and the plain oracle of `unite_ext.reference`, which recomputes everything.
+UNITE_TEST_TOKENIZERS names), so that the forward passes cost little and the loop's share is large. For comparison: the
+sum of the members' own Hugging Face `generate`, and the oracle of `unite_ext.reference`, which recomputes everything.
 """
 
 from __future__ import annotations

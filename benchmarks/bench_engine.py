@@ -1,14 +1,14 @@
-"""The engine: requests that arrive one by one against one offline batch, and a long prompt among running requests.
+"""Compare requests that arrive one by one with one offline batch; time a long prompt among running requests.
 
     python benchmarks/bench_engine.py            appended to results/engine_cpu.csv
 
-Arrivals: the bundled models work the demo's development problems, all at once as one offline batch, and arriving by a
-Poisson process whose mean rate is a multiple of what the batch finished per second. Counted are generated tokens per
+Arrivals: the bundled models solve the demo's development problems, all at once as one offline batch, and arriving by a
+Poisson process whose mean rate is a multiple of what the batch finished per second. The figure is generated tokens per
 second, from the first arrival to the last token.
 
-Long prompt: 32 requests run on tiny models under real tokenizers (the folder that UNITE_TEST_TOKENIZERS names) when one
-with 2,000 ids in its prompt arrives; how long the others wait for a step, with the prompt read in chunks and in one
-pass.
+Long prompt: 32 requests run on tiny models with real tokenizers (the folder that UNITE_TEST_TOKENIZERS names) when one
+with 2,000 ids in its prompt arrives. The figure is how long the others wait for a step, with the prompt read in chunks
+and in one pass.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""When a ragged KV cache should be gathered together: rules compared on the edits of a real text.
+"""Compare rules for when to compact a ragged KV cache, on the edits of a real text.
 
     python benchmarks/bench_holes.py        appended to results/holes_cpu.csv
 
-The member reads what Llama-3's tokenizer says of this project's documents with the tokenizer of Mistral-v0.3 (the
-folder that UNITE_TEST_TOKENIZERS names), every row at another place. Its model is nearly all attention, so that columns
-that nobody uses cost as much as they can. A rule is `share` (gather when holes are more than this share of the
-columns), `cost` (gather when the holes that passes have read since the last time are more than so many times the
-columns), each with the fewest holes that are worth it, or `own`, that of `members.kv_cache`. Of several rounds
-in opposite order each rule's faster one counts.
+Llama-3's tokenizer splits this project's documents, and the member follows with the tokenizer of Mistral-v0.3 (both in
+the folder that UNITE_TEST_TOKENIZERS names), every row from another place. Its model is nearly all attention, so that
+unused columns cost as much as possible. A rule is `share` (compact when holes are more than this share of the columns),
+`cost` (compact when the holes that passes have read since the last time are more than this many times the columns),
+each with a least number of holes, or `own`, the rule of `members.kv_cache`. Rounds run in alternating order, and each
+rule's fastest round counts.
 """
 
 from __future__ import annotations

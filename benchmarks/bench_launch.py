@@ -1,4 +1,4 @@
-"""How threads per CTA and slices per row change the fused step: one row per launch shape, appended to a CSV.
+"""Time the fused step by threads per CTA and slices per row; one row per launch shape is appended to a CSV file.
 
     python benchmarks/bench_launch.py [--out FILE]
 

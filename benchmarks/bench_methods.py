@@ -1,4 +1,4 @@
-"""Every method on the demo's models: the figures of docs/methods.md.
+"""Measure every method on the demo's models, for docs/methods.md.
 
 python benchmarks/bench_methods.py rates     DeePEn's rate, on development problems
 python benchmarks/bench_methods.py test      all methods, on the test problems

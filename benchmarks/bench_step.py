@@ -1,12 +1,12 @@
-"""The step against its floor and its rivals, on the same logits.
+"""Time the step, its floor and its rivals on the same logits.
 
     pytest benchmarks/bench_step.py                      side by side, by pytest-benchmark (CPU)
     python benchmarks/bench_step.py                      interleaved, appended to results/step_cpu.csv
     python benchmarks/bench_step.py --device cuda        the same on a GPU, appended to results/step_cuda.csv
 
 Needs UNITE_TEST_TOKENIZERS, a folder with the tokenizers llama-3 and qwen2; on a GPU made-up vocabularies of the same
-sizes do without (bench_step_cuda.py). Members are Llama-3 (128,256 logits) and Qwen2 (152,064, a padded head). Every
-rival is checked against the reference before it is timed.
+sizes are used without it (bench_step_cuda.py). Members are Llama-3 (128,256 logits) and Qwen2 (152,064, a padded head).
+Every rival is checked against the reference before it is timed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The step on a GPU beside its rivals and its controls; bench_step.py --device cuda is the command line.
+"""Time the step, its rivals and its controls on a GPU; `bench_step.py --device cuda` is the command line.
 
-    python benchmarks/bench_step_cuda.py      a few steps and no timing: something small for a profiler to look at
+    python benchmarks/bench_step_cuda.py      a few steps without timing, for a profiler
 
-How it is measured: a *graph* call is timed as the replay of a CUDA graph that holds many calls, an *eager* one as
-Python issues it. *Cold*: calls go in turn through input sets that together exceed five times the L2, so that no logit
-is in the cache. *Warm*: all calls on one set. A sample is the mean of such a row of calls; all calls of a case are
-sampled in turn, so that a drifting clock hits all alike. Results are compared with the reference before anything is
-timed, that of a graph's last call after its first replay.
+How it is measured: a *graph* call is timed as the replay of a CUDA graph of many calls, an *eager* one as Python issues
+it. *Cold*: calls alternate between input sets that together exceed five times the L2, so that no logit is in the cache.
+*Warm*: all calls use one set. A sample is the mean of many such calls. The calls of a case are sampled alternately, so
+that a drifting clock affects all. Results are compared with the reference before anything is timed, that of a graph's
+last call after its first replay.
 
 Calls, besides unite_step:
     amax                the largest logit of every row: the same bytes, nothing else
@@ -89,7 +89,7 @@ def input_sets(case: Case, family: Family, sets: int, device: str) -> list[torch
 
 
 class Missing(Exception):
-    """A rival that is not to be had here, or makes no sense for a case."""
+    """A rival that is not available here, or does not apply to a case."""
 
 
 class Calls:
@@ -208,7 +208,7 @@ class Calls:
             assert_same_step(result, expected, atol=ATOL)
 
     def action(self, name: str, mode: str, function: Callable[[int], Any], cache: str) -> tuple[Callable, int]:
-        """What one sample does, and how many calls that is."""
+        """The action of one sample, and its number of calls."""
         order = list(range(self.sets)) if cache == "cold" else [0] * WARM_CALLS
         if mode == GRAPH:
             replay, result = self.backend.capture([functools.partial(function, i) for i in order])
@@ -240,7 +240,7 @@ def plain_array(alignment: Any) -> torch.Tensor:
 
 
 def poison(result: Any) -> None:
-    """Wrong values in every tensor, so that what a replay leaves unwritten shows."""
+    """Fill every tensor with wrong values, so that what a replay does not write is noticed."""
     for value in tree_leaves(result):
         if isinstance(value, torch.Tensor):
             value.fill_(77)
@@ -270,7 +270,7 @@ def sample_in_turn(
 def measure_case(
     case: Case, facts: dict, backend: Any, launchers: dict[str, Any], seconds: float, failures: list[str]
 ) -> list[dict]:
-    """One row per call and cache; what goes wrong is printed and, unless it may be missing, noted as a failure."""
+    """Measure one case, one row per call and cache. Errors are printed; they are failures if the call is required."""
     family = load_family(case.members)
     calls = Calls(case, family, backend, launchers)
     actions, modes = {}, {}
@@ -320,18 +320,18 @@ def measure_cuda(
     backend: Any = None,
     cases: list[Case] | None = None,
 ) -> list[dict]:
-    """One row per case, call and cache.
+    """Measure all cases, one row per case, call and cache.
 
     Parameters
     ----------
     quick : bool
-        Only the most telling cases.
+        Only the most important cases.
     budget : float, optional
         No case is started after this many seconds.
     seconds : float
         Device time per call, cache and case.
     save : callable, optional
-        Gets the rows of each case as soon as they are measured.
+        Called with the rows of each case as soon as they are measured.
 
     Raises
     ------
@@ -372,7 +372,7 @@ def measure_cuda(
 
 
 def print_targets(rows: list[dict]) -> None:
-    """The figures that the step was designed for, last."""
+    """Print the figures that have a target."""
     wanted = {"members": 2, "k": 10, "dtype": "bfloat16", "logits": "peaked"}
     wanted |= {"call": "unite_step", "cache": "cold", "mode": GRAPH}
     seen = set()
@@ -384,7 +384,7 @@ def print_targets(rows: list[dict]) -> None:
 
 
 def show_to_profiler() -> None:
-    """Two steps each of the batches that have a target."""
+    """Run two steps of each batch that has a target."""
     family = load_family(2)
     alignment = family.alignment.to("cuda")
     for batch in TARGETS_US:

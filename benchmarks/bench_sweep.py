@@ -1,4 +1,4 @@
-"""How the step's time on the CPU grows with batch, vocabulary, members and k, one of them at a time.
+"""Time the step on the CPU by batch, vocabulary, members and k, one of them varied at a time.
 
     python benchmarks/bench_sweep.py             a few minutes, appended to results/sweep_cpu.csv
     python benchmarks/bench_sweep.py --quick     few values, short samples
@@ -54,7 +54,7 @@ class Case:
 
 
 def all_cases(quick: bool = False) -> list[Case]:
-    """Cases with the same vocabularies follow each other: these take longer to make than to measure."""
+    """All cases; those with the same vocabularies are adjacent, because vocabularies take longest to make."""
     every = 3 if quick else 1
     cases = [Case("batch", batch, WIDTHS) for batch in BATCHES[::every]]
     cases += [Case("k", batch, WIDTHS, k) for k in KS[::every] for batch in BASE_BATCHES]
@@ -67,7 +67,7 @@ def all_cases(quick: bool = False) -> list[Case]:
 
 @functools.lru_cache(maxsize=1)
 def load_family(widths: tuple[int, ...]) -> Family:
-    """Made-up vocabularies for members with so many logits; only the last ones are kept, they are large."""
+    """Make vocabularies for members with this many logits. They are large, so only the last ones are kept."""
     return made_up_family(widths, PADDING)
 
 
@@ -90,7 +90,7 @@ def measure_case(case: Case, facts: dict, seconds: float) -> list[dict]:
 def measure(
     *, quick: bool = False, seconds: float = 0.5, save: Callable[[list[dict]], None] = lambda rows: None
 ) -> list[dict]:
-    """One row per case and call; `save` gets those of each case as soon as they are measured."""
+    """Measure all cases, one row per case and call; `save` is called with the rows of each case."""
     facts, rows, start = machine(), [], time.perf_counter()
     for case in all_cases(quick):
         measured = measure_case(case, facts, seconds)

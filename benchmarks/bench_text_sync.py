@@ -1,8 +1,8 @@
-"""Text sync as a text grows: prose, where borders are close, and unbroken runs, which have none.
+"""Time text sync as a text grows: prose, where borders are close, and unbroken runs, which have none.
 
     UNITE_TEST_TOKENIZERS=<folder> python benchmarks/bench_text_sync.py      appended to results/text_sync.csv
 
-The time of one `TextSync.append` of four bytes, at several lengths of the text.
+The figure is the time of one `TextSync.append` of four bytes, at several lengths of the text.
 """
 
 from __future__ import annotations

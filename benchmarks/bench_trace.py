@@ -1,4 +1,4 @@
-"""The page of a trace: how large it is, how long it takes to open, and to show a token's union.
+"""Measure the page of a trace: its size, and the time to open it and to show a token's union.
 
     python benchmarks/bench_trace.py     appended to results/trace_page.csv
 

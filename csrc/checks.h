@@ -1,7 +1,7 @@
-// Argument checks: each names the argument, says what was expected and what came.
+// Checks of arguments; every message is "NAME must be ..., got ...".
 //
-// unite_ext/ops.py and unite_ext/step_parts.py have checked before with Python's exception types; these keep direct
-// callers of the operators memory safe.
+// unite_ext/ops.py and unite_ext/step_parts.py have already checked with Python's exception types. These checks keep
+// direct calls of the operators memory safe.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,12 +1,12 @@
-// The schemas of every operator of this package. Backends register their own implementations.
+// The schemas of all operators. Backends register their own implementations.
 //
-// Rules of the step travel as strings, so that a new one changes no schema: score is "logits" or "probs", duplicates
-// is "repeat" or "drop".
+// Rules of the step are passed as strings, so that a new one changes no schema: score is "logits" or "probs",
+// duplicates is "repeat" or "drop".
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(unite_ext, m) {
   // One UNITE step for a batch of rows; unite_ext/ops.py documents the arguments. `workspace` is scratch memory for
-  // the CUDA kernel; it comes back as it went in.
+  // the CUDA kernel, which leaves it as it was.
   m.def(
       "fused_step("
       "Tensor[] logits, Tensor table, Tensor class_ids, Tensor eligible, int[] eligible_offsets, int[] vocab_sizes, "
@@ -17,7 +17,7 @@ STABLE_TORCH_LIBRARY(unite_ext, m) {
   // Zeroed memory for the `workspace` of steps on such logits.
   m.def("step_workspace(Tensor[] logits, int[] vocab_sizes, int k, str score) -> Tensor");
 
-  // The same step in parts, for members whose logits are not at hand; unite_ext/step_parts.py documents them.
+  // The same step in parts, for members whose logits are not in this process; unite_ext/step_parts.py documents them.
   m.def(
       "top_k_keys(Tensor logits, Tensor eligible, int eligible_offset, int vocab_size, int k, str score) "
       "-> (Tensor keys, Tensor log_sums)");
@@ -34,6 +34,6 @@ STABLE_TORCH_LIBRARY(unite_ext, m) {
       ") -> (Tensor next_ids, Tensor union_ids, Tensor union_size, Tensor winner, Tensor union_probs, "
       "Tensor member_probs, Tensor status)");
 
-  // Which instruction set the CPU kernel uses: names it, after switching to `name` unless that is empty.
+  // Returns the instruction set of the CPU kernel, after switching to `name` unless that is empty.
   m.def("cpu_instruction_set(str name=\"\") -> str");
 }

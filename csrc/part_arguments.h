@@ -1,5 +1,4 @@
-// From the arguments of the step's parts to their parameters, checked, with their outputs allocated. Shared by every
-// backend.
+// Checks the arguments of the step's parts, allocates the outputs and fills the parameters. Shared by every backend.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// From the operators' arguments to StepParams, checked, with its outputs allocated. Shared by every backend.
+// Checks the operators' arguments, allocates the outputs and fills StepParams. Shared by every backend.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -61,7 +61,7 @@ inline Dtype member_dtype(const std::string& name, const Tensor& logits) {
   }
 }
 
-// The rows of a member's logits; what is eligible and how much of a row is read is left open.
+// The rows of a member's logits, without `eligible` and `vocab_size`.
 inline MemberLogits logits_rows(const std::string& name, const Tensor& logits) {
   if (logits.dim() != 2) fail(name, " must be [batch, vocabulary], got ", logits.dim(), " dimensions");
   if (logits.stride(1) != 1 && logits.size(1) > 1) fail(name, " must be contiguous in its last dimension");
@@ -87,7 +87,7 @@ inline MemberLogits member_logits(const std::string& name, const Tensor& logits,
   return result;
 }
 
-// batch, members, k, primary and num_slots.
+// Sets batch, members, k, primary and num_slots.
 inline void set_sizes(StepParams& p, int64_t batch, int64_t members, int64_t k, int64_t primary, bool with_include) {
   check_range("the batch", batch, 0, INT32_MAX);
   check_range("the number of members", members, 1, kMaxMembers);
@@ -101,7 +101,7 @@ inline void set_sizes(StepParams& p, int64_t batch, int64_t members, int64_t k, 
   p.num_slots = static_cast<int32_t>(members * k + (with_include ? 1 : 0));
 }
 
-// The alignment's tables, after set_sizes().
+// Sets the alignment's tables; call it after set_sizes().
 inline void set_tables(StepParams& p, const Tensor& table, const Tensor& class_ids, const Tensor& first) {
   check_dense("table", table, ScalarType::Int, 2, first);
   check_dense("class_ids", class_ids, ScalarType::Int, 2, first);

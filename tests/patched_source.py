@@ -1,4 +1,4 @@
-"""Copies of the CUDA source with exact replacements: for what tests need and the kernels must not hold."""
+"""Copies of the CUDA source with exact replacements, for what tests need and the kernels must not contain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
 
 def copy_source(folder: Path) -> Path:
-    """csrc/core and csrc/cuda in `folder`, which stands for the repository."""
+    """Copy csrc/core and csrc/cuda into `folder`, which replaces the repository."""
     for name in ("core", "cuda"):
         shutil.copytree(CSRC / name, folder / "csrc" / name)
     return folder

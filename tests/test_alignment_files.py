@@ -1,4 +1,4 @@
-"""Alignment files and the cache: what is written comes back; damage, staleness and bad folders are noticed."""
+"""Alignment files and the cache: files keep everything; damaged and stale files and bad folders are detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a cache may be reused is a fact about the model, not about the rounding of its dtype or the seed of the probe."""
+"""The probe's choice of how to reuse a cache depends on the model, not on rounding or on the probe's seed."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def make(kind: str = "llama", **options):
 
 
 def deep(kind: str, seed: int, dtype: torch.dtype):
-    """So many layers that rounding adds up as in a real model."""
+    """A model with so many layers that rounding errors add up as in a real model."""
     return make(kind, seed=seed, num_hidden_layers=12).to(dtype)
 
 
 @pytest.fixture
 def float32_refused(monkeypatch):
-    """As a model whose kernels know 16 bits only."""
+    """Act as a model whose kernels support only 16 bits."""
 
     def refuse(*_):
         raise RuntimeError("only 16 bits")
@@ -138,7 +138,7 @@ def test_out_of_memory_is_not_called_anything_else():
 
 
 def test_a_swallowed_cache_is_noticed(caplog):
-    """Else every step would see its new ids alone."""
+    """Otherwise every step would see only its new ids."""
 
     def forward(inner):
         def run(input_ids, attention_mask=None, position_ids=None, logits_to_keep=0, use_cache=None, **_):

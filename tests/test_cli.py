@@ -1,4 +1,4 @@
-"""The `unite` command as a person uses it."""
+"""The `unite` command, run with its arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users of the command get wrong is said in one line, with the argument or member, before any weights are read."""
+"""Wrong arguments of the command: one line that names the argument or member, before any weights are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Continuation tokenization: the bytes of the ids are the text, and nothing but pre-tokenizer and model runs."""
+"""Continuations: the ids spell the text, and only pre-tokenizer and model run."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_special_strings_are_text_and_added_tokens_match():
 
 @pytest.mark.parametrize("make", [toys.byte_level, toys.gemma], ids=lambda m: m.__name__)
 def test_special_strings_are_tokenized_like_any_other(make):
-    """Not only spelled: merged as a tokenizer that never heard of them would."""
+    """Special strings are merged as by a tokenizer that does not have them."""
     tokenizer = Tokenizer.from_str(make().backend_tokenizer.to_str())
     bare = Tokenizer(tokenizer.model)
     bare.pre_tokenizer, bare.normalizer = tokenizer.pre_tokenizer, tokenizer.normalizer

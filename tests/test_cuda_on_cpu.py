@@ -226,7 +226,7 @@ def test_members_without_logits_and_bad_includes_are_told_per_row(checked):
 
 
 def test_one_workspace_serves_launches_of_any_shape(checked):
-    """No launch leaves anything behind that another could trip over, whatever their shapes are."""
+    """Launches of different shapes on one workspace do not affect each other."""
     shapes = [
         ((2500, 3100), 1, {"k": 10, "slices": (16, 20)}),
         ((300, 280, 310, 290), 3, {"k": 256, "threads": 256, "slices": 1}),

@@ -1,4 +1,4 @@
-"""A caller's default device is the caller's: with "meta", whose tensors hold nothing, everything gives what it gave."""
+"""The caller's default device changes nothing: results are the same with "meta", whose tensors hold no values."""
 
 from __future__ import annotations
 

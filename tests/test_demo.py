@@ -48,7 +48,7 @@ ANSWERS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Models this small only wait for a second thread."""
+    """Use one thread: models this small gain nothing from a second."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -252,7 +252,7 @@ def test_committed_numbers_keep_the_promises():
 
 
 def test_the_test_was_run_with_todays_models(members):
-    """The committed test numbers are these models': the first line of the last run comes out again."""
+    """The committed test numbers belong to these models: the first line of the last run can be reproduced."""
     last = [r for r in read_results("test") if r["split"] == run.TEST_SPLIT and r["members"] == COMPARABLE[0]][-1]
     assert int(last["seed"]) == run.TEST_SEED
     problems = problem_set(run.TEST_SPLIT, run.TEST_SEED, run.TEST_SIZE)

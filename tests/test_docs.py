@@ -1,4 +1,4 @@
-"""Every Python block of the README and of docs/ runs, on small models in place of the named ones; commands parse."""
+"""Every Python block of the README and of docs/ runs, with small models instead of the named ones; commands parse."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BLOCKS = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
-    """Where a small model lies for each that the documents name."""
+    """The folder of a small model for each model that the documents name."""
     found = {}
     for name, kind, tokenizer in zip(
         NAMED, ("llama", "mistral"), (toy_tokenizers.byte_level(), toy_tokenizers.sentencepiece())
@@ -84,7 +84,7 @@ def test_command_exists(command, tmp_path):
 
 
 def test_shell_blocks_say_so():
-    """What opens a block names its language, or it would be tested by nothing."""
+    """Every code block names its language; otherwise no test would read it."""
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         fences = re.findall(r"^```(\w*)$", path.read_text(), re.MULTILINE)
         assert set(fences[::2]) <= {"bash", "console", "python", "bibtex", "text"}, path.name

@@ -1,4 +1,4 @@
-"""Requests that join and leave at will give what each gives alone, and leave nothing behind."""
+"""Requests that join and leave at any step give the results that each gives alone, and free all memory."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def assert_same(got, expected, clear: int) -> None:
 
 
 def assert_empty(engine: Engine) -> None:
-    """Nothing is left of any request."""
+    """Check that no request has left anything in the engine."""
     assert not engine.has_work
     for context in engine.contexts:
         assert context._batch.ids == []
@@ -359,7 +359,7 @@ def test_bytes_per_token_are_those_of_the_cache(pair):
 
 @pytest.mark.parametrize("options", [{}, {"score": "probs", "duplicates": "drop", "k": 4}, {"weights": [3, 1]}])
 def test_a_second_kind_of_member_fits(pair, options):
-    """Recorded members have no logits at hand, so the step comes in parts: every number is the same."""
+    """Recorded members offer no whole logits, so the step runs in parts, and every number is the same."""
     recorders = [Recorder(member) for member in pair.members]
     recording = UniteEnsemble(recorders, alignment=pair.alignment)
     prompts = list(PROMPTS[:3])

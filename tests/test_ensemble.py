@@ -1,4 +1,4 @@
-"""The decode loop gives the text of the plain oracle, and of the model itself when it is alone."""
+"""The decode loop gives the text of the reference's decoding, and with one member that of the model itself."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_traces_tell_the_steps(pair):
 
 @pytest.mark.parametrize("length", [1, 2, 5, 9])
 def test_stop_strings_end_and_trim_the_text(pair, length):
-    """Wherever a string first occurs, across token borders too, the text ends right before it."""
+    """The text ends right before the first occurrence of a stop string, also across tokens."""
     full = pair.generate("James", max_new_tokens=40, min_new_tokens=40)
     for start in range(0, len(full) - length, 7):
         stop = full[start : start + length]
@@ -242,7 +242,7 @@ def test_gate_takes_the_primarys_token_and_skips_the_others(pair):
 
 
 def test_gated_steps_in_a_ragged_batch_are_those_of_each_row_alone(pair):
-    """The others catch up in one pass whenever they are asked again."""
+    """After a gate, the others read all missing ids in one pass."""
     together = pair.generate(PROMPTS, max_new_tokens=40, gate=0.6, return_dict=True)
     assert 0 < sum(together.gated_steps) < sum(together.num_steps)
     for row, prompt in enumerate(PROMPTS):

@@ -1,4 +1,4 @@
-"""Rows that drop and append ids at will give the logits that each gives alone, whatever the cache does with columns."""
+"""Rows that drop and append ids give the logits that each gives alone, whatever the cache does with its columns."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_holes_in_a_windowed_model_would_be_wrong(models):
 
 
 def test_gathering_costs_no_more_than_reading_holes(models, monkeypatch):
-    """It waits until as many columns were read in vain as moving costs, and no pass longer."""
+    """The cache is compacted in the first pass after reading holes has cost as much as moving columns."""
     monkeypatch.setattr(kv_cache, "MIN_HOLES", 0)
     cache = RaggedCache(models["llama"], 2, reuse="holes")
     has_to_move, read, gathered = cache.has_to_move, [0], 0
@@ -160,7 +160,7 @@ def test_compiled_ensemble_gives_the_same_text():
 
 def test_probe_refuses_a_model_whose_rows_meet(models):
     class Wrong(torch.nn.Module):
-        """Left padding shifts what it says."""
+        """Left padding changes its logits."""
 
         config, dtype, device = models["llama"].config, torch.float32, torch.device("cpu")
         get_input_embeddings = models["llama"].get_input_embeddings

@@ -1,4 +1,4 @@
-"""Arrows between packages point one way: who may import whom, no circles, and private names stay in their file."""
+"""Imports between packages point one way, without circles, and private names stay in their file."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 
 
 def imports(name: str) -> Iterator[tuple[str, str | None]]:
-    """What a file imports of ours, also late and for annotations: the file, and the name in it."""
+    """Every import of ours in a file, late ones and those for annotations included: the file, and the name in it."""
     path, package = MODULES[name], [] if name == NAME else name.split(".")
     if path.name != "__init__.py":
         package = package[:-1]
@@ -94,7 +94,7 @@ def layer(name: str) -> str:
 
 
 def test_the_table_is_that_of_the_files():
-    """Every package and file at the top has a line; a line for what does not exist yet is meant for it."""
+    """Every package and file at the top has a line in the table. Lines may be for packages that do not exist yet."""
     assert {layer(name) for name in MODULES} <= ALLOWED.keys()
     for name, allowed in ALLOWED.items():
         assert {layer(a) for a in allowed} <= {*ALLOWED, "_host"}, name

@@ -92,7 +92,7 @@ def test_probabilities_of_all_tokens_add_up(ensemble, method):
 
 
 def test_a_text_is_emitted_by_every_slot_that_begins_with_it(ensemble):
-    """Two slots with one id of the primary: the text itself, and a foreign one of which it is the first sub-token."""
+    """Two slots with one id of the primary: its own text, and a text of which it is the first sub-token."""
     first, other = encode(ensemble, "J")[0], encode(ensemble, "a")[0]
     step = reference.StepResult(
         next_ids=torch.tensor([[other, 0]]),

@@ -1,4 +1,4 @@
-"""What a member is loaded from: options that reach model and tokenizer alike, GGUF files, and what is refused first."""
+"""Loading members: options that reach both model and tokenizer, GGUF files, and errors before anything is loaded."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def scores_of(logits):
 
 
 class FakeMember:
-    """A member that is nothing but its embeddings."""
+    """A member that has only embeddings."""
 
     def __init__(self, embeddings):
         self.embeddings = embeddings
@@ -152,7 +152,7 @@ def test_relative_representations_by_hand():
 
 
 def one_hot_members(alignment):
-    """Every token that both members have is similar to itself alone: the relative space is that of common texts."""
+    """Every token that both members have is similar only to itself, so the relative space is that of common texts."""
     common = deepen.common_ids(alignment)
     members = []
     for m, size in enumerate(alignment.vocab_sizes):

@@ -1,4 +1,4 @@
-"""Output-level methods on hand-made answers and through the ensemble; PackLLM's weights; mapped vocabularies."""
+"""Answer-level methods on made-up answers and with the ensemble; PackLLM's weights; mapped vocabularies."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_packllm_refuses_weights(pair):
 
 
 def lev(a: str, b: str) -> int:
-    """Edit distance, written as it is defined."""
+    """Compute the edit distance by its definition."""
     if not a or not b:
         return len(a) + len(b)
     return min(lev(a[1:], b) + 1, lev(a, b[1:]) + 1, lev(a[1:], b[1:]) + (a[0] != b[0]))
@@ -209,7 +209,7 @@ def test_procrustes_finds_a_rotation():
 
 
 def test_eva_maps_by_meaning(pair):
-    """The member's embeddings are the primary's, rotated: a foreign token next to "J" there must become "J"."""
+    """The member's embeddings are the primary's, rotated: a token that only it has, close to "J", must map to "J"."""
     generator = torch.Generator().manual_seed(0)
     primary = torch.randn(pair.vocab_sizes[0], 16, generator=generator)
     rotation = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]

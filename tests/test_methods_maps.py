@@ -1,4 +1,4 @@
-"""The maps of `mined` and `eva`: the fast searches equal the plain ones, and what they find is kept."""
+"""The maps of `mined` and `eva`: the fast searches give the results of the plain ones, and maps are cached."""
 
 from __future__ import annotations
 

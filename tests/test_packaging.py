@@ -16,7 +16,7 @@ JUNK = {".so", ".pyc", ".pyo", ".o", ".log"}
 
 
 def project_files() -> set[str]:
-    """What git tracks; in an unpacked archive, what lies in its folders."""
+    """The files that git tracks; in an unpacked archive, all files in its folders."""
     if (ROOT / ".git").exists():
         git = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
         if git.returncode == 0:
@@ -30,7 +30,7 @@ def project_files() -> set[str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """A copy of the project, with junk in it that belongs into no archive."""
+    """A copy of the project with files that must not be in an archive."""
     copy = tmp_path_factory.mktemp("project")
     for name in project_files():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)

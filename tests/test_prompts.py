@@ -1,4 +1,4 @@
-"""A member's prompts: what templates, variables and last messages make of chats, and what is refused by name."""
+"""A member's prompts: chats with templates, variables and last messages, and errors that name what is wrong."""
 
 from __future__ import annotations
 

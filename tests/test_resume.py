@@ -1,4 +1,4 @@
-"""Rows and answers that were kept are used for the very same models and options only, and what differs is said."""
+"""Stored lines and answers are used only for the same models and options; otherwise the differences are named."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_kernel_equals_reference(case):
 
 
 def classes_of(alignment: VocabAlignment, ids: list[int]) -> set[int]:
-    """The classes for which a slot may hold `ids`: some member says it, the others do or stand in for it."""
+    """The classes for which a slot may hold `ids`: one member's token of it, and the others' tokens or sub-tokens."""
 
     def stands_for(m: int, c: int) -> bool:
         tagged = int(alignment.class_ids[c, m])

@@ -75,7 +75,7 @@ def test_parts_are_the_fused_step_by_law(case, data):
 @pytest.mark.parametrize("score", ["logits", "probs"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_wide_rows_threads_and_instruction_sets(score, dtype):
-    """What a member brings does not depend on how the work was shared out, here or beside the other members."""
+    """A member's keys do not depend on how work is split between threads, or on the other members."""
     alignment = synthetic_alignment((32000, 40001))
     logits = make_logits(alignment, 3, dtype=dtype, strided=True)
     want = unite_step(logits, alignment, k=32, score=score)
@@ -142,7 +142,7 @@ def test_the_flag_stays_on_first_sub_tokens_only():
 
 
 def test_keys_that_no_member_could_have_made_count_as_none():
-    """What comes over a network is not trusted with memory, and never opens a slot."""
+    """Bad keys, as a network might send, cause no bad memory access and never open a slot."""
     alignment = synthetic_alignment((40, 60, 50))
     logits = make_logits(alignment, 6)
     keys = torch.stack([step_parts.top_k_keys(x, alignment, m, k=4)[0] for m, x in enumerate(logits)], dim=1)
@@ -180,7 +180,7 @@ def test_gather_logits_is_clean_and_stays_in_its_row():
 @pytest.mark.parametrize("score", ["logits", "probs"])
 @pytest.mark.parametrize("duplicates", ["repeat", "drop"])
 def test_values_of_own_proposals_come_from_the_keys(score, duplicates):
-    """So a member behind a server need not ask for them again."""
+    """A member behind a server therefore need not request them again."""
     alignment = synthetic_alignment((300, 200))
     logits = make_logits(alignment, 5, kind="ties")
     tops = [step_parts.top_k_keys(x, alignment, m, score=score) for m, x in enumerate(logits)]

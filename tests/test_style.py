@@ -1,4 +1,4 @@
-"""The linters and the type checker pass, and files hold one idea each."""
+"""The linters and the type checker pass, and files stay short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`unite_ext.testing`: what it makes is what it says, and a comparison refuses every kind of difference."""
+"""`unite_ext.testing`: alignments and logits are as documented, and comparisons fail for every kind of difference."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_long_texts_on_real_tokenizers(name, real_tokenizer):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_the_tail_is_tokenized(name, real_tokenizer):
-    """On prose, however long, what is tokenized again stays within a few words."""
+    """In prose of any length, only a few words are tokenized again."""
     vocabulary = Vocabulary.from_tokenizer(real_tokenizer(name))
     borders = _borders_of(vocabulary)
     sentence = b"The committee, which met in 2024, couldn't agree; nobody was surprised. "
@@ -116,7 +116,7 @@ def test_only_the_tail_is_tokenized(name, real_tokenizer):
 
 
 def test_no_character_is_looked_at_again(real_tokenizer):
-    """In a run without borders, what was examined stays examined."""
+    """In a run without borders, every character is examined for a border once."""
     vocabulary = Vocabulary.from_tokenizer(real_tokenizer("llama-3"))
     borders = _borders_of(vocabulary)
     pairs = []

@@ -1,4 +1,4 @@
-"""Traces say what happened: pieces add up to the text, decisions are those of the probabilities, files lose nothing."""
+"""Traces: pieces add up to the text, decisions follow from the probabilities, files keep everything."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_pieces_add_up_to_the_text(traces):
 
 
 def test_every_slot_is_spelled_by_its_members(ensemble, traces):
-    """One member's token is the slot's text; another's is the same, or begins it."""
+    """One member's token is the slot's whole text; another's is the same, or its beginning."""
     for trace in traces:
         for step in trace.steps:
             for ids, speller in zip(step.ids, step.spellers):
@@ -147,7 +147,7 @@ def test_who_decided_depends_on_who_leads():
 
 @given(st.text(), st.lists(st.integers(0, 6)), st.integers(0, 60))
 def test_pieces_of_any_cut(text, lengths, kept):
-    """Wherever tokens begin inside a character, and wherever a stop string cuts."""
+    """Also if tokens begin inside a character, and for every place of a stop string."""
     data, tokens = text.encode(), []
     for length in lengths:
         tokens.append(data[:length])

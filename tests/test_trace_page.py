@@ -1,4 +1,4 @@
-"""The page of a trace in a real browser: headless Chromium, where there is one."""
+"""The page of a trace in headless Chromium, if it is installed."""
 
 from __future__ import annotations
 

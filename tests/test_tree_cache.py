@@ -1,4 +1,4 @@
-"""Many places of a text in one pass give the logits that each gives alone, and what was fed along the way is kept."""
+"""Many places of a text in one pass give the logits that each gives alone, and the ids on the taken path are kept."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_unused_ids_are_ineligible():
 
 
 def test_byte_level_pieces_outside_the_table_are_themselves():
-    """As the decoder has it: one foreign character and the whole piece is plain text."""
+    """As in the decoder, a piece with one character outside the table is plain text."""
     tokenizer = Tokenizer(models.BPE({"é": 0, "中é": 1, "a b": 2, "Ġa": 3, "😀": 4, "\n": 5}, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     got = Vocabulary.from_tokenizer(tokenizer).token_bytes

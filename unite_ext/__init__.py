@@ -8,7 +8,7 @@ The names here are imported on first use (PEP 562): `unite --help` need not wait
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what type checkers and editors see
     from .decoding.engine import Engine
@@ -76,7 +76,7 @@ _HOMES = {
 
 if not TYPE_CHECKING:  # or any misspelt name would count as known
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         """A public name, the version, or a submodule; called only for what is not there yet."""
         if name == "__version__":
             value = _version()

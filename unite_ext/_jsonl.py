@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 _NO_UTF8 = "{place}: must be UTF-8, got byte 0x{byte:02x} at byte {at}"
 
@@ -48,7 +47,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def read_records(path: Path, *, expected: str = "JSON") -> Iterator[tuple[int, Any]]:
+def read_records(path: Path, *, expected: str = "JSON") -> Iterator[tuple[int, object]]:
     """The value on every line of a JSON-lines file, with the line's number from 1; blank lines are passed over.
 
     Raises
@@ -60,7 +59,7 @@ def read_records(path: Path, *, expected: str = "JSON") -> Iterator[tuple[int, A
         yield number, parse_record(line, place=f"{path}, line {number}", expected=expected)
 
 
-def parse_record(line: str, *, place: str, expected: str = "JSON") -> Any:
+def parse_record(line: str, *, place: str, expected: str = "JSON") -> object:
     """The value on one line."""
     try:
         return json.loads(line)
@@ -68,12 +67,12 @@ def parse_record(line: str, *, place: str, expected: str = "JSON") -> Any:
         raise ValueError(f"{place}: must be {expected}, got {_shortened(line)}") from error
 
 
-def record_line(record: Any, *, ascii_only: bool = False) -> str:
+def record_line(record: object, *, ascii_only: bool = False) -> str:
     """A value as one line with its end; `ascii_only` for a stream that may not be UTF-8."""
     return json.dumps(record, ensure_ascii=ascii_only) + "\n"
 
 
-def takes_unicode(stream: Any) -> bool:
+def takes_unicode(stream: object) -> bool:
     """Whether a text stream is written as UTF-8 (or UTF-16, UTF-32), which can hold every character."""
     return str(getattr(stream, "encoding", None) or "").lower().replace("-", "").startswith("utf")
 

@@ -1,1 +1,1 @@
-"""What the benchmarks are made of: timing, CSV files, cases, rivals; and commands that draw, tabulate and compare."""
+"""Code that the benchmarks share: timing, CSV files, cases, rivals; and commands that draw, tabulate and compare."""

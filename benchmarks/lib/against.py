@@ -1,10 +1,10 @@
-"""Run one benchmark of two checkouts in turn, and compare their medians.
+"""Run one benchmark of two checkouts alternately, and compare their medians.
 
     python benchmarks/lib/against.py FOLDER bench_decode.py --quick
 
 FOLDER is another checkout, with its compiled modules built in place (`python setup.py build_ext --inplace`). Each
-round runs the named script of the other checkout, then of this one, in processes of their own; a drifting machine hits
-both alike. Printed is, for every row that both wrote, the median over the rounds of each and their ratio.
+round runs the named script of the other checkout, then of this one, in processes of their own, so that a drifting
+machine affects both. For every row that both wrote, the medians over the rounds and their ratio are printed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compares two measurements and exits with 1 if something became slower.
+"""Compare two measurements and exit with 1 if anything became slower.
 
     python benchmarks/lib/compare.py results/step_cpu.csv                    the last two measurements in one file
     python benchmarks/lib/compare.py results/step_cpu.csv@00feed1 new.csv    one of a commit with the newest of a file
@@ -6,7 +6,7 @@
 OLD and NEW are CSV files (their newest measurement counts) or FILE@COMMIT. A measurement is all rows with one date,
 commit and machine. Its rows are matched on every column that is neither a fact about the run nor a result. A row is
 slower or faster if the ratio of the medians passes the threshold and the bands from p10 to p90 do not overlap; a row
-that holds a single sample has no band and decides nothing. Exit code 2: nothing could be compared.
+of a single sample has no band and does not count. Exit code 2 means that nothing could be compared.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """slower, faster, same; noise or one sample where the medians differ but prove nothing."""
+        """ "slower", "faster" or "same"; "noise" or "one sample" if the medians differ without proving anything."""
         if 1 / self.threshold <= self.ratio <= self.threshold:
             return "same"
         if self.old[0] == self.old[2] or self.new[0] == self.new[2]:
@@ -66,7 +66,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two measurements have in common and what they have not."""
+    """The rows that two measurements have in common, and those that only one has."""
 
     columns: Key
     changes: list[Change]
@@ -119,7 +119,7 @@ def times_by_key(rows: Rows, columns: Key) -> dict[Key, tuple[float, ...]]:
 
 
 def compare(old: Rows, new: Rows, threshold: float) -> Comparison:
-    """Matches the rows of two measurements. ValueError if they cannot be compared."""
+    """Match the rows of two measurements. ValueError if they cannot be compared."""
     for rows in (old, new):
         if missing := [name for name in TIMES if name not in rows[0]]:
             raise ValueError(f"no column {', '.join(missing)}: not a file of times")
@@ -141,7 +141,7 @@ def describe(columns: Key, key: Key) -> str:
 
 
 def differing_facts(old: Rows, new: Rows) -> list[str]:
-    """What else than the code differs between the measurements."""
+    """What differs between the measurements besides the code."""
     return [
         f"{name} differs: {old[0][name] or 'none'} -> {new[0][name] or 'none'}"
         for name in FACTS
@@ -168,7 +168,7 @@ def table_of(comparison: Comparison) -> Table:
 
 
 def report(old: Rows, new: Rows, comparison: Comparison, console: Console) -> None:
-    """Prints everything that is to be known about a comparison."""
+    """Print a comparison."""
     console.print(f"old: {measured_on(old)}\nnew: {measured_on(new)}")
     for line in differing_facts(old, new):
         console.print(f"warning: {line}", style="yellow")

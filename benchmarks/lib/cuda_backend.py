@@ -1,4 +1,4 @@
-"""What measuring on a GPU needs of it: clocks that are up, captured graphs, device time, launchers built by nvcc."""
+"""The parts of measuring that need a GPU: warm clocks, captured graphs, device time, launchers built by nvcc."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GRAPH, EAGER = "graph", "eager"
 
 
 class CudaBackend:
-    """What the measuring needs of a device."""
+    """Measures on a CUDA device."""
 
     device = "cuda"
 
@@ -24,7 +24,7 @@ class CudaBackend:
         self.l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
 
     def warm_up(self) -> None:
-        """A second of work: an idle GPU runs at a fraction of its clock."""
+        """Work for a second, because an idle GPU runs at a fraction of its clock."""
         x = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
         end = time.perf_counter() + 1
         while time.perf_counter() < end:
@@ -45,7 +45,7 @@ class CudaBackend:
         return graph.replay, result
 
     def seconds(self, action: Callable[[], None], mode: str) -> float:
-        """How long the device is at it; for eager calls, how long Python keeps it waiting counts as well."""
+        """The device's time; for eager calls it includes the time that the device waits for Python."""
         torch.cuda.synchronize()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         if mode == GRAPH:

@@ -1,4 +1,4 @@
-"""Which shapes are measured on a GPU, and which calls on each."""
+"""The shapes that are measured on a GPU, and the calls on each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Case:
 
 
 def all_cases(quick: bool) -> list[Case]:
-    """The most telling first, since time may run out."""
+    """All cases, the most important first, because time may run out."""
     float32, float16 = torch.float32, torch.float16
     cases = [Case(batch, MAIN) for batch in (1, 64, 256, 8)]
     cases += [Case(1, MAIN, k=64), Case(1, MAIN, members=8), Case(64, dtype=float32), Case(1, RIVALS)]

@@ -1,8 +1,8 @@
 """A UNITE step in the style of research scripts: Python dictionaries of surface strings, row by row.
 
-It is what the kernel replaces, written to be compared with: tokens are related by their surface strings, missing
-ones are looked up in the other vocabulary's dictionary or tokenized on the spot. On rows whose candidates are in
-both vocabularies it decides as `unite_ext.unite_step` does, which the benchmark checks before timing it.
+The kernel is compared with it. Tokens are matched by their surface strings; a missing one is looked up in the other
+vocabulary's dictionary or tokenized. On rows whose candidates are in both vocabularies it decides as
+`unite_ext.unite_step` does, which the benchmark checks before timing it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class DictionaryStep:
         self.styles = ["Ġ" if any(t.startswith("Ġ") for t in vocab) else "▁" for vocab in self.vocabularies]
 
     def __call__(self, logits: list[torch.Tensor], k: int = 10) -> list[list[int]]:
-        """The next id of every row and member, [B][M]; member 0 leads."""
+        """The next id of every row and member, [B][M]; member 0 is the primary."""
         return [self._row([member[row] for member in logits], k) for row in range(logits[0].shape[0])]
 
     def _row(self, logits: list[torch.Tensor], k: int) -> list[int]:
@@ -59,7 +59,7 @@ class DictionaryStep:
 
 
 def assert_same_winners(got: list[list[int]], expected: StepResult, clear: float = CLEAR) -> int:
-    """AssertionError unless DictionaryStep's ids are the reference's in every clearly decided row; how many are."""
+    """Assert that ids are the reference's in every clearly decided row. Returns the number of these rows."""
     best = expected.union_probs.topk(2, dim=1).values
     decided = (best[:, 0] - best[:, 1] > clear).cpu()
     if not torch.equal(torch.tensor(got)[decided], expected.next_ids.cpu()[decided]):

@@ -18,7 +18,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 def interleaved(
     calls: dict[str, Callable[[], object]], *, seconds: float, min_rounds: int = 7
 ) -> dict[str, list[float]]:
-    """Seconds per call of each, taken in turn so that a drifting machine hits all alike.
+    """Time calls alternately, so that a drifting machine affects all: seconds per call of each.
 
     Each call gets about `seconds` in all, in rounds; a fast one is repeated within a round, and the repetition's mean
     counts as one sample.
@@ -48,7 +48,7 @@ def percentiles(samples: list[float]) -> dict[str, float]:
 
 
 def machine(device: str = "cpu") -> dict[str, str]:
-    """What a figure depends on besides the code."""
+    """The facts that a figure depends on besides the code."""
     here = Path(__file__).resolve().parents[2]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=here

@@ -1,4 +1,4 @@
-"""Draws the CSV files in results/ into docs/figures/, each from its newest measurement.
+"""Draw the CSV files in results/ into docs/figures/, each from its newest measurement.
 
     python benchmarks/lib/plot.py                       every figure whose CSV file is there
     python benchmarks/lib/plot.py --commit 1a2b3c4      the newest measurement of that commit
@@ -94,7 +94,7 @@ BASE = {"members": "2", "k": "10"}
 
 
 class MissingData(Exception):
-    """Nothing to draw a figure from."""
+    """There is no data for a figure."""
 
 
 def load(path: Path, commit: str) -> Rows:
@@ -122,7 +122,7 @@ def draw_line(axes: Axes, rows: Rows, x: str, look: Look) -> tuple[float, float]
 
 
 def label_lines(axes: Axes, ends: list[tuple[Look, tuple[float, float]]], gap: float) -> None:
-    """Each line's name to the right of the panel at the height of its end, moved apart to `gap` of the panel."""
+    """Write each line's name to the right of the panel at the height of its end, at least `gap` of the panel apart."""
     to_panel = axes.transData + axes.transAxes.inverted()
     placed = sorted(((*to_panel.transform(end), look) for look, end in ends), key=lambda item: item[1])
     for (x, y, look), height in zip(placed, spread([y for _, y, _ in placed], gap)):
@@ -138,7 +138,7 @@ def label_lines(axes: Axes, ends: list[tuple[Look, tuple[float, float]]], gap: f
 
 
 def spread(heights: list[float], gap: float) -> list[float]:
-    """Ascending heights moved apart to `gap`, each cluster about its own centre."""
+    """Move ascending heights at least `gap` apart, each cluster about its own centre."""
     clusters: list[list[float]] = []
     for height in heights:
         clusters.append([height])
@@ -162,7 +162,7 @@ def short_duration(seconds: float, _: int = 0) -> str:
 
 
 def set_x_axis(axes: Axes, values: list[float], label: str, scale: str) -> None:
-    """Ticks at what was measured, as far as there is room."""
+    """Set ticks at the measured values, as far as there is room."""
     axes.set_xscale(scale)
     room = values if scale == "linear" or len(values) < 8 else values[::2]
     axes.xaxis.set_major_locator(FixedLocator(room))
@@ -291,7 +291,7 @@ FIGURES: dict[str, Callable[[Path, str], Figure]] = {
 
 
 def draw(results: Path, out: Path, commit: str = "") -> list[Path]:
-    """Writes every figure that there is data for, and says which there is none for."""
+    """Draw every figure that there is data for, and print which there is none for."""
     written = []
     for name, figure_of in FIGURES.items():
         with plt.rc_context(STYLE):

@@ -1,4 +1,4 @@
-"""The step, its floor and its rivals on the CPU: logits they agree on, and a check that they do before any is timed."""
+"""The step, its floor and its rivals on the CPU, with logits on which they agree and a check that they do."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CLEAN_TOKENS = 40
 
 
 def clean_logits(family: Family, batch: int, dtype: torch.dtype, tokens: int = CLEAN_TOKENS) -> list[torch.Tensor]:
-    """Gaussian logits whose best are `tokens` tokens per row that all members have.
+    """Make Gaussian logits whose largest belong to `tokens` tokens per row that all members have.
 
-    On such rows a dictionary of surface strings is right, so that it can be compared; its top-k should take up to half
-    of them.
+    On such rows a dictionary of surface strings is right and can be compared. Its top-k should use at most half of
+    them.
     """
     generator = torch.Generator().manual_seed(0)
     logits = [torch.randn(batch, width, generator=generator) for width in family.widths]
@@ -32,7 +32,7 @@ def clean_logits(family: Family, batch: int, dtype: torch.dtype, tokens: int = C
 def checked_calls(
     family: Family, logits: list[torch.Tensor], k: int, names: Collection[str] = CALLS
 ) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; AssertionError if a step among them is not that of the reference."""
+    """The calls to time, by name. AssertionError if a step among them is not that of the reference."""
     alignment = family.alignment
     dictionary = DictionaryStep(family.tokenizers) if "dictionary" in names else None
     calls: dict[str, Callable[[], object]] = {

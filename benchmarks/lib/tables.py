@@ -1,4 +1,4 @@
-"""Writes the tables of the documents from the CSV files in results/, or checks that they are up to date.
+"""Write the tables of the documents from the CSV files in results/, or check that they are up to date.
 
     python benchmarks/lib/tables.py            rewrite what stands between <!-- table: NAME --> and <!-- end -->
     python benchmarks/lib/tables.py --check    exit with 1 if something would change
@@ -117,14 +117,14 @@ def text_sync() -> str:
 
 
 def holes() -> str:
-    """A pass of the model by the rule for gathering its cache, and what the rule left in it."""
+    """A pass of the model by the rule for compacting its cache, and the columns that the rule left."""
     rows = newest("holes_cpu")
     names = {
-        ("own", "2.0", "64"): "**read in vain: 2 × the columns** (ours)",
+        ("own", "2.0", "64"): "**holes read: 2 × the columns** (ours)",
         ("never", "0.0", "0"): "never",
         **{("share", str(s), "64"): f"holes: {100 * s:.0f} % of the columns" for s in (0.1, 0.25, 0.5)},
-        **{("cost", str(c), "64"): f"read in vain: {c:g} × the columns" for c in (0.5, 1.0, 4.0)},
-        ("cost", "2.0", "8"): "read in vain: 2 × the columns, from 8 holes on instead of 64",
+        **{("cost", str(c), "64"): f"holes read: {c:g} × the columns" for c in (0.5, 1.0, 4.0)},
+        ("cost", "2.0", "8"): "holes read: 2 × the columns, from 8 holes on instead of 64",
     }
     cases = {((r["rule"], r["value"], r["least"]), r["batch"]): r for r in rows}
     batches = sorted({int(r["batch"]) for r in rows})
@@ -134,7 +134,7 @@ def holes() -> str:
 
     table = [[name, *(cell(cases[rule, str(b)]) for b in batches)] for rule, name in names.items()]
     return markdown(
-        ["gather when", *(f"B = {b}" for b in batches)], table, measured_on(rows).replace("Medians", "Means")
+        ["compact when", *(f"B = {b}" for b in batches)], table, measured_on(rows).replace("Medians", "Means")
     )
 
 
@@ -206,7 +206,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def rendered(text: str) -> str:
-    """A document with its tables made anew."""
+    """A document with its tables made again."""
     return MARKED.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
 
 

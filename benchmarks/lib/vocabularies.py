@@ -1,6 +1,6 @@
-"""Vocabularies for benchmarks: those of real tokenizers where there are some, else made-up ones of the same sizes.
+"""Vocabularies for benchmarks: those of real tokenizers if available, else made-up ones of the same sizes.
 
-Members are Llama-3, Qwen2, Mistral and DeepSeek, from the fifth on the same again.
+Members are Llama-3, Qwen2, Mistral and DeepSeek; from the fifth on the same again.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def synthetic_alignment(sizes: Sequence[int], kinds: Sequence[int], seed: int = 
 
 
 class StandIn:
-    """As much of a tokenizer as DictionaryStep uses, for made-up vocabularies: a token is named after its class."""
+    """The part of a tokenizer that DictionaryStep uses, for made-up vocabularies; a token is named after its class."""
 
     def __init__(self, classes: list[int]) -> None:
         self.tokens = [f"Ġ{c}" if c > EOS_CLASS else f"<special {i}>" for i, c in enumerate(classes)]

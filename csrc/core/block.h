@@ -1,7 +1,7 @@
-// The threads that work on one row, as the core sees them: a CUDA block, or the single CPU thread.
+// The interface of the threads that work on one row: a CUDA block, or a single CPU thread.
 //
 // Core code is written once against this interface. A "lane group" is the unit that reduces without shared
-// memory: a warp on the GPU, the thread itself on the CPU. CudaBlock lives in cuda/cuda_block.cuh.
+// memory: a warp on the GPU, the thread itself on the CPU. CudaBlock is in cuda/cuda_block.cuh.
 #pragma once
 
 #include <cstdint>

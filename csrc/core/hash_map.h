@@ -1,11 +1,11 @@
-// The cross-tokenizer table: from (member, id) to the class of that id and the ids that stand for the
-// class in the other members.
+// The hash map over all members' ids: from (member, id) to the class of the id and the other members' ids of the
+// class.
 //
 // Layout: open addressing with linear probing over a power-of-two number of 16-byte entries, so that a
 // probe is one aligned 16-byte load. An entry is four int32: key, class, other[0], other[1]. With at most
 // three members, other[] holds the ids of the key's class in the members other than the key's own, in
 // member order. With more, other[] is unused and the ids come from the class table [num_classes, members].
-// The builder bounds the probe length and doubles the capacity until the bound holds.
+// The builder doubles the capacity until no key needs more than kMaxProbes probes.
 //
 // An id field ("tagged id") is kNoId, or the id in the low 28 bits plus kFirstSubToken when the class has no
 // representative in that member and the id is only the first sub-token of its bytes.
@@ -64,12 +64,12 @@ UNITE_HOST_DEVICE inline MapEntry load_entry(const MapEntry* entry) {
 #endif
 }
 
-// The entry of `key`, or one whose cls is kNoClass when the map does not hold it.
+// The entry of `key`, or one whose cls is kNoClass if the map does not have it.
 UNITE_HOST_DEVICE inline MapEntry find(const MapEntry* entries, int log2_capacity, int32_t key) {
   const uint32_t mask = (1u << log2_capacity) - 1u;
   uint32_t slot = map_slot(key, log2_capacity);
 #if defined(__CUDA_ARCH__)
-#pragma unroll 1  // probes rarely pass the first; unrolled, they would only fill the instruction cache
+#pragma unroll 1  // the first probe is nearly always enough; the others would only fill the instruction cache
 #endif
   for (int probe = 0; probe < kMaxProbes; ++probe) {
     const MapEntry entry = load_entry(entries + slot);
@@ -80,7 +80,7 @@ UNITE_HOST_DEVICE inline MapEntry find(const MapEntry* entries, int log2_capacit
   return MapEntry{key, kNoClass, {kNoId, kNoId}};
 }
 
-// Where the tagged id of `member` stands in other[] of an entry whose key belongs to `owner`.
+// The index of the tagged id of `member` in other[] of an entry whose key belongs to `owner`.
 UNITE_HOST_DEVICE inline int other_index(int owner, int member) {
   return member < owner ? member : member - 1;
 }

@@ -43,7 +43,7 @@ struct IndexTable {
     block.fetch_min(indices + at, index);
   }
 
-  // Only after the inserts have been made visible by a sync.
+  // Call it only after a sync that makes the inserts visible.
   UNITE_HOST_DEVICE int32_t find(int32_t key) const {
     for (uint32_t at = start(key);; at = (at + 1) & (capacity - 1)) {
       if (keys[at] == key) return indices[at];

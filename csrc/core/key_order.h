@@ -1,7 +1,7 @@
-// The total order behind every top-k: value descending, id ascending, as one unsigned 64-bit key.
+// The total order of every top-k: value descending, id ascending, as one unsigned 64-bit key.
 //
-// Keys are unique within a row, so "equal logits: lower id first" and identical results from run to run follow
-// from comparing integers. kNoKey is below every real key and stands for "no candidate".
+// Keys are unique within a row. Comparing them as integers therefore puts the lower id first among equal logits, and
+// gives the same result in every run. kNoKey is below every real key and means "no candidate".
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// One logit as the step sees it: read in its dtype, made finite or -inf, and given a place in a total order.
+// Reads one logit in its dtype, makes it finite or -inf, and maps it to an integer of the same order.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,8 @@ UNITE_HOST_DEVICE inline float negative_infinity() {
   return float_from_bits(0xFF800000u);
 }
 
-// a + b, never contracted with a product in it: the bits are the same wherever the code is inlined.
+// a + b, never contracted with a product into a fused multiply-add, so that the bits are the same wherever it is
+// inlined.
 UNITE_HOST_DEVICE inline float plain_sum(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fadd_rn(a, b);

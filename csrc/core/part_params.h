@@ -1,5 +1,5 @@
-// What each part of the step needs, as plain data. The parts serve members whose logits lie elsewhere: every member
-// finds its keys and scores the slots where it runs, and only keys, slots and scores travel.
+// The parameters of each part of the step, as plain data. The parts are for members whose logits are elsewhere: every
+// member finds its keys and scores the slots where it runs, and only keys, slots and scores are exchanged.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ struct TopKeysPart {
   float* log_sums;  // [batch], see RowScratch::log_sum; 0 for Score::kLogits
 };
 
-// The union of all members' keys. Of `step`: sizes, the primary, the tables, `include`, every member's vocab_size,
-// and the outputs union_size and status.
+// The union of all members' keys. It uses of `step`: sizes, the primary, the tables, `include`, every member's
+// vocab_size, and the outputs union_size and status.
 struct UnionPart {
   StepParams step;
   const uint64_t* keys;   // [batch, members, k] in member order
@@ -55,7 +55,7 @@ struct ScorePart {
   float* probs;               // [batch, num_slots], 0 padded
 };
 
-// From all members' softmaxes to the step's outputs. Of `step`: sizes, primary, weights and all outputs.
+// From all members' softmaxes to the step's outputs. It uses of `step`: sizes, primary, weights and all outputs.
 struct CombinePart {
   StepParams step;
   const float* member_probs;    // [batch, num_slots, members]

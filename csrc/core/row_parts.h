@@ -1,7 +1,7 @@
-// One row of each part of the step, made of the functions that fuse_row is made of: in sequence they give its bits.
+// One row of each part of the step. The parts use the functions of fuse_row, so that together they give the same bits.
 //
-// What comes in may have crossed a network, so nothing here trusts it with memory: keys of unknown ids count as none,
-// ids beyond a row of logits read as -inf, sizes are clamped.
+// The inputs may come from a network, so they are never trusted as addresses: keys of unknown ids count as no key, ids
+// beyond a row of logits read as -inf, sizes are clamped.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace unite {
 
 namespace detail {
 
-// A key that the member's own top-k could have brought.
+// Whether the member's own top-k could have this key.
 UNITE_HOST_DEVICE inline bool is_eligible_key(const StepParams& p, int member, uint64_t key) {
   const int32_t id = key_id(key);
   if (id < 0 || id >= p.logits[member].vocab_size) return false;
@@ -30,7 +30,7 @@ UNITE_HOST_DEVICE inline float gathered_logit(const MemberLogits& logits, int64_
   return slot_logit(logits, row, id < logits.vocab_size ? static_cast<int32_t>(id) : kNoId);
 }
 
-// The logit of one slot: straight from the key where the id is in the member's own top-k.
+// The logit of one slot: from the key if the id is in the member's own top-k.
 UNITE_HOST_DEVICE inline float own_or_given(const ScorePart& p, int64_t row, int slot, int32_t tagged) {
   float logit = p.values.at(row, slot);
   for (int rank = p.k - 1; rank >= 0; --rank) {  // the best of several

@@ -1,8 +1,7 @@
 // One row of the step after its top-k: union -> fill -> softmax per member -> average -> select.
 //
-// Written once for the CPU (SerialBlock) and the GPU (CudaBlock). fuse_row goes through all of it;
-// core/row_parts.h offers the same functions one by one. unite_ext/reference.py states the same rules in plain
-// PyTorch; the two agree on every id.
+// Written once for the CPU (SerialBlock) and the GPU (CudaBlock). fuse_row does all of it; core/row_parts.h uses the
+// same functions one by one. unite_ext/reference.py has the same rules in plain PyTorch, and the two agree on every id.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +15,7 @@ namespace unite {
 
 namespace detail {
 
-// The first member, in member order, whose top-k is empty; -1 when none is. Uniform over the block.
+// The first member, in member order, whose top-k is empty; -1 if none is. The same in all threads of the block.
 UNITE_HOST_DEVICE inline int member_without_logits(const StepParams& p, const RowScratch& s) {
   for (int m = 0; m < p.members; ++m) {
     const uint64_t* top = s.top + walk_position(m, p.primary) * p.k;
@@ -27,7 +26,8 @@ UNITE_HOST_DEVICE inline int member_without_logits(const StepParams& p, const Ro
   return -1;
 }
 
-// The row's slots, or why there are none: a Status, uniform over the block. s.top is visible to all of it.
+// Builds the row's slots, or returns a status that says why there are none; the same in all threads of the block.
+// s.top must be visible to the whole block.
 template <class Block>
 UNITE_HOST_DEVICE int32_t find_slots(Block& block, const StepParams& p, int64_t row, const RowScratch& s) {
   const int missing = member_without_logits(p, s);
@@ -35,7 +35,7 @@ UNITE_HOST_DEVICE int32_t find_slots(Block& block, const StepParams& p, int64_t 
   return build_union(block, p, row, s) ? kOk : kBadInclude;
 }
 
-// The key behind a field of slot_id that holds a rank.
+// The key whose rank a field of slot_id holds.
 UNITE_HOST_DEVICE inline uint64_t own_key(const StepParams& p, const RowScratch& s, int member, int32_t field) {
   return s.top[walk_position(member, p.primary) * p.k + (field - kRankBase)];
 }
@@ -46,10 +46,10 @@ UNITE_HOST_DEVICE inline float slot_logit(const MemberLogits& logits, int64_t ro
   return load_logit(row_pointer(logits, row), logits.dtype, untag(tagged));
 }
 
-// What the softmax over the slots takes. `largest` is the member's largest eligible logit.
+// The input of the softmax over the slots. `largest` is the member's largest eligible logit.
 UNITE_HOST_DEVICE inline float slot_score(Score score, float logit, float largest, float log_sum) {
   if (score == Score::kLogits) return logit;
-  // The largest logit apart from the log of the sum: together they would round the log away.
+  // Subtracted separately: the sum of the largest logit and the log would lose the log's digits.
   return expf((logit - largest) - log_sum);
 }
 
@@ -76,8 +76,8 @@ UNITE_HOST_DEVICE void fill(const Block& block, const StepParams& p, int64_t row
   block.sync();
 }
 
-// Duplicates::kDrop for one member, whose ids and scores stand at [slot * stride]: of the slots with one id, the one
-// that is not a mere first sub-token keeps it, else the first; the others score -inf.
+// Duplicates::kDrop for one member, whose ids and scores are at [slot * stride]. Of several slots with one id, the one
+// where it is not a first sub-token keeps its score, else the first; the others get -inf.
 template <class Block>
 UNITE_HOST_DEVICE void drop_duplicates(const Block& block, const IndexTable& table, const int32_t* ids, float* scores,
                                        int slots, int stride) {
@@ -119,15 +119,15 @@ UNITE_HOST_DEVICE void write_failure(const Block& block, const StepParams& p, in
   }
 }
 
-// Weighted average over the members, in member order so that it is the same everywhere.
+// Weighted average over the members, in member order, so that it is the same on every device.
 UNITE_HOST_DEVICE inline float average(const StepParams& p, const float* probs) {
   float sum = 0.0f;
   for (int m = 0; m < p.members; ++m) sum = plain_sum(sum, p.weights[m] * probs[m]);  // constructed ties stay ties
   return sum;
 }
 
-// The slot with the largest average among those that the primary can emit, the lowest of equals; -1 without any.
-// By the calling lane group.
+// The slot with the largest average among those that the primary can emit, the lowest of equals; -1 if there is none.
+// Computed by the calling lane group.
 template <class Block>
 UNITE_HOST_DEVICE int choose_slot(const Block& block, const StepParams& p, const SlotRow& row, int slots) {
   uint64_t best = kNoKey;
@@ -140,7 +140,7 @@ UNITE_HOST_DEVICE int choose_slot(const Block& block, const StepParams& p, const
   return key_id(block.group_max(best));  // kNoKey's id is -1
 }
 
-// The end of a row: from every member's softmax over the slots to the outputs.
+// The last part of a row: from every member's softmax over the slots to the outputs.
 template <class Block>
 UNITE_HOST_DEVICE void combine(const Block& block, const StepParams& p, int64_t row, const SlotRow& in, int slots) {
   const int64_t base = row * p.num_slots;

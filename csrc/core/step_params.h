@@ -1,4 +1,4 @@
-// Everything one fused step needs, as plain data: what a launch passes by value and every backend fills.
+// The parameters of one fused step, as plain data. Every backend fills them, and a launch passes them by value.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,7 @@ struct StepParams {
 constexpr int32_t kOk = 0;
 constexpr int32_t kBadInclude = -1;
 
-// The union is walked from the primary on, then the other members in order.
+// The union's walk begins with the primary; the other members follow in order.
 UNITE_HOST_DEVICE inline int walk_member(int position, int primary) {
   if (position == 0) return primary;
   return position <= primary ? position - 1 : position;

@@ -1,7 +1,7 @@
 // From every member's top-k to the slots of the union, each with one tagged id per member.
 //
-// The walk is the concatenation of the members' top-k lists, primary first. An entry whose class was not seen
-// earlier in the walk opens a slot; slots stand in the order of the entries that opened them.
+// The walk is the concatenation of the members' top-k lists, the primary's first. An entry whose class has not occurred
+// earlier in the walk opens a slot; slots are in the order of the entries that opened them.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace unite {
 
-// Working memory of one row. `top` is filled before the union is built; the rest is written by it.
+// Working memory of one row. `top` is filled before the union is built; building it writes the rest.
 struct RowScratch {
   uint64_t* top;         // [members, k] keys in walk order, each list by rank, kNoKey padded
   int32_t* entry_class;  // [members * k], kNoClass for padding
@@ -26,7 +26,7 @@ struct RowScratch {
   int32_t* size;   // [1] number of slots
 };
 
-// A row's slots when every member has scored them.
+// A row's slots, after every member has scored them.
 struct SlotRow {
   const int32_t* ids;      // [slots, members] tagged ids
   const int32_t* classes;  // [slots]
@@ -35,7 +35,8 @@ struct SlotRow {
 
 namespace detail {
 
-// While own top-k entries compete for a slot, slot_id holds kRankBase + rank: below every id, smaller is better.
+// While entries of a member's own top-k compete for a slot, slot_id holds kRankBase + rank, which is below every id;
+// the smallest wins.
 constexpr int32_t kRankBase = INT32_MIN;
 UNITE_HOST_DEVICE inline bool holds_rank(int32_t field) {
   return field < kNoId;
@@ -46,8 +47,8 @@ UNITE_HOST_DEVICE inline void open_slot(const StepParams& p, const RowScratch& s
   s.slot_class[slot] = entry.cls;
   int32_t* ids = s.slot_id + slot * p.members;
   if (p.members <= kMaxInlineMembers) {
-    // The owner's field is overwritten by its rank, which is what opened the slot.
-    // No indexing by a variable: a GPU would move the entry to local memory for it.
+    // The owner's field is overwritten with its rank later, because its entry opened the slot.
+    // No indexing by a variable, for which a GPU would move the entry to local memory.
     for (int m = 0; m < p.members; ++m)
       ids[m] = m == owner ? kNoId : other_index(owner, m) == 0 ? entry.other[0] : entry.other[1];
   } else {
@@ -56,7 +57,7 @@ UNITE_HOST_DEVICE inline void open_slot(const StepParams& p, const RowScratch& s
   }
 }
 
-// The slot of `include`, appended last when the walk did not open it. False when the id is not eligible.
+// Appends a slot for `include` unless the walk has opened it. False if the id is not eligible.
 UNITE_HOST_DEVICE inline bool append_include(const StepParams& p, const RowScratch& s, int64_t include) {
   if (include < 0) return include == -1;
   if (include >= p.logits[p.primary].vocab_size) return false;
@@ -72,8 +73,8 @@ UNITE_HOST_DEVICE inline bool append_include(const StepParams& p, const RowScrat
 
 }  // namespace detail
 
-// Builds slots, slot ids and, where a member's own top-k holds the class, its score straight from the key.
-// Ends with a sync. Returns false (to every thread) when the row's `include` is not an eligible id.
+// Builds slots, slot ids and, if a member's own top-k has the class, its score from the key. Ends with a sync. Returns
+// false in every thread if the row's `include` is not an eligible id.
 template <class Block>
 UNITE_HOST_DEVICE bool build_union(Block& block, const StepParams& p, int64_t row, const RowScratch& s) {
   const int walk = p.members * p.k;
@@ -104,7 +105,7 @@ UNITE_HOST_DEVICE bool build_union(Block& block, const StepParams& p, int64_t ro
       const int member = walk_member(w / p.k, p.primary);
       const MapEntry entry = find(p.map, p.log2_capacity, map_key(member, key_id(s.top[w])));
       detail::open_slot(p, s, slot, member, entry);
-      s.entry_class[w] = -2 - slot;  // an opener names its slot, below kNoClass
+      s.entry_class[w] = -2 - slot;  // an entry that opens a slot holds its number, below kNoClass
     }
   }
   if (block.thread_rank() == 0) *s.size = slots;

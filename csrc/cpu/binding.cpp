@@ -91,7 +91,7 @@ STABLE_TORCH_LIBRARY_IMPL(unite_ext, CPU, m) {
   m.impl("combine_slots", TORCH_BOX(&unite::combine_slots));
 }
 
-// It takes no tensor, so it belongs to no backend.
+// It takes no tensor, so it is registered for all backends.
 STABLE_TORCH_LIBRARY_IMPL(unite_ext, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&unite::cpu_instruction_set));
 }

@@ -1,4 +1,4 @@
-// Scan, union, tail: see fused_step.h.
+// See fused_step.h.
 #include "fused_step.h"
 
 #include "../core/row_step.h"

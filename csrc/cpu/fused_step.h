@@ -6,7 +6,7 @@
 
 namespace unite {
 
-// Fills every output of `p`. Arguments are not checked here; status[] tells which rows failed and why.
+// Fills every output of `p`. Arguments are not checked here. status[] says which rows failed and why.
 void fused_step_cpu(const StepParams& p, const Parallel& parallel);
 
 }  // namespace unite

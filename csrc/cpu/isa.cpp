@@ -1,4 +1,4 @@
-// The run-time choice of the instruction set.
+// The choice of the instruction set at run time.
 #include "isa.h"
 
 #include <atomic>
@@ -13,7 +13,7 @@ Isa detect() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq"))
     return Isa::kAvx512;
-  // F16C is not asked for: every processor with AVX2 has it, and older compilers do not know its name here.
+  // F16C is not checked: every processor with AVX2 has it, and older compilers do not know its name here.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
 #endif
   return Isa::kScalar;

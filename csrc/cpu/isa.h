@@ -1,4 +1,4 @@
-// Which instruction set the CPU path runs on: chosen once at run time, never by compiler flags.
+// The instruction set of the CPU kernel, chosen once at run time, never by compiler flags.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +13,13 @@ namespace unite {
 
 enum class Isa : int32_t { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
 
-// The widest one this processor and its operating system support.
+// The widest that this processor and its operating system support.
 Isa best_isa();
 
-// The one in use: best_isa() until set_isa() says otherwise.
+// The one in use: best_isa() unless set_isa() has set another.
 Isa active_isa();
 
-// For tests and measurements. False, and nothing changes, when the processor does not support it.
+// For tests and measurements. Returns false and changes nothing if the processor does not support it.
 bool set_isa(Isa isa);
 
 const char* isa_name(Isa isa);

@@ -1,4 +1,4 @@
-// How the host runs things side by side.
+// Running tasks in parallel with the host's threads.
 #pragma once
 
 #include <cstdint>
@@ -6,8 +6,8 @@
 
 namespace unite {
 
-// `run` calls task(i) once for every i in [0, tasks), in any order, on any threads, and returns when all are done;
-// exceptions of a task come out of it.
+// `run` calls task(i) once for every i in [0, tasks), in any order, on any threads, and returns when all are done. It
+// throws the exceptions of tasks.
 struct Parallel {
   using Task = std::function<void(int64_t)>;
 

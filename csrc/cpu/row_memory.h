@@ -1,4 +1,4 @@
-// The working memory of one row on the CPU, kept from row to row; one per thread.
+// The working memory of one row on the CPU. Every thread has one and keeps it from row to row.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ class RowMemory {
     return s;
   }
 
-  // Room for so many entries.
+  // Memory for this many entries.
   IndexTable table(int32_t entries) {
     const int32_t capacity = IndexTable::capacity_for(entries);
     grow(table_, size_t{2} * capacity);

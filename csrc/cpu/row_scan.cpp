@@ -1,4 +1,4 @@
-// Slices, arrivals, merges: see row_scan.h.
+// See row_scan.h.
 #include "row_scan.h"
 
 #include <algorithm>
@@ -10,11 +10,11 @@ namespace unite {
 
 namespace {
 
-// log-sum-exp adds up chunks of this many ids, whatever the slices are; slices end on such borders.
+// log-sum-exp adds up chunks of this many ids, whatever the slices are; slices end where chunks do.
 constexpr int32_t kChunk = 4096;
-// A shorter slice costs more in bookkeeping than it gains.
+// A shorter slice costs more to organise than it saves.
 constexpr int32_t kMinSlice = 4 * kChunk;
-// Tasks per thread: several even out a thread that starts late, but each has its own top-k to find and sort.
+// Tasks per thread. Several balance a thread that starts late, but each has its own top-k to find and sort.
 int64_t tasks_per_thread(int32_t k) {
   return k <= 16 ? 4 : k <= 64 ? 2 : 1;
 }
@@ -28,7 +28,7 @@ int32_t ceil_div(int32_t a, int32_t b) {
 RowScan::Slices::Slices(const StepParams& p, int num_threads) {
   int64_t row_ids = 0;
   for (int m = 0; m < p.members; ++m) row_ids += p.logits[m].vocab_size;
-  // One thread gains nothing from slices, and neither do many rows.
+  // Neither one thread nor many rows gain anything from slices.
   int32_t target = INT32_MAX - kChunk;
   if (num_threads > 1) {
     const int64_t share = row_ids * p.batch / (num_threads * tasks_per_thread(p.k));
@@ -71,7 +71,7 @@ void RowScan::run(const StepParams& p, const Parallel& parallel, const Finish& f
     for (int64_t task = 0; task < tasks; ++task) scan.run_task(task);
     return;
   }
-  // One long-lived worker per thread, which takes tasks in order: neighbours in memory are read close in time.
+  // One worker per thread takes tasks in order, so that neighbours in memory are read at about the same time.
   std::atomic<int64_t> next{0};
   parallel.run(std::min<int64_t>(num_threads, tasks), [&](int64_t) {
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) scan.run_task(task);
@@ -81,7 +81,7 @@ void RowScan::run(const StepParams& p, const Parallel& parallel, const Finish& f
 void RowScan::run_task(int64_t task) {
   const int64_t row = task / slices_.per_row;
   scan_slice(row, static_cast<int32_t>(task % slices_.per_row));
-  // The last to arrive sees what the others wrote.
+  // The last thread to arrive sees what the others wrote.
   if (arrivals_[row].fetch_add(1, std::memory_order_acq_rel) == slices_.per_row - 1) finish_(*this, row);
 }
 

@@ -1,8 +1,8 @@
 // Every member's top-k of every row, and for Score::kProbs the log of its sum.
 //
-// Work is cut into tasks of one slice of one row of one member. Whoever finishes the last slice of a row also
-// does what follows for that row, so a call forks and joins once and nobody waits. Slices and their sums have fixed
-// borders and are merged in a fixed order: results do not depend on the number of threads.
+// A task is one slice of one row of one member. The thread that finishes the last slice of a row also does the rest of
+// that row, so a call forks and joins once and no thread waits. Slices and their sums have fixed ends and are merged in
+// a fixed order, so results do not depend on the number of threads.
 #pragma once
 
 #include <atomic>
@@ -20,7 +20,7 @@ class RowScan {
  public:
   using Finish = std::function<void(const RowScan& scan, int64_t row)>;
 
-  // Calls finish(scan, row) once per row of `p`, on any thread, when the row's top-k can be had.
+  // Calls finish(scan, row) once per row of `p`, on any thread, when the row's top-k is complete.
   static void run(const StepParams& p, const Parallel& parallel, const Finish& finish);
 
   // The member's k best keys of the row, best first, kNoKey padded.
@@ -29,7 +29,7 @@ class RowScan {
   float log_sum(int64_t row, int member) const;
 
  private:
-  // How a row of every member is cut into slices.
+  // The slices of a row of every member.
   struct Slices {
     int32_t per_row = 0;             // over all members
     int32_t chunks_per_row = 0;      // over all members

@@ -1,7 +1,7 @@
-// The four loops of the CPU path that touch every logit or every block, one set per instruction set.
+// The four loops of the CPU kernel that read every logit or every block, compiled for each instruction set.
 //
-// Each scan_<isa>.cpp compiles scan_kernels_impl.h once for its instruction set and hands out the set as plain
-// function pointers; everything above them is ordinary code, compiled once.
+// Each scan_<isa>.cpp compiles scan_kernels_impl.h for its instruction set and returns the loops as function pointers.
+// All other code is compiled once.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct RowView {
   Dtype dtype;
 };
 
-// Elements share an eligibility word in groups of 32, so stretches begin at a multiple of 32.
+// An eligibility word has 32 ids, so stretches begin at a multiple of 32.
 constexpr int32_t kStretchAlign = 32;
 constexpr int32_t kMaxBlock = 256;
 
@@ -31,11 +31,11 @@ inline float from_signed_order(int32_t order) {
 }
 
 struct ScanKernels {
-  // maxima[b]: signed_order() of the largest sanitized eligible logit of block b of [begin, end), that of -inf
-  // when there is none. `block` is 64, 128 or 256; the last block may be shorter.
+  // maxima[b]: signed_order() of the largest sanitized eligible logit of block b of [begin, end), or of -inf if there
+  // is none. `block` is 64, 128 or 256; the last block may be shorter.
   void (*block_maxima)(const RowView& row, int32_t begin, int32_t end, int32_t block, int32_t* maxima);
 
-  // A value that at least k of the n maxima reach, close to the largest such value; INT32_MIN when n < k.
+  // A value that at least k of the n maxima reach, close to the largest such value; INT32_MIN if n < k.
   int32_t (*reached_by)(const int32_t* maxima, int32_t n, int32_t k);
 
   // Appends to `keys` the key of every eligible logit of [begin, end) that is at least `bound`, in order of ids;
@@ -43,7 +43,7 @@ struct ScanKernels {
   int32_t (*collect)(const RowView& row, int32_t begin, int32_t end, float bound, uint64_t* keys);
 
   // Over the eligible logits of [begin, end): `largest` becomes their maximum, `sum` that of
-  // exp(logit - largest); -inf and 0 when there is none. The same on every instruction set.
+  // exp(logit - largest); -inf and 0 if there is none. The result is the same on every instruction set.
   void (*sum_exp)(const RowView& row, int32_t begin, int32_t end, float* largest, double* sum);
 };
 

@@ -1,9 +1,9 @@
-// The loops of ScanKernels over a vector type `Vec` that the including file defines in an anonymous namespace,
-// after it has named its instruction set in a pragma.
+// The loops of ScanKernels over a vector type `Vec`. The including file selects its instruction set with a pragma and
+// then defines `Vec` in an anonymous namespace.
 //
-// Nothing here may be a function that another file could emit under the same name (no std, no inline functions
-// first defined here outside the anonymous namespace): the linker keeps one copy of such functions and would
-// hand AVX-512 code to every processor.
+// No function here may be one that another file could emit under the same name (no std, no inline functions first
+// defined here outside the anonymous namespace). The linker would keep one copy of it, and every processor would run
+// AVX-512 code.
 //
 // Vec: kLanes floats.
 //   broadcast(x); load<D>(p): kLanes logits in order; load_two<D>(p, a, b): 2 * kLanes logits in any order;
@@ -104,8 +104,8 @@ inline int32_t count_at_least(const int32_t* values, int32_t n, int32_t pivot) {
   return count;
 }
 
-// Bisection over the integers: a count over all maxima is a handful of vector compares, which beats
-// nth_element by far at these sizes. Any value with at least k above it will do, so it stops a little early.
+// Bisection over the integers: a count over all maxima is a few vector compares, much faster than nth_element at these
+// sizes. Any value with at least k above it is a bound, so it stops a little early.
 int32_t reached_by(const int32_t* maxima, int32_t n, int32_t k) {
   if (n < k) return INT32_MIN;
   int32_t low = INT32_MAX, high = INT32_MIN;
@@ -157,8 +157,8 @@ int32_t collect(const RowView& row, int32_t begin, int32_t end, float bound, uin
   return 0;
 }
 
-// exp of x <= 0 to about 2e-7 relative, 0 below -87: no branches and no calls, so that the loop below
-// vectorises, and no fused multiply-add, so that it is the same everywhere.
+// exp of x <= 0 to about 2e-7 relative, 0 below -87. It has no branches and no calls, so that the loop below
+// vectorises, and no fused multiply-add, so that it is the same on every processor.
 inline float exp_nonpositive(float x) {
   const float clamped = x > -87.0f ? x : -87.0f;
   const float shifted = clamped * 1.44269504f + 12582912.0f;  // rounds to an integer in the low bits

@@ -1,6 +1,6 @@
-// ScanKernels without intrinsics: what runs where no wider instruction set is known. Four lanes are one register
-// of every baseline (SSE2, NEON); the compiler vectorises all but max(), where it would have to prove that there
-// is no NaN, so that is spelled with GCC's and Clang's vector type.
+// ScanKernels without intrinsics, for processors without a wider instruction set. Four lanes are one register of every
+// baseline (SSE2, NEON). The compiler vectorises everything but max(), because it cannot prove that there is no NaN, so
+// max() uses GCC's and Clang's vector type.
 #include <cstring>
 
 #include "../core/key_order.h"

@@ -14,7 +14,7 @@ RowMemory& row_memory() {
   return memory;
 }
 
-// Waking threads costs more than a row or two; `fields` is how many numbers a row has.
+// Waking threads costs more than a row or two; `fields` is the number of values of a row.
 void for_each_row(int64_t rows, int64_t fields, const Parallel& parallel, const Parallel::Task& task) {
   constexpr int64_t kWorthThreads = 8192;
   if (parallel.num_threads > 1 && rows * fields >= kWorthThreads) return parallel.run(rows, task);

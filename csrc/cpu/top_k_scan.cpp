@@ -1,4 +1,4 @@
-// Blocks, bound, revisit: see top_k_scan.h.
+// See top_k_scan.h.
 #include "top_k_scan.h"
 
 #include <algorithm>
@@ -26,7 +26,7 @@ const ScanKernels& scan_kernels() {
 
 namespace {
 
-// Small blocks cost more maxima, large ones more to look at again, and with fewer than k there is no bound.
+// Smaller blocks have more maxima, larger ones more logits to read again, and with fewer than k there is no bound.
 int32_t block_size(int32_t length, int32_t k) {
   int32_t block = kMaxBlock;
   while (block > 64 && length < 4 * k * block) block /= 2;
@@ -62,7 +62,7 @@ void top_k_scan(const RowView& row, int32_t begin, int32_t end, int32_t k, ScanS
     const int32_t at = begin + b * block;
     held += kernels.collect(row, at, std::min(at + block, end), bound, candidates + held);
     if (held + kMaxBlock <= capacity) continue;
-    // Later ids lose ties, so the k-th value held is out of their reach.
+    // Later ids lose ties, so only logits above the k-th value can still enter.
     std::nth_element(candidates, candidates + (k - 1), candidates + held, std::greater<uint64_t>());
     held = k;
     bound = next_above(key_value(candidates[k - 1]));

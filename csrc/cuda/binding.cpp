@@ -1,9 +1,9 @@
 // The CUDA implementations of the operators: arguments, workspace, stream, launch.
 //
-// A call uses the workspace it is given. Eager calls without one share a workspace per device and stream, which grows
-// and is zeroed when it does. A call under graph capture must not touch that one, since the graph may be replayed on
-// any stream at any time: without a workspace of its own it takes fresh memory from the graph's pool and records a
-// memset before the kernel.
+// A call uses the workspace that is passed to it. Eager calls without one share a workspace per device and stream; it
+// is zeroed when it grows. A call under graph capture must not use the shared one, because the graph may be replayed on
+// any stream at any time. Without a workspace of its own it takes new memory from the graph's pool and records a memset
+// before the kernel.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -62,7 +62,7 @@ void zero(const Tensor& memory, size_t bytes, cudaStream_t stream) {
 // launch(memory, bytes, config, stream) is called once, with a workspace for `p`.
 using Launch = std::function<cudaError_t(void* memory, size_t bytes, const LaunchConfig& config, cudaStream_t stream)>;
 
-// The lock is held until the launch is enqueued: another thread that makes the workspace grow must not free it between.
+// The lock is held until the launch is enqueued, so that no other thread grows the workspace and frees it before.
 cudaError_t launch_with_shared(const Tensor& like, size_t bytes, const LaunchConfig& config, cudaStream_t stream,
                                const Launch& launch) {
   static std::mutex mutex;

@@ -1,7 +1,7 @@
-// The few things that differ between nvcc and the shim that runs these kernels on a CPU (tests/cuda_on_cpu).
+// What differs between nvcc and the emulator that runs these kernels on a CPU (tests/cuda_on_cpu).
 //
-// Kernel source keeps to what both understand: dynamic shared memory through dynamic_shared() and Arena,
-// launches through launch_kernel(), inline PTX only under __CUDA_ARCH__ and never where a result depends on it.
+// Kernels use only what both support: dynamic shared memory through dynamic_shared() and Arena, launches through
+// launch_kernel(), inline PTX only under __CUDA_ARCH__ and never where a result depends on it.
 #pragma once
 
 #include <cstddef>
@@ -36,7 +36,7 @@ __device__ __forceinline__ char* dynamic_shared() {
   extern __shared__ __align__(16) char bytes[];
   return bytes;
 }
-// Reports this launch's own error and leaves none behind for the caller's next check.
+// Returns this launch's error and clears it, so that the caller's next check does not see it.
 template <class... Params>
 cudaError_t launch_kernel(void (*kernel)(Params...), dim3 grid, int threads, size_t shared, cudaStream_t stream,
                           Params... args) {
@@ -48,7 +48,7 @@ cudaError_t launch_kernel(void (*kernel)(Params...), dim3 grid, int threads, siz
 }
 #endif
 
-// Hands out consecutive arrays. The launcher runs the same calls with a null base to learn the size.
+// Allocates consecutive arrays. The launcher makes the same calls with a null base to compute the size.
 struct Arena {
   char* base;
   size_t used;

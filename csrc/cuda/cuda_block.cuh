@@ -1,4 +1,4 @@
-// A CUDA block behind the interface of core/block.h: warps are the lane groups.
+// A CUDA block with the interface of core/block.h; its lane groups are warps.
 //
 // Every reduction has a fixed shape, so results are bitwise the same from run to run.
 #pragma once
@@ -48,8 +48,8 @@ struct CudaBlock {
     return value;
   }
 
-  // Two buffers in turn: the barrier of the next call stands between this call's reads and the next write to
-  // the same buffer, so one barrier per call is enough.
+  // Two buffers alternate: the next call's barrier comes between this call's reads and the next write to the same
+  // buffer, so one barrier per call is enough.
   __device__ int exclusive_sum(int value, int& total) {
     int* totals = warp_totals + kWarp * turn;
     turn ^= 1;

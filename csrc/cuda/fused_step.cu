@@ -1,29 +1,29 @@
 // The fused step: one ordinary launch from logits to next ids.
 //
-// The story. Every logit has to be read once; the rest of the step is a few hundred numbers per row. At a batch
-// of 64 and more the reading is everything (Llama-3 and Qwen2 in bf16: 36 MB, 7.5 us at 4.8 TB/s); at a batch of
-// one nothing but latencies is left, each a dependent trip to L2 or a barrier, and every one saved counts.
+// The story. Every logit has to be read once; the rest of the step is a few hundred numbers per row. At a batch of 64
+// and more the time is that of reading (Llama-3 and Qwen2 in bf16: 36 MB, 7.5 us at 4.8 TB/s). At a batch of one it is
+// that of latencies, each a dependent access to L2 or a barrier, so every one that is saved counts.
 //
-// So the grid is slices x rows. A CTA reads its slice of one row of one member (slice.cuh), reduces it to its
-// top-k (top_k.cuh) and publishes k sorted keys. It then takes a ticket at the row's arrival counter. Whoever
-// takes the last one knows that all keys of the row are written, merges them (merge.cuh; row_top_k.cuh so far) and runs
-// the shared code of core/row_step.h for the row. No CTA ever waits for another, so it does not matter which of them
-// are resident together; no second launch, and the counter wraps to zero by itself (atomicInc), so that nothing is
-// reset between launches or graph replays.
+// Therefore the grid is slices x rows. A CTA reads its slice of one row of one member (slice.cuh), reduces it to its
+// top-k (top_k.cuh) and publishes k sorted keys. It then takes a ticket at the row's arrival counter. The CTA with the
+// last ticket knows that all keys of the row are written. It merges them (merge.cuh; row_top_k.cuh has everything up to
+// here) and runs the shared code of core/row_step.h for the row. No CTA ever waits for another, so it does not matter
+// which of them are resident at the same time. There is no second launch. The counter wraps to zero by itself
+// (atomicInc), so nothing is reset between launches or graph replays.
 //
-// The choices behind it:
-// - Slices are cut so that about two CTAs per SM exist, none shorter than 16 KiB: at a batch of one some 16 per
-//   member, from a batch of 128 on one. Fewer leave SMs idle, more only lengthen the merge.
-// - Larger vocabularies come first in the grid, so that the last CTAs to start are the short ones.
-// - A slice prefetches the hash-map entries of its keys into L2: by the time the last CTA looks them up, it
-//   finds them there. Keys that lose the merge cost a few bytes of traffic and no time.
-// - The ticket's fences: a release before it (the keys, ordered before it by the barrier, are visible to
-//   whoever sees the ticket) and an acquire after it (so that the keys are read after the ticket was).
+// The choices:
+// - There are about two slices per SM, none shorter than 16 KiB: some 16 per member at a batch of one, and one from a
+//   batch of 128 on. Fewer leave SMs idle, more only make the merge longer.
+// - Larger vocabularies come first in the grid, so that the last CTAs to start have the shortest slices.
+// - A slice prefetches the hash-map entries of its keys into L2, where the last CTA finds them. Keys that lose the
+//   merge cost a few bytes of traffic and no time.
+// - The ticket's fences: a release before it (the keys, ordered before it by the barrier, are visible to the CTA that
+//   sees the ticket) and an acquire after it (so that the keys are read after the ticket).
 // - 512 threads at 64 registers: two CTAs, 64 KiB of loads in flight, per SM; on Hopper about 25 KiB are needed
 //   to cover the latency of device memory.
-// - For Score::kProbs a member's probabilities are summed in chunks of fixed borders, whatever the slices are: the same
-//   bits come out when the member is asked alone (step_parts.cu).
-// - No opt-in shared memory: everything fits into 48 KiB but for the largest unions, whose slots then stay in the
+// - For Score::kProbs a member's probabilities are summed in chunks with fixed ends, whatever the slices are, so that
+//   the step in parts (step_parts.cu) gives the same bits.
+// - No opt-in shared memory: everything fits into 48 KiB except the largest unions, whose slots then stay in the
 //   row's record (row_plan.cuh).
 #include "../core/row_step.h"
 #include "fused_step.h"

@@ -1,7 +1,7 @@
-// The last CTA of a row: from the slices' sorted keys to every member's exact, ordered top-k.
+// The work of a row's last CTA: from the slices' sorted keys to every member's exact, ordered top-k.
 //
-// Slices are sorted, so a cheap exact bound exists here as well: if the q-th largest of the slices' j-th keys is
-// b and q * j >= k, at least k keys reach b. Of 160 keys (16 slices, k = 10) about 16 remain to be ordered.
+// Because slices are sorted, there is a cheap exact bound here too: if the q-th largest of the slices' j-th keys is b
+// and q * j >= k, at least k keys reach b. Of 160 keys (16 slices, k = 10) about 16 remain to be ordered.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ __device__ inline void bound_member(const CudaBlock& block, int member, int k, c
   const uint64_t mine = block.lane() < slices ? column[block.lane() * k] : kNoKey;
   int larger = 0;
   for (int i = 0; i < slices; ++i) larger += column[i * k] > mine;
-  // Keys are unique, kNoKey apart, which is the bound when no lane is the q-th.
+  // Keys are unique except kNoKey, which is the bound if no lane is the q-th.
   if (mine != kNoKey && larger == q - 1) s.bounds[member] = mine;
 }
 

@@ -1,4 +1,4 @@
-// On the host: the plan, the workspace and the launch of a kernel that begins with every member's top-k.
+// Plans, workspaces and launches, on the host, of kernels that begin with every member's top-k.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ namespace unite {
 inline bool valid(const StepParams& p, const LaunchConfig& config) {
   if (p.members < 1 || p.members > kMaxMembers || p.k < 1 || p.k > kMaxTopK || p.members * p.k > kMaxWalk) return false;
   if (p.primary < 0 || p.primary >= p.members || p.batch < 0) return false;
-  // The slot for `include` may be there without one, as when a workspace is sized for both.
+  // There may be a slot for `include` without one, as when a workspace is sized for both.
   const int walk = p.members * p.k;
   if (p.num_slots < walk + (p.include != nullptr ? 1 : 0) || p.num_slots > walk + 1) return false;
   if (config.threads < kWarp || config.threads > kMaxThreads || config.threads % kWarp != 0) return false;

@@ -1,9 +1,9 @@
-// How one row is cut into slices, and where its slices leave their keys.
+// The slices of one row, and the memory where they publish their keys.
 //
-// The workspace begins with one arrival counter per row of a launch, at a place no shape can move; every
-// launch leaves them at zero. Behind them stands one record per row: for each slice its top-k keys, sorted, and then
-// for Score::kProbs the sums of every member's chunks. When a row's slots do not fit into shared memory beside the rest
-// (members * k near its limit), the record has room for them too.
+// The workspace begins with one arrival counter per row of a launch, at an offset that does not depend on shapes; every
+// launch leaves them at zero. They are followed by one record per row: for each slice its sorted top-k keys, and then
+// for Score::kProbs the sums of every member's chunks. If a row's slots do not fit into shared memory (members * k near
+// its limit), the record has space for them too.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +37,7 @@ struct MergeScratch {
   int* counts;       // [members]
 };
 
-// What outlives the phases, in front of them.
+// The part of shared memory that all phases use; it comes first.
 struct RowControl {
   int* warp_totals;  // [CudaBlock::kSharedInts]
   int* is_last;      // [1]
@@ -73,7 +73,7 @@ UNITE_HOST_DEVICE inline RowScratch take_row_scratch(Arena& arena, const StepPar
   s.log_sum = control.log_sum;
   s.entry_class = arena.take<int32_t>(p.members * p.k);
   s.slot_class = arena.take<int32_t>(p.num_slots);
-  // Sized for the walk: one more slot for `include` leaves the load at one half, but for its own entry.
+  // Sized for the walk: the slot of `include` adds one entry to a table that is at most half full.
   s.table.capacity = IndexTable::capacity_for(p.members * p.k);
   s.table.keys = arena.take<int32_t>(s.table.capacity);
   s.table.indices = arena.take<int32_t>(s.table.capacity);

@@ -1,4 +1,4 @@
-// Every member's top-k of one row, by as many CTAs as the row has slices. fused_step.cu tells the story.
+// Every member's top-k of one row, by as many CTAs as the row has slices. fused_step.cu explains it.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ __device__ void reduce_slice(const CudaBlock& block, const StepParams& p, int me
   publish(block, p, member, s, count, keys);
 }
 
-// True in all threads of the CTA that arrives last: everything the others published is then visible.
+// True in all threads of the CTA that arrives last, to which everything the others published is visible.
 __device__ inline bool arrives_last(const CudaBlock& block, unsigned* arrivals, int expected, int* is_last) {
   block.sync();  // this slice is published
   if (block.thread_rank() == 0) {
@@ -39,8 +39,8 @@ __device__ inline bool arrives_last(const CudaBlock& block, unsigned* arrivals, 
   return *is_last != 0;
 }
 
-// Reads the slice of this CTA, numbered blockIdx.x in its row. True in the CTA that was the row's last: `control` then
-// holds every member's top-k. `memory` is shared memory for phases that use it one after another.
+// Reads the slice of this CTA, which is number blockIdx.x in its row. True in the row's last CTA, where `control` then
+// holds every member's top-k. `memory` is shared memory that the phases use one after another.
 __device__ __forceinline__ bool find_top_k(const CudaBlock& block, const StepParams& p, const RowPlan& plan,
                                            int64_t row, unsigned* arrivals, uint64_t* record, const RowControl& control,
                                            const Arena& memory) {

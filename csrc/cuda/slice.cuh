@@ -1,9 +1,9 @@
-// How a CTA reads its slice of one row: 16-byte vectors in the middle, single elements at misaligned ends, and
-// the eligibility bits beside them.
+// Reading one slice of one row: 16-byte vectors in the middle, single elements at misaligned ends, and their
+// eligibility bits.
 //
-// Rows start anywhere when the width is odd, so the alignment is found per slice. It is read by a block or by one
-// warp: vector i belongs to thread i % size of these, and the at most 7 + 7 elements outside the vectors, the edges, to
-// the first 16.
+// If the width is odd, rows start at any address, so the alignment is found per slice. A block or one warp reads it:
+// vector i belongs to thread i % size of these, and the edges, at most 7 + 7 elements outside the vectors, to the first
+// 16 threads.
 #pragma once
 
 #include <cstdint>
@@ -90,7 +90,7 @@ struct SliceReader {
     return rank < 16 && id < end && (slice.eligible[id / 8] >> id % 8 & 1) ? id : -1;
   }
 
-  // The largest eligible logit this thread reads, NaN ignored. Four vectors are in flight before the first use.
+  // The largest eligible logit that this thread reads, ignoring NaN. Four vectors are in flight before the first use.
   __device__ float thread_maximum() const {
     constexpr int kInFlight = 4;
     const int stride = static_cast<int>(blockDim.x);
@@ -133,7 +133,7 @@ struct SliceReader {
   }
 
  private:
-  // Nearly every vector is eligible as a whole: two instructions per element then.
+  // Nearly every vector is wholly eligible, which takes two instructions per element.
   __device__ static float maximum(const uint4& vector, uint32_t bits) {
     float best = negative_infinity();
     if (bits == kAllEligible) {

@@ -1,7 +1,7 @@
 // The parts of the step, one kernel each: core/row_parts.h with a CTA per row.
 //
-// Only top_k_keys reads whole rows of logits; it is the fused kernel up to its merge. The others touch a few hundred
-// numbers per row, so their time is that of a launch, and they are written plainly.
+// Only top_k_keys reads whole rows of logits; it is the fused kernel up to its merge. The others use a few hundred
+// numbers per row, so their time is that of a launch, and they are written simply.
 #include "../core/row_parts.h"
 #include "row_launch.cuh"
 #include "row_top_k.cuh"
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kPartThreads = 128;
 
-// grid: (slices of a row, rows), as the fused kernel.
+// grid: (slices of a row, rows), as in the fused kernel.
 __global__ void __launch_bounds__(kMaxThreads, 2)
     top_k_keys_kernel(const __grid_constant__ TopKeysPart part, const __grid_constant__ RowPlan plan,
                       unsigned* arrivals, uint64_t* records, int64_t first_row) {
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   if (block.thread_rank() == 0) part.log_sums[row] = p.score == Score::kProbs ? control.log_sum[0] : 0.0f;
 }
 
-// The row's slots are built where they go, in the outputs.
+// The row's slots are built in the outputs.
 UNITE_HOST_DEVICE inline RowScratch take_union_scratch(Arena& arena, const UnionPart& part, int64_t row) {
   const StepParams& p = part.step;
   const int walk = p.members * p.k;

@@ -1,6 +1,6 @@
-// The parts of the step on a CUDA device, for any host: raw pointers in, an error code out. Neither ATen nor c10.
+// The parts of the step on a CUDA device, without ATen and c10: they take raw pointers and return an error code.
 //
-// Every call enqueues one kernel launch on `stream` and returns; nothing is allocated, nothing waits.
+// Every call enqueues one kernel launch on `stream` and returns, without allocating and without waiting.
 #pragma once
 
 #include "../core/part_params.h"
@@ -9,7 +9,7 @@
 namespace unite {
 
 // Configuration and workspace are those of a fused step of `part.step`: choose_launch, fused_step_workspace_bytes. Both
-// kinds of launches may take turns on one workspace. As there, many thousand rows take several launches.
+// kinds of launches may use one workspace alternately. Here too, many thousand rows need several launches.
 cudaError_t launch_top_k_keys(const TopKeysPart& part, void* workspace, size_t workspace_bytes,
                               const LaunchConfig& config, cudaStream_t stream);
 

@@ -1,13 +1,13 @@
 // The exact, ordered top-k of one slice by one CTA.
 //
-// 1. Delegates. Each thread keeps only the maximum of what it reads. If k different threads (or groups of
-//    threads) have a maximum of at least b, so have k different elements: the k-th largest maximum is an exact
-//    lower bound of the k-th value.
-// 2. Rescan. Only threads whose maximum reaches the bound hold candidates, and their vectors are shared out
-//    over the whole block. On Gaussian logits 12 candidates remain for k = 10 and about 70 for k = 64.
-// 3. Too many candidates (all equal, long sorted runs, k above the number of threads): the whole block goes over
-//    the slice again and narrows the bound by eight bits of the 64-bit key at a time until they fit.
-// 4. Order. Keys are unique, so a candidate's place is the number of larger ones.
+// 1. Maxima. Each thread keeps only the maximum of what it reads. If k different threads (or groups of threads) have a
+//    maximum of at least b, there are k different elements of at least b. So the k-th largest maximum is an exact lower
+//    bound of the k-th value.
+// 2. Rescan. Only threads whose maximum reaches the bound have candidates, and the whole block shares their vectors. On
+//    Gaussian logits 12 candidates remain for k = 10 and about 70 for k = 64.
+// 3. Too many candidates (all equal, long sorted runs, k above the number of threads): the whole block reads the slice
+//    again and narrows the bound by eight bits of the 64-bit key at a time until the candidates fit.
+// 4. Order. Keys are unique, so a candidate's rank is the number of larger ones.
 #pragma once
 
 #include <cstdint>
@@ -53,8 +53,8 @@ __device__ __forceinline__ void push_candidate(const SliceScratch& s, uint64_t k
   if (at < kMaxCandidates) s.candidates[at] = key;
 }
 
-// The k-th largest maximum over 32 groups, k <= kWarpBoundK. A group is one lane of every warp: neighbouring
-// vectors fall into different groups, so runs of large values do not loosen the bound.
+// The k-th largest maximum over 32 groups, k <= kWarpBoundK. A group is one lane of every warp. Neighbouring vectors
+// are in different groups, so that runs of large values do not loosen the bound.
 __device__ inline uint32_t bound_from_warp(const CudaBlock& block, uint32_t mine, int k, const SliceScratch& s) {
   s.maxima[block.thread_rank()] = mine;
   block.sync();
@@ -73,7 +73,7 @@ __device__ inline uint32_t bound_from_warp(const CudaBlock& block, uint32_t mine
   return *s.bound;
 }
 
-// The k-th largest maximum over all threads, bit by bit; 0 when there are fewer than k threads.
+// The k-th largest maximum over all threads, found bit by bit; 0 if there are fewer than k threads.
 __device__ inline uint32_t bound_from_block(uint32_t mine, int k, int low_bit) {
   uint32_t bound = 0;
 #pragma unroll 1
@@ -84,7 +84,7 @@ __device__ inline uint32_t bound_from_block(uint32_t mine, int k, int low_bit) {
   return bound;
 }
 
-// One warp: the digit at which the count from the top reaches `wanted`. At least `wanted` keys are counted.
+// The digit at which the count from the top reaches `wanted`, by one warp. At least `wanted` keys are counted.
 __device__ inline void find_digit(const CudaBlock& block, int wanted, const SliceScratch& s) {
   constexpr int kPerLane = kBins / kWarp;
   const int top = kBins - 1 - block.lane() * kPerLane;
@@ -111,7 +111,7 @@ __device__ int collect_by_radix(const CudaBlock& block, const SliceReader<Logit>
                                 const SliceScratch& s) {
   const int enough = 2 * k + kBins;
   const uint32_t last_id = static_cast<uint32_t>(reader.slice.end - 1);
-  uint64_t prefix = 0, known = 0;  // the bits found so far, and where they stand
+  uint64_t prefix = 0, known = 0;  // the bits found so far, and a mask of these bits
   int wanted = k;
 #pragma unroll 1
   for (int shift = 64 - 8; shift >= 0; shift -= 8) {
@@ -119,7 +119,7 @@ __device__ int collect_by_radix(const CudaBlock& block, const SliceReader<Logit>
     if (!varies) continue;
     for (int i = block.thread_rank(); i < kBins; i += block.size()) s.histogram[i] = 0;
     block.sync();
-    // Adversarial inputs put long runs into one bin, so runs are counted before they touch shared memory.
+    // Adversarial inputs have long runs in one bin, so runs are counted before shared memory is updated.
     int run_bin = 0, run = 0;
     reader.for_each(block.thread_rank(), block.size(), [&](float logit, int id) {
       const uint64_t key = make_key(logit, id);
@@ -150,8 +150,8 @@ __device__ int collect_by_radix(const CudaBlock& block, const SliceReader<Logit>
   return *s.num_candidates;
 }
 
-// Leaves every key of the slice's top-k, and few others, in s.candidates; returns how many. Fewer than k only
-// when the slice has fewer eligible logits above -inf.
+// Leaves every key of the slice's top-k, and few others, in s.candidates; returns how many. These are fewer than k only
+// if the slice has fewer eligible logits above -inf.
 template <class Logit>
 __device__ int collect_candidates(const CudaBlock& block, const SliceReader<Logit>& reader, int k,
                                   const SliceScratch& s) {
@@ -212,8 +212,8 @@ __device__ void sum_chunks(const CudaBlock& block, const Slice& slice, uint64_t*
   }
 }
 
-// Calls put(rank, key) for the k largest of `count` unique keys, from the thread `rotation` on. Members that are
-// ordered one after another start at different warps and so run side by side.
+// Calls put(rank, key) for the k largest of `count` unique keys, starting at the thread `rotation`. Members that are
+// ordered one after another start at different warps, so that they run in parallel.
 template <class Put>
 __device__ __forceinline__ void order_keys(const CudaBlock& block, const uint64_t* keys, int count, int k, int rotation,
                                            Put put) {

@@ -1,5 +1,5 @@
-// unite_ext._host: what Python takes from the core without loading torch. At present: filling the hash map of
-// core/hash_map.h from the classes of every member's ids, and the core's constants.
+// unite_ext._host: what Python uses of the core without loading torch. It fills the hash map of core/hash_map.h from
+// the classes of every member's ids, and has the core's constants.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -23,7 +23,7 @@ struct MemberClasses {
   int64_t size;
 };
 
-// Places every (member, id) with a class; false when an entry would stand more than kMaxProbes slots from home.
+// Places every (member, id) with a class. False if an entry needs more than kMaxProbes probes.
 bool place_all(const std::vector<MemberClasses>& members, const int32_t* class_ids, int log2_capacity,
                unite::MapEntry* table) {
   const int num_members = static_cast<int>(members.size());
@@ -100,7 +100,7 @@ PYBIND11_MODULE(_host, module) {
   module.def("fill_table", &fill_table, py::arg("class_of"), py::arg("class_ids"), py::arg("table").noconvert(),
              py::arg("log2_capacity"), "Fill the hash map from (member, id) to class and the other members' ids.");
 
-  // The limits and the layout of ids, stated in the core and nowhere else.
+  // The limits and the layout of ids, which only the core defines.
   module.attr("MAX_MEMBERS") = unite::kMaxMembers;
   module.attr("MAX_K") = unite::kMaxTopK;
   module.attr("MAX_WALK") = unite::kMaxWalk;

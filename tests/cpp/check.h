@@ -1,4 +1,4 @@
-// The smallest test harness that will do.
+// A minimal test harness.
 //
 // TEST(name) { CHECK(condition, "what was seen: ", value); } A failed check ends its test. The program runs all of
 // its tests, or those named on its command line.

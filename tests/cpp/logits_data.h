@@ -1,5 +1,5 @@
-// Logits for tests: conversions written independently of the core, rows that end where their memory ends, and
-// the inputs that defeat careless top-k code.
+// Logits for tests: conversions written independently of the core, rows that end where their memory ends, and inputs on
+// which careless top-k code fails.
 #pragma once
 
 #include <cmath>
@@ -85,7 +85,7 @@ class Rows {
     for (size_t id = 0; id < values.size(); ++id) set(row, static_cast<int64_t>(id), values[id]);
   }
 
-  // As semantics wants it: NaN is -inf, +inf the largest finite value, -0 is 0.
+  // Sanitized: NaN is -inf, +inf the largest finite value, -0 is 0.
   double value(int64_t row, int64_t id) const {
     uint32_t bits = 0;
     std::memcpy(&bits, const_cast<Rows*>(this)->at(row, id), dtype_size(dtype_));

@@ -1,4 +1,4 @@
-// Runs the tests of one program: all, or those named; the exit status is 0 when every one passed.
+// Runs the tests of one program: all, or those named. The exit status is 0 if all passed.
 #include <cstdio>
 #include <cstring>
 #include <exception>

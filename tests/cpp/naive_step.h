@@ -1,6 +1,5 @@
-// The rules once more, in double precision with std::map and std::sort: what fused_step_cpu is compared with.
-//
-// Shares nothing with the core but its constants.
+// The rules in double precision with std::map and std::sort, to compare fused_step_cpu with. It shares only constants
+// with the core.
 #pragma once
 
 #include <algorithm>

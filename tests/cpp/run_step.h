@@ -1,4 +1,4 @@
-// Calls fused_step_cpu on plain vectors, and holds what it wrote.
+// Calls fused_step_cpu on plain vectors, and holds its outputs.
 #pragma once
 
 #include <atomic>
@@ -31,7 +31,7 @@ struct Outputs {
   }
 };
 
-// Tasks on so many fresh threads, which take them in whatever order they come.
+// Runs tasks on this many new threads, in any order.
 inline unite::Parallel threads(int count) {
   return {count, [count](int64_t tasks, const unite::Parallel::Task& task) {
             std::atomic<int64_t> next{0};
@@ -62,7 +62,7 @@ inline void describe(unite::StepParams& p, const World& world, const std::vector
   p.include = options.include.empty() ? nullptr : options.include.data();
 }
 
-// Outputs for `p`, filled with what no correct step leaves behind.
+// Outputs for `p`, filled with values that no correct step leaves there.
 inline Outputs attach_outputs(unite::StepParams& p) {
   const size_t rows = p.batch, slots = rows * p.num_slots, fields = slots * p.members;
   Outputs out{std::vector<int64_t>(rows * p.members, -77),

@@ -1,4 +1,4 @@
-// One logit: its conversion, its clean-up, its place in the order.
+// One logit: conversion, sanitizing, order.
 #include <algorithm>
 #include <cmath>
 #include <vector>

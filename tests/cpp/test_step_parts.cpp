@@ -1,4 +1,4 @@
-// The step in parts against the fused one, bit for bit, and against what no member would send.
+// The step in parts against the fused one, bit for bit, and with keys that no member would send.
 #include <cmath>
 #include <cstring>
 #include <string>

@@ -1,4 +1,4 @@
-// The two hash tables: the cross-tokenizer map (read only) and the row's index table.
+// The two hash tables: the map over all members' ids (read only) and the row's index table.
 #include <map>
 #include <random>
 #include <vector>

@@ -1,4 +1,4 @@
-// A made-up alignment: classes, ids and the tables built from them, as the step reads them.
+// A made-up alignment: classes, ids and the tables that the step reads, built from them.
 #pragma once
 
 #include <cstdint>

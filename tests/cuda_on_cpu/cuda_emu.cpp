@@ -1,4 +1,4 @@
-// The scheduler of the shim: fibers, barriers, warp-wide operations.
+// The scheduler of the emulator: fibers, barriers, warp-wide operations.
 #include <sys/mman.h>
 
 #include <cstdarg>

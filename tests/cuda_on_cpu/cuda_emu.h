@@ -1,12 +1,12 @@
 // Compiles CUDA kernels with g++ and runs them on the CPU, for tests.
 //
-// One fiber per CUDA thread and one OS thread in all: a run is a function of the inputs and of emu::options, so
-// every failure repeats. Errors that a GPU would turn into a hang or into luck are reported with thread and line:
+// There is one fiber per CUDA thread and one OS thread in all. A run depends only on the inputs and on emu::options, so
+// every failure repeats. Errors that on a GPU hang or go unnoticed by chance are reported with thread and line:
 // divergent barriers, shuffles from absent lanes, deadlock; with race_checker.cpp also races, missing fences,
 // uninitialised reads and accesses out of bounds.
 //
-// Needs no CUDA installation. It holds what the project's kernels use and nothing else; add what a new one needs.
-// It says nothing about speed, and it runs g++'s code, not nvcc's.
+// Needs no CUDA installation. It has only what the project's kernels use; add what a new one needs. It does not measure
+// speed, and it runs g++'s code, not nvcc's.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// The shim's state, shared between its scheduler and the race checker.
+// The emulator's state, shared between its scheduler and the race checker.
 #pragma once
 
 #include <map>

@@ -1,4 +1,4 @@
-// A C interface over the kernel, its launcher and the shim, for ctypes (tests/cuda_on_cpu/emulator.py).
+// A C interface over the kernel, its launcher and the emulator, for ctypes (tests/cuda_on_cpu/emulator.py).
 #include "../../csrc/cuda/fused_step.cu"
 #include "../../csrc/cuda/step_parts.cu"
 

@@ -75,7 +75,7 @@ def compile_object(source: Path, *flags: str) -> Path:
 
 
 def build(source: Path, checked: bool, *link_flags: str) -> Path:
-    """Links `source` with the shim, and with the race checker if `checked`."""
+    """Links `source` with the emulator, and with the race checker if `checked`."""
     target = build_folder() / f"{source.stem}-{'checked' if checked else 'plain'}"
     objects = [compile_object(HERE / "cuda_emu.cpp", "-O2")]
     if checked:

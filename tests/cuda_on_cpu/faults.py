@@ -1,4 +1,4 @@
-"""Deliberate faults, by which the tests of the race checker know that it would find real ones.
+"""Deliberate faults, which show that the race checker would find real ones.
 
 Each is an exact replacement in the source. All of them go into one copy, where a variable chooses between old and new,
 so that one compilation serves them all.
@@ -14,13 +14,13 @@ from patched_source import copy_source, replace_once
 
 @dataclass(frozen=True)
 class Fault:
-    """One replacement, of whole statements or of an expression, and what finds it."""
+    """One replacement of statements or of an expression, and the message that reports it."""
 
     file: str
     old: str
     new: str
     found: str
-    """A word of the race checker's, or of the comparison with the reference."""
+    """A pattern for the message of the race checker, or of the comparison with the reference."""
 
 
 FAULTS = {

@@ -1,10 +1,10 @@
-// Finds races, missing fences, uninitialised reads and accesses out of bounds in kernels run by the shim.
+// Finds races, missing fences, uninitialised reads and accesses out of bounds in kernels run by the emulator.
 //
 // The kernel's file is compiled with -fsanitize=thread, this one without, and nothing is linked with it: the
 // compiler's __tsan_* calls land here. Every byte remembers its last write and the reads since; two accesses
 // race when neither happens before the other. "Happens before" is CUDA's own: __syncthreads and __syncwarp order
 // memory; shuffles do not; an atomic orders nothing by itself; fence, atomic ... atomic, fence on one address
-// synchronise, at the scope of the narrower fence. One run of one schedule thus speaks for many schedules.
+// synchronise, at the scope of the narrower fence. One run of one schedule therefore covers many schedules.
 #include <dlfcn.h>
 
 #include <algorithm>

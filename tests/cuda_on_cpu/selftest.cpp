@@ -1,4 +1,4 @@
-// Pins down what the shim and the race checker mean: right kernels that must pass, wrong ones that must not.
+// Tests of the emulator and the race checker: correct kernels that must pass, and wrong ones that must not.
 #include <cstdio>
 
 #include "cuda_emu.h"

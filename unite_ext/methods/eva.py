@@ -23,7 +23,7 @@ class EVA(MappedMethod):
 
     X and Y are the input embeddings of the tokens that member m shares with the primary, in the two models, centred and
     scaled to length 1. W_m = argmin |X W - Y| over (semi-)orthogonal W, which is U V^T of the singular value
-    decomposition X^T Y = U S V^T. Any other token t is mapped to argmax_v cos(x_t W_m, y_v). The mapped probabilities
+    decomposition X^T Y = U S V^T. Every other token t is mapped to argmax_v cos(x_t W_m, y_v). The mapped probabilities
     are averaged.
 
     It differs from EVA: every token has one target instead of a filtered similarity matrix, there is no top-320 cut, no

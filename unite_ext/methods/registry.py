@@ -1,7 +1,7 @@
 """Find, check and make methods by name.
 
-Any method can be given to `UniteEnsemble` by its name or as an object. docs/methods.md says how each was verified. No
-other file compares a method's name.
+`UniteEnsemble` takes a method by its name or as an object. docs/methods.md says how each was verified. No other file
+compares a method's name.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ as a member on another host would.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,9 +60,10 @@ class Recorder(BaseMember):
         ids = self.prompts[repr(prompt)] = self.member.encode_prompt(prompt)
         return ids
 
-    def new_context(self, **options: Any) -> Context:
+    def new_context(self, *, max_requests: int, compiled: bool = False, expected_length: int = 0) -> Context:
         """See `BaseMember.new_context`."""
-        return _RecorderContext(self, self.member.new_context(**options))
+        context = self.member.new_context(max_requests=max_requests, compiled=compiled, expected_length=expected_length)
+        return _RecorderContext(self, context)
 
     def recorded(self, *, whole: bool = False) -> RecordedMember:
         """The member that gives again what was recorded; `whole` offers its logits whole."""

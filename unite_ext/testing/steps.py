@@ -38,7 +38,7 @@ LOGIT_KINDS = ("gaussian", "ties", "equal", "ascending", "descending", "infiniti
 """
 
 
-def alignment_from_classes(classes: Sequence[NDArray[Any]], class_ids: NDArray[Any]) -> VocabAlignment:
+def alignment_from_classes(classes: Sequence[NDArray[np.integer]], class_ids: NDArray[np.integer]) -> VocabAlignment:
     """An alignment that is known id by id.
 
     Parameters

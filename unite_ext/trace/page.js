@@ -1,12 +1,12 @@
 "use strict";
-// Every text is put into the page as a text node, never as markup: models write what they like.
+// Every text is put into the page as a text node, never as markup, because models can write anything.
 const traces = JSON.parse(document.getElementById("data").textContent).traces;
 const $ = (id) => document.getElementById(id);
 const ORDER = ["agreement", "primary", "overruled", "gated"];
 const NAMES = { agreement: "agreement", primary: "primary", overruled: "primary overruled", gated: "gated" };
-const SHOWN_SLOTS = 20; // of up to 1,024: more would make moving from token to token slow
+const SHOWN_SLOTS = 20; // of up to 1,024; more would make moving from token to token slow
 
-// On a small screen the union lies over the foot of the text: there it waits to be asked, and the token moves clear of it.
+// On a small screen the union covers the end of the text, so it is shown on demand, and the token is scrolled clear of it.
 const small = matchMedia("(max-width: 56rem)");
 
 let trace, tokens, selected, focused;
@@ -23,7 +23,7 @@ function element(tag, attributes = {}, ...children) {
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const probability = (p) => (p === 0 ? "0" : p < 0.001 ? "<.001" : p.toFixed(3).replace(/^0/, ""));
 
-// Control characters, and those that would reorder or hide what stands around them.
+// Control characters, and characters that reorder or hide the text around them.
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]/u;
 const SIGNS = { "\n": "↵", "\t": "⇥", " ": "␣" };
 
@@ -31,7 +31,7 @@ const SIGNS = { "\n": "↵", "\t": "⇥", " ": "␣" };
 function visible(text, running) {
   const made = document.createDocumentFragment();
   for (const character of text) {
-    // In a table every kind of space counts; in running text only what cannot be seen to be there.
+    // In a table every space is marked; in running text only characters that leave no gap.
     if (!UNSEEN.test(character) && (running || !/\s/u.test(character))) made.append(character);
     else {
       const code = character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");

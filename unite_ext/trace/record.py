@@ -36,7 +36,7 @@ class TraceStep:
     spellers: list[int]
     """[U]: a member whose token is the slot's whole text. A member with another text has the first sub-token."""
     drafted: bool = False
-    """Whether it was a token of a draft: with `speculate`, several of these come from one pass of every member."""
+    """Whether the token was drafted: with `speculate`, one pass of every member may give several of these."""
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def _read_file(path: Path) -> tuple[Tensors, list[StoredMember]]:
                 raise ValueError(f"{path} must be an alignment file, got safetensors metadata {metadata}")
             header = json.loads(metadata[FORMAT])
             if not isinstance(header, dict):
-                raise ValueError(f"{path}: expected an alignment file, got a damaged one: its header is no JSON object")
+                raise ValueError(f"{path} must be an alignment file, got a damaged one: its header is no JSON object")
             if header.get("format_version") != VERSION:
                 raise ValueError(
                     f"{path} must have alignment format version {VERSION}, got {header.get('format_version')}; "

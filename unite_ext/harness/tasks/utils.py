@@ -138,10 +138,15 @@ def _read_text(name: str, benchmarks: str | None) -> str:
 
 
 def _read(name: str, benchmarks: str | None) -> list[Problem]:
+    path, rows = _path(name, benchmarks), []
     try:
-        return [record for _, record in read_records(_path(name, benchmarks), expected="a JSON object")]
+        for number, record in read_records(path, expected="a JSON object"):
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {number}: must be a JSON object, got {type(record).__name__}")
+            rows.append(record)
     except ValueError as error:
         raise ValueError(f"benchmarks: {error}") from error
+    return rows
 
 
 def _dataset(rows: list[Problem]) -> dict[str, datasets.Dataset]:
