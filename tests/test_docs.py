@@ -87,7 +87,7 @@ def test_shell_blocks_say_so():
     """What opens a block names its language, or it would be tested by nothing."""
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         fences = re.findall(r"^```(\w*)$", path.read_text(), re.MULTILINE)
-        assert set(fences[::2]) <= {"bash", "console", "python", "bibtex"}, path.name
+        assert set(fences[::2]) <= {"bash", "console", "python", "bibtex", "text"}, path.name
         assert set(fences[1::2]) <= {""}, path.name
 
 

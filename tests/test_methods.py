@@ -294,9 +294,10 @@ def test_options_are_checked(name):
 
 
 def test_bad_methods_are_refused_before_models_are_loaded(tmp_path, tokenizers):
-    """The folders hold tokenizers and no models: whoever loads a model first fails otherwise."""
+    """The folders hold no weights: whoever loads a model first fails otherwise."""
     for i, tokenizer in enumerate([*tokenizers, toy_tokenizers.wordpiece()]):
         tokenizer.save_pretrained(tmp_path / str(i))
+        toy_model("llama", tokenizer).config.save_pretrained(tmp_path / str(i))
     folders = [str(tmp_path / str(i)) for i in range(3)]
 
     def refused(message, names=folders[:2], error=ValueError, **options):

@@ -294,9 +294,9 @@ def test_trace_command(traces, tmp_path):
     assert runner.invoke(app, ["trace", str(path), "--html", str(page)]).exit_code == 0
     assert page.read_text().startswith("<!doctype html>")
     for arguments, message in (
-        ([str(path), "--text", "4"], "--text must be 1 to 3"),
+        ([str(path), "--text", "4"], "--text must be from 1 to 3"),
         ([str(path), "--step", "0"], "step must be from 1 to 40, got 0"),
-        ([str(path), "--html", str(tmp_path / "t.json")], "name a .html file"),
+        ([str(path), "--html", str(tmp_path / "t.json")], "--html must be a .html file"),
         (["none.json"], "No such file"),
         (["[red]none\x1b.json"], "'[red]none\\x1b.json'"),  # a name is no markup and no command to the terminal
     ):

@@ -154,6 +154,13 @@ def generation_options(given: Mapping[str, Any], also: Sequence[str] = ()) -> Ge
     return GenerationOptions(**{name: given[name] for name in GENERATION_FIELDS if name in given})
 
 
+def parse_speculate(text: str | None) -> bool | int | str:
+    """The value of `speculate` that a command line means: a number where it is one."""
+    if text is None:
+        return False
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
 @lru_cache(maxsize=256)
 def _normalized(weights: tuple[float, ...] | None, members: int) -> tuple[float, ...]:
     return tuple(normalize_weights(weights, members))

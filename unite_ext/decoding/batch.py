@@ -48,7 +48,7 @@ class StepRunner:
         self._limits = [
             (m, member.context_length) for m, member in enumerate(members) if member.context_length is not None
         ]
-        self._max_places = max(1, _PLACE_BYTES // (4 * max(member.num_logits for member in members)))
+        self.max_places = max(1, _PLACE_BYTES // (4 * max(member.num_logits for member in members)))
 
     @torch.no_grad()
     def step(self, requests: Sequence[Request]) -> None:
@@ -166,7 +166,7 @@ class StepRunner:
 
     def _score(self, requests: Sequence[Request]) -> None:
         """Score the next targets of every request, as many as one pass takes."""
-        room = max(1, self._max_places // len(requests))
+        room = max(1, self.max_places // len(requests))
         chunks, places, cut = [], [], []
         for request in requests:
             ids = (request.targets or ())[len(request.ids) : len(request.ids) + room]

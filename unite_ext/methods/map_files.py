@@ -98,10 +98,7 @@ def _read(path: Path, key: str, ids: Tensor, size: int) -> Tensor | None:
 
 def _write(path: Path, key: str, ids: Tensor, made: Tensor) -> None:
     """Store a map atomically. A folder that cannot be written is a warning, not an error."""
-    tensors: dict[str, NDArray[np.integer]] = {
-        "ids": ids.cpu().numpy().astype(np.int32),
-        "targets": made.cpu().numpy().astype(np.int32),
-    }
+    tensors = {"ids": ids.cpu().numpy().astype(np.int32), "targets": made.cpu().numpy().astype(np.int32)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ function showTrace(row) {
   showTotals();
   tokens = trace.steps.map((step, i) => {
     const span = element("span", {
-      class: `token ${step.decided}`,
+      class: `token ${step.decided}${step.drafted ? " drafted" : ""}`,
       role: "option",
       "aria-selected": "false",
       tabindex: i ? "-1" : "0",

@@ -35,6 +35,8 @@ class TraceStep:
     """[U]: the weighted average of these."""
     spellers: list[int]
     """[U]: a member whose token is the slot's whole text. A member with another text has the first sub-token."""
+    drafted: bool = False
+    """Whether it was a token of a draft: with `speculate`, several of these come from one pass of every member."""
 
 
 @dataclass(frozen=True)
