@@ -14,7 +14,7 @@ NAME = "unite_ext"
 CSRC = ROOT / "csrc"
 
 LEAVES = {"_checks", "_core", "_host", "_jsonl", "_memory", "_text", "exchange"}
-OPERATORS = {"ops", "step_parts"}
+OPERATORS = {"ops", "step_parts", "step_result"}
 BELOW = {*LEAVES, *OPERATORS, "_backend", "decoding", "members", "methods", "options", "reference", "trace", "vocab"}
 
 # What a package or a file at the top may import beside itself. "members.base" is that file alone.
@@ -30,15 +30,16 @@ ALLOWED = {
     "_backend": LEAVES,
     "vocab": LEAVES,
     "options": {*LEAVES, "vocab"},
-    "reference": {*LEAVES, "vocab"},
-    "ops": {*LEAVES, "_arguments", "_backend", "options", "reference", "step_parts", "vocab"},
-    "step_parts": {*LEAVES, "_arguments", "_backend", "options", "reference", "vocab"},
+    "step_result": {*LEAVES, "vocab"},
+    "reference": {*LEAVES, "step_result", "vocab"},
+    "ops": {*LEAVES, "_arguments", "_backend", "options", "step_parts", "step_result", "vocab"},
+    "step_parts": {*LEAVES, "_arguments", "_backend", "options", "step_result", "vocab"},
     "members": {*LEAVES, *OPERATORS, "options", "vocab"},
     "methods": {*LEAVES, *OPERATORS, "options", "reference", "vocab", "members.base"},
     "trace": LEAVES,
     "selection": LEAVES,
     "decoding": BELOW,
-    "testing": {*LEAVES, *OPERATORS, "members", "options", "reference", "vocab"},
+    "testing": {*LEAVES, *OPERATORS, "members", "options", "vocab"},
     "demo": {*BELOW, "selection", NAME},
     "harness": {*BELOW, "selection", NAME},
     "serve": {*BELOW, "selection", NAME},

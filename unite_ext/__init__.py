@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .members.transformers import Member
     from .ops import step_workspace, unite_step
     from .options import GenerationOptions, StepOptions
-    from .reference import StepResult
     from .selection.rule import ModelScore, Selection, select_models
+    from .step_result import StepResult
     from .trace import Trace
     from .vocab.alignment import VocabAlignment
     from .vocab.vocabulary import Vocabulary
@@ -61,7 +61,7 @@ _HOMES = {
     "Request": "decoding.request",
     "StepOptions": "options",
     "StepRecord": "decoding.request",
-    "StepResult": "reference",
+    "StepResult": "step_result",
     "TextStream": "decoding.text_stream",
     "Trace": "trace",
     "UniteEnsemble": "decoding.ensemble",

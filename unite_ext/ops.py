@@ -12,8 +12,8 @@ from torch import Tensor
 
 from . import _arguments, _backend, _checks
 from .options import StepOptions
-from .reference import StepResult
 from .step_parts import step_outputs
+from .step_result import StepResult
 from .vocab.alignment import VocabAlignment
 
 

@@ -17,42 +17,15 @@ Shapes: B rows, M members, V_m logits of member m, U = M * k slots, one more wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._core import BAD_INCLUDE, EOS_CLASS, FIRST_SUB_TOKEN, ID_MASK, NO_CLASS, NO_ID
 from .exchange import NO_KEY, UnionSlots, key_ids, key_values, make_keys
+from .step_result import StepResult as StepResult
 from .vocab.alignment import VocabAlignment
-
-
-class StepResult(NamedTuple):
-    """What one step decided, for every row. Rows with a non-zero status hold -1 ids and zero probabilities."""
-
-    next_ids: Tensor
-    """[B, M] int64: each member's id of the winning slot; -1 where the member cannot spell it."""
-    union_ids: Tensor
-    """[B, U, M] int64: each member's id of every slot, padded with -1."""
-    union_size: Tensor
-    """[B] int32: number of slots."""
-    winner: Tensor
-    """[B] int32: index of the winning slot, -1 in failed rows."""
-    union_probs: Tensor
-    """[B, U] float32: weighted average over the members, padded with 0."""
-    member_probs: Tensor
-    """[B, U, M] float32: every member's softmax over the union, padded with 0."""
-    status: Tensor
-    """[B] int32: 0, 1 + the first member without a finite eligible logit, or -1 for an ineligible `include`."""
-
-    def check(self) -> StepResult:
-        """Raise ValueError, naming member and row, if any row failed; waits for the device. Returns itself."""
-        for row, status in enumerate(self.status.tolist()):
-            if status > 0:
-                raise ValueError(f"logits[{status - 1}] has no eligible logit above -inf in row {row}")
-            if status == BAD_INCLUDE:
-                raise ValueError(f"include[{row}] must be -1 or an eligible id of the primary")
-        return self
 
 
 def unite_step(

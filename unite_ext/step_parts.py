@@ -25,7 +25,7 @@ from torch import Tensor
 from . import _arguments, _backend, _checks
 from ._core import MAX_MEMBERS
 from .exchange import UnionSlots
-from .reference import StepResult
+from .step_result import StepResult
 from .vocab.alignment import VocabAlignment
 
 

@@ -159,6 +159,21 @@ def test_two_graphs_replay_at_once_while_the_eager_cache_grows():
                 value.view(torch.uint8).fill_(0x5A)
 
 
+def test_eos_is_told_inside_a_graph():
+    alignment = synthetic_alignment((2500, 3100))
+    on_device = alignment.to("cuda")
+    logits = [x.cuda() for x in make_logits(alignment, 8)]
+    logits[0][::2, alignment.eos_ids[0]] = 90.0
+    workspace = step_workspace(logits, on_device)
+    unite_step(logits, on_device, primary=1, workspace=workspace)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        is_eos = unite_step(logits, on_device, primary=1, workspace=workspace).is_eos(on_device)
+    graph.replay()
+    assert is_eos[::2].all()
+    assert torch.equal(is_eos, reference.unite_step(logits, on_device, primary=1).is_eos(on_device))
+
+
 def test_a_replay_reads_new_logits():
     alignment = synthetic_alignment((2500, 3100))
     on_device = alignment.to("cuda")

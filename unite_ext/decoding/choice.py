@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._core import BAD_INCLUDE
 from ..members.base import BaseMember, Scores
-from ..reference import StepResult
+from ..step_result import StepResult
 from ..vocab.alignment import VocabAlignment
 from .request import Request, StepRecord, TargetScore
 from .sampling import sample

@@ -44,12 +44,13 @@ class TextStream:
         self.request = request
         self._engine = engine
         self._pieces = TextPieces()
+        self._closed = False
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        while not self.request.done:
+        while not self._closed and not self.request.done:
             self._engine.step()
             if self.request.error is not None:
                 raise self.request.error
@@ -58,7 +59,8 @@ class TextStream:
         raise StopIteration
 
     def close(self) -> None:
-        """End the generation where it stands; the text so far stays."""
+        """End the generation where it stands; the text so far stays, and no piece follows."""
+        self._closed = True
         self._engine.cancel(self.request)
 
     def __enter__(self) -> TextStream:

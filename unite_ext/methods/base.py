@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..members.base import BaseMember, Prompt, Scores
 from ..options import StepOptions
-from ..reference import StepResult
+from ..step_result import StepResult
 from ..vocab.alignment import VocabAlignment
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..members.base import BaseMember, Scores
 from ..options import StepOptions
-from ..reference import StepResult, clean
+from ..reference import clean
+from ..step_result import StepResult
 from ..vocab.alignment import EOS_CLASS, ID_MASK, VocabAlignment
 from .base import TokenMethod, whole_logits
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..members.base import BaseMember, Scores
 from ..options import StepOptions
-from ..reference import StepResult
+from ..step_result import StepResult
 from ..vocab.alignment import VocabAlignment
 from .base import TokenMethod
 from .unite import emission_probability, unite_scores

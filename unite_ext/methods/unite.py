@@ -11,8 +11,8 @@ from torch import Tensor
 from ..members.base import Scores
 from ..ops import fused_step
 from ..options import StepOptions
-from ..reference import StepResult
 from ..step_parts import combine_slots, score_slots, unite_keys
+from ..step_result import StepResult
 from ..vocab.alignment import VocabAlignment
 from .base import TokenMethod
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..reference import StepResult
+from ..step_result import StepResult
 from ..vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, NO_CLASS, NO_ID, VocabAlignment
 from ..vocab.vocabulary import Vocabulary
 

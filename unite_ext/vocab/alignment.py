@@ -73,6 +73,9 @@ class VocabAlignment:
         self.eligible, self.eligible_offsets = _pack_eligible(classes)
         self.table, self.log2_capacity = _build_table(classes, class_ids)
         self._host_classes = classes
+        self._appended: dict[
+            int, dict[int, tuple[tuple[int, ...], ...]]
+        ] = {}  # by primary, then its id: see append_ids
 
     @classmethod
     def from_tokenizers(
@@ -161,6 +164,41 @@ class VocabAlignment:
     def encode_continuation(self, member: int, data: bytes) -> list[int]:
         """Tokenize bytes as they stand inside a text; see :meth:`Vocabulary.encode_continuation`."""
         return self.vocabularies[self._check_member(member)].encode_continuation(data)
+
+    def append_ids(self, ids: Sequence[int], *, primary: int = 0) -> list[tuple[tuple[int, ...], ...]]:
+        """What every member has to append when the primary emits these ids, for caches that only grow.
+
+        Each is the member's tokenization of that one token's text; of all tokens together it spells the same bytes as
+        `encode_continuation` of the whole text, but other ids wherever a token of the member reaches across. What has
+        been tokenized once is kept.
+
+        Parameters
+        ----------
+        ids : sequence of int
+            Ids of the primary, one per row. EOS, other ids without text, and -1 append nothing.
+        primary : int
+            Whose ids these are.
+
+        Returns
+        -------
+        list of tuple of tuple of int
+            [len(ids)][M]: per id, what each member appends; the primary its id.
+        """
+        known = self._appended.get(primary)
+        if known is None:
+            known = self._appended[self._check_member(primary)] = {NO_ID: ((),) * self.num_members}
+        missing = [i for i in dict.fromkeys(ids) if i not in known]
+        if missing:
+            data = [self.token_bytes(primary, i) for i in missing]
+            columns = [self._spelled(m, missing, data, primary) for m in range(self.num_members)]
+            known.update(zip(missing, zip(*columns)))
+        return [known[i] for i in ids]
+
+    def _spelled(self, member: int, ids: list[int], data: list[bytes], primary: int) -> list[tuple[int, ...]]:
+        """A member's ids of the texts of some ids of the primary."""
+        if self.fingerprints[member] == self.fingerprints[primary]:
+            return [(i,) if text else () for i, text in zip(ids, data)]
+        return [tuple(own) for own in self.vocabularies[member].encode_continuation_batch(data)]
 
     def _stored(self) -> cache_files.Stored:
         return list(self.vocabularies), self._host_classes, self.class_ids.cpu().numpy()
