@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from measure import RESULTS, append_csv, machine, percentiles
+from lib.measure import RESULTS, append_csv, machine, percentiles
 
 from unite_ext.vocab.alignment import VocabAlignment
 from unite_ext.vocab.vocabulary import OpenedTokenizer, Vocabulary

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from bench_decode import load
-from measure import RESULTS, append_csv, machine, percentiles
+from lib.measure import RESULTS, append_csv, machine, percentiles
 
 from unite_ext import Engine, GenerationOptions, Request, UniteEnsemble
 from unite_ext.demo import COMPARABLE, load_member

@@ -20,10 +20,11 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from measure import RESULTS, append_csv, machine, percentiles
+from lib.measure import RESULTS, append_csv, machine, percentiles
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from unite_ext import VocabAlignment, kv_cache
+from unite_ext import VocabAlignment
+from unite_ext.members import kv_cache
 from unite_ext.members.kv_cache import RaggedCache
 from unite_ext.vocab.text_sync import TextSync, append_all
 
@@ -49,15 +50,15 @@ class RuledCache(RaggedCache):
         self.rule, self.value, self.least = rule, value, least
         self.read = self.moved = 0
 
-    def _has_to_move(self) -> bool:
+    def has_to_move(self) -> bool:
         if self.rule == "own":
-            return super()._has_to_move()
-        holes = self._width - max(map(len, self._columns), default=0)
+            return super().has_to_move()
+        holes = self.width - max(map(len, self.columns), default=0)
         self.read += holes
         many = {
             "never": False,
-            "share": holes > self.value * self._width,
-            "cost": self.read > self.value * self._width,
+            "share": holes > self.value * self.width,
+            "cost": self.read > self.value * self.width,
         }[self.rule]
         return many and holes > self.least
 
@@ -124,7 +125,7 @@ def main() -> None:
                 row = (
                     facts
                     | {"batch": batch, "rule": rule, "value": value, "least": least, "gathered": cache.moved}
-                    | {"columns": cache._width, "used": max(map(len, cache.ids))}
+                    | {"columns": cache.width, "used": max(map(len, cache.ids))}
                     | percentiles(times)
                     | {"mean_us": round(1e6 * mean(times), 3)}
                 )

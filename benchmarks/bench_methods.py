@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 import torch
-from measure import append_csv, machine
+from lib.measure import append_csv, machine
 from transformers.utils import logging as transformers_logging
 
 from unite_ext.demo import MODELS, load_member

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from measure import RESULTS, append_csv, interleaved, machine, percentiles
-from step_calls import CALLS, CLEAN_TOKENS, checked_calls, clean_logits
-from vocabularies import load_family
+from lib.measure import RESULTS, append_csv, interleaved, machine, percentiles
+from lib.step_calls import CALLS, CLEAN_TOKENS, checked_calls, clean_logits
+from lib.vocabularies import load_family
 
 BATCHES = (1, 8, 64)
 SLOW = {"reference": 8, "dictionary": 64}  # the largest batch worth waiting for

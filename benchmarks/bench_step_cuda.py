@@ -22,6 +22,7 @@ Calls, besides unite_step:
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import functools
 import gc
@@ -35,19 +36,19 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import cuda_cases  # noqa: E402
-from cuda_backend import GRAPH, CudaBackend  # noqa: E402
-from cuda_cases import COMPILED, PEAKS, Case  # noqa: E402
 from cuda_on_cpu.emulator import step_params  # noqa: E402
-from dictionary_step import DictionaryStep, assert_same_winners  # noqa: E402
-from measure import machine, percentiles  # noqa: E402
-from step_cases import assert_same_step  # noqa: E402
+from lib import cuda_cases  # noqa: E402
+from lib.cuda_backend import GRAPH, CudaBackend  # noqa: E402
+from lib.cuda_cases import COMPILED, PEAKS, Case  # noqa: E402
+from lib.dictionary_step import DictionaryStep, assert_same_winners  # noqa: E402
+from lib.measure import machine, percentiles  # noqa: E402
+from lib.vocabularies import Family, load_family  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
-from vocabularies import Family, load_family  # noqa: E402
 
 from unite_ext import reference, step_workspace, unite_step  # noqa: E402
+from unite_ext.testing import assert_same_step  # noqa: E402
 from unite_ext.vocab.alignment import ID_BITS, ID_MASK  # noqa: E402
 
 TARGETS_US = {1: 8, 64: 15, 256: 40}  # two members, bfloat16, k = 10, graph, cold, on an H200
@@ -394,4 +395,5 @@ def show_to_profiler() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     show_to_profiler()

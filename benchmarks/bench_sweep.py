@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measure import RESULTS, append_csv, interleaved, machine, percentiles
-from step_calls import CALLS, CLEAN_TOKENS, checked_calls, clean_logits
-from vocabularies import Family, made_up_family
+from lib.measure import RESULTS, append_csv, interleaved, machine, percentiles
+from lib.step_calls import CALLS, CLEAN_TOKENS, checked_calls, clean_logits
+from lib.vocabularies import Family, made_up_family
 
 WIDTHS = (128_256, 152_064)
 PADDING = 128  # logits of a member that stand for no token

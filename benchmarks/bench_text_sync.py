@@ -12,7 +12,7 @@ import os
 import time
 from pathlib import Path
 
-from measure import RESULTS, append_csv, machine, percentiles
+from lib.measure import RESULTS, append_csv, machine, percentiles
 
 from unite_ext import Vocabulary
 from unite_ext.vocab.text_sync import TextSync

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from bench_decode import load
-from measure import RESULTS, append_csv, machine, percentiles
+from lib.measure import RESULTS, append_csv, machine, percentiles
 
 from unite_ext import Trace
 

@@ -63,10 +63,10 @@ else
   echo "== bench_trace: needs chromium, chromedriver and selenium, not run"
 fi
 if [ "$out" = "$own" ]; then
-  step plot
-  step tables
+  step lib/plot
+  step lib/tables
 else
-  step plot --results "$out" --out "$out/figures"
+  step lib/plot --results "$out" --out "$out/figures"
   echo "tables: left alone, they are made from $own"
 fi
 echo "results in $out, $SECONDS s in all"

@@ -70,7 +70,7 @@ budget=$((left < 260 ? left - 20 : 240))
 step step $((left > 20 ? left : 20)) python benchmarks/bench_step.py --device cuda --budget "$budget" \
   --out "$out/step_cuda.csv"
 grep -E 'target|amax$' "$out/step.log"
-step launches 45 python benchmarks/sweep_launch.py --out "$out/launches.csv"
+step launches 45 python benchmarks/bench_launch.py --out "$out/launches.csv"
 
 ncu=$(tool ncu)
 if [ -n "$ncu" ]; then  # a bonus: where counters are locked, nothing has failed; clocks stay as they are

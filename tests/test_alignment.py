@@ -235,7 +235,7 @@ def test_lossy_members_take_the_folded_token():
     token = toys.byte_level().convert_tokens_to_ids("ĠJames")
     tagged = int(alignment.class_ids[alignment.class_of(0, token), 1])
     assert tagged == toys.wordpiece_lowercase().convert_tokens_to_ids("james") | FIRST_SUB_TOKEN
-    with pytest.raises(ValueError, match=r"tokenizers\[1\]: .*pass lossy=True"):
+    with pytest.raises(ValueError, match=r"tokenizers\[1\] must .*pass lossy=True"):
         align(toys.byte_level, toys.wordpiece_lowercase)
 
 
@@ -274,13 +274,18 @@ def test_progress_bar(capsys):
 @pytest.mark.parametrize(
     ("make", "options", "error", "message"),
     [
-        (lambda: [], {}, ValueError, r"tokenizers: expected 1 to 8 tokenizers, got 0"),
-        (lambda: [toys.byte_level()] * 9, {}, ValueError, r"tokenizers: expected 1 to 8 tokenizers, got 9"),
-        (toys.byte_level, {}, TypeError, r"tokenizers: expected a list of tokenizers, got "),
-        (lambda: [toys.byte_level(), "gpt2"], {}, TypeError, r"tokenizers\[1\]: expected a fast .* got str"),
-        (lambda: [toys.byte_level()], {"eos_token_ids": [[1], [2]]}, ValueError, r"eos_token_ids: .* 1, got 2"),
-        (lambda: [toys.byte_level()], {"eos_token_ids": 3}, TypeError, r"eos_token_ids: .* got int"),
-        (lambda: [toys.byte_level()], {"eos_token_ids": [[-7]]}, ValueError, r"tokenizers\[0\]: eos_token_ids: .*-7"),
+        (lambda: [], {}, ValueError, r"tokenizers must be 1 to 8 tokenizers, got 0"),
+        (lambda: [toys.byte_level()] * 9, {}, ValueError, r"tokenizers must be 1 to 8 tokenizers, got 9"),
+        (toys.byte_level, {}, TypeError, r"tokenizers must be a list of tokenizers, got "),
+        (lambda: [toys.byte_level(), "gpt2"], {}, TypeError, r"tokenizers\[1\] must be a fast .* got str"),
+        (lambda: [toys.byte_level()], {"eos_token_ids": [[1], [2]]}, ValueError, r"eos_token_ids must .* 1, got 2"),
+        (lambda: [toys.byte_level()], {"eos_token_ids": 3}, TypeError, r"eos_token_ids must .* got int"),
+        (
+            lambda: [toys.byte_level()],
+            {"eos_token_ids": [[-7]]},
+            ValueError,
+            r"tokenizers\[0\]: eos_token_ids must .*-7",
+        ),
     ],
 )
 def test_bad_input(make, options, error, message):
@@ -290,11 +295,11 @@ def test_bad_input(make, options, error, message):
 
 def test_bad_member_and_id():
     alignment = align(*MIXES[1])
-    with pytest.raises(ValueError, match="member: expected 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="member must be from 0 to 1, got 2"):
         alignment.encode_continuation(2, b"")
-    with pytest.raises(ValueError, match="member: expected 0 to 1, got -1"):
+    with pytest.raises(ValueError, match="member must be from 0 to 1, got -1"):
         alignment.class_of(-1, 0)
-    with pytest.raises(ValueError, match="id: expected an id of member 0, 0 to 563, got 564"):
+    with pytest.raises(ValueError, match="id must be an id of member 0, 0 to 563, got 564"):
         alignment.token_bytes(0, 564)
 
 

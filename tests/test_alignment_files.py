@@ -119,10 +119,10 @@ def rewrite(path, **changes) -> None:
 
 def test_other_versions_and_other_files_are_refused(path, tmp_path):
     rewrite(path, format_version=0)
-    with pytest.raises(ValueError, match="expected alignment format version 1, got 0; build the alignment again"):
+    with pytest.raises(ValueError, match="must have alignment format version 1, got 0; build the alignment again"):
         VocabAlignment.load(path)
     safetensors.torch.save_file({"x": torch.zeros(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model.safetensors: expected an alignment file"):
+    with pytest.raises(ValueError, match=r"model.safetensors must be an alignment file"):
         VocabAlignment.load(tmp_path / "model.safetensors")
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ValueError, match="damaged"):
@@ -132,14 +132,14 @@ def test_other_versions_and_other_files_are_refused(path, tmp_path):
 
 
 def test_other_tokenizers_are_refused(path, tokenizers):
-    with pytest.raises(ValueError, match=r"tokenizers\[1\]: expected the tokenizer with fingerprint"):
+    with pytest.raises(ValueError, match=r"tokenizers\[1\] must have the fingerprint"):
         VocabAlignment.load(path, [tokenizers[0], tokenizers[2], tokenizers[1]])
-    with pytest.raises(ValueError, match="tokenizers: expected 3"):
+    with pytest.raises(ValueError, match="tokenizers must be 3"):
         VocabAlignment.load(path, tokenizers[:2])
-    with pytest.raises(TypeError, match="tokenizers: expected a list"):
+    with pytest.raises(TypeError, match="tokenizers must be a list"):
         VocabAlignment.load(path, tokenizers[0])
     other_eos = PreTrainedTokenizerFast(tokenizer_object=tokenizers[0].backend_tokenizer, eos_token="<|eos|>")
-    with pytest.raises(ValueError, match=r"tokenizers\[0\]: expected EOS ids \[562\].*got \[561, 562\]"):
+    with pytest.raises(ValueError, match=r"tokenizers\[0\] must have the EOS ids \[562\].*got \[561, 562\]"):
         VocabAlignment.load(path, [other_eos, *tokenizers[1:]])
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_on_cpu import emulator
-from step_cases import assert_same_step, make_logits, synthetic_alignment
 from test_nvcc import find_nvcc
 
 from unite_ext import reference
+from unite_ext.testing import assert_same_step, make_logits, synthetic_alignment
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -28,7 +28,7 @@ def bench(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     monkeypatch.delenv("UNITE_TEST_TOKENIZERS", raising=False)
     import bench_step_cuda
-    import vocabularies
+    from lib import vocabularies
 
     vocabularies.load_family.cache_clear()
     monkeypatch.setattr(vocabularies, "SIZES", (900, 1100, 400, 950))
@@ -103,7 +103,7 @@ def test_every_kind_of_case_is_checked_and_gives_rows_of_one_shape(bench, tmp_pa
 
 
 def append(table, rows):
-    from measure import append_csv
+    from lib.measure import append_csv
 
     append_csv(table, rows)
 
@@ -155,7 +155,7 @@ def test_plain_array_holds_what_the_hash_map_holds(bench):
 
 @pytest.mark.skipif(emulator.unavailable() is not None, reason=str(emulator.unavailable()))
 def test_the_kernel_over_a_plain_array_gives_the_same_step(bench, tmp_path):
-    source = (BENCHMARKS / "plain_array.cu").read_text()
+    source = (BENCHMARKS / "lib" / "plain_array.cu").read_text()
     macro = re.search(r"#define (UNITE_MAP_SLOT\(.*?\)) \\\n *(.*)", source)
     flag = f"-D{macro[1].replace(' ', '')}={macro[2]}"
     objects = [emulator.compile_object(emulator.HERE / "cuda_emu.cpp", "-O2")]
@@ -176,6 +176,6 @@ def test_the_kernel_over_a_plain_array_gives_the_same_step(bench, tmp_path):
 @pytest.mark.skipif(find_nvcc() is None, reason="needs nvcc: neither in CUDA_HOME nor on the PATH")
 def test_plain_array_compiles(tmp_path):
     command = [find_nvcc(), "-std=c++17", "-O1", "-arch=sm_90", "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall"]
-    command += ["-shared", BENCHMARKS / "plain_array.cu", "-o", tmp_path / "plain_array.so"]
+    command += ["-shared", BENCHMARKS / "lib" / "plain_array.cu", "-o", tmp_path / "plain_array.so"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import itertools
 import os
 import shutil
@@ -42,13 +43,33 @@ def timed(facts: dict, p50: float, spread: float = 0.02, **key) -> dict:
     return facts | key | {"p10_us": p50 * (1 - spread), "p50_us": p50, "p90_us": p50 * (1 + spread)}
 
 
+SCRIPTS = sorted(BENCHMARKS.glob("*.py")) + sorted((BENCHMARKS / "lib").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=[path.stem for path in SCRIPTS])
+def test_every_script_finds_what_it_imports(path, monkeypatch):
+    if path.stem == "plot":
+        pytest.importorskip("matplotlib")
+    monkeypatch.setattr(sys, "path", [*sys.path])  # some add folders
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    monkeypatch.setitem(sys.modules, spec.name, importlib.util.module_from_spec(spec))  # dataclasses look there
+    spec.loader.exec_module(sys.modules[spec.name])
+
+
+def test_the_readme_names_every_script():
+    page = (BENCHMARKS / "README.md").read_text()
+    for path in SCRIPTS:
+        if path.stem not in ("__init__", "conftest"):
+            assert f"`{path.relative_to(BENCHMARKS)}`" in page
+
+
 # The sweep
 
 
 @pytest.fixture
 def sweep(monkeypatch):
     import bench_sweep
-    import vocabularies
+    from lib import vocabularies
 
     monkeypatch.setattr(vocabularies, "SPECIAL_TOKENS", 4)
     monkeypatch.setattr(bench_sweep, "WIDTHS", (2000, 2400))
@@ -94,7 +115,7 @@ def test_sweep_covers_what_the_kernels_take(sweep):
 
 @pytest.mark.parametrize("wrong", ["unite_step", "dictionary"])
 def test_sweep_times_nothing_that_is_wrong(sweep, monkeypatch, tmp_path, wrong):
-    import step_calls
+    from lib import step_calls
 
     real = step_calls.unite_step
     if wrong == "unite_step":
@@ -121,7 +142,7 @@ def test_whole_suite_needs_the_tokenizers_first(tmp_path):
 @pytest.fixture
 def plot():
     pytest.importorskip("matplotlib")
-    import plot
+    from lib import plot
 
     return plot
 
@@ -217,7 +238,7 @@ def test_names_are_moved_apart_and_stay_in_order(plot):
 
 
 def compare(*arguments) -> int:
-    import compare
+    from lib import compare
 
     return compare.main([str(argument) for argument in arguments])
 
@@ -301,7 +322,7 @@ def test_compare_refuses_what_cannot_be_compared(two, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["alignment", "decode_cpu", "step_cpu", "text_sync"])
 def test_committed_measurements_equal_themselves(name, capsys):
     """What tells rows apart is complete: nothing but a row's own counterpart has its key."""
-    import records
+    from lib import records
 
     path = RESULTS / f"{name}.csv"
     rows = records.pick_measurement(records.read_rows(path))
@@ -310,7 +331,6 @@ def test_committed_measurements_equal_themselves(name, capsys):
 
 
 def test_facts_are_those_that_are_recorded():
-    import measure
-    import records
+    from lib import measure, records
 
     assert tuple(measure.machine()) == records.FACTS

@@ -313,7 +313,7 @@ def test_lossy_sentencepiece_has_no_dummy_prefix():
 
 def test_bad_data():
     vocabulary = Vocabulary.from_tokenizer(toys.byte_level())
-    with pytest.raises(TypeError, match="data: expected bytes, got str"):
+    with pytest.raises(TypeError, match="data must be bytes, got str"):
         vocabulary.encode_continuation("text")
 
 

@@ -17,9 +17,16 @@ from cuda_on_cpu import emulator
 from cuda_on_cpu.emulated_parts import EmulatedParts
 from cuda_on_cpu.emulator import EmulationError, Emulator, LaunchConfig, Schedule, StepParams
 from cuda_on_cpu.faults import FAULTS
-from step_cases import KINDS, alignment_from_classes, assert_same_step, in_parts, make_logits, synthetic_alignment
 
 from unite_ext import reference
+from unite_ext.testing import (
+    LOGIT_KINDS,
+    alignment_from_classes,
+    assert_same_step,
+    make_logits,
+    step_in_parts,
+    synthetic_alignment,
+)
 
 pytestmark = pytest.mark.skipif(emulator.unavailable() is not None, reason=str(emulator.unavailable()))
 
@@ -51,7 +58,7 @@ def test_shim_and_race_checker_mean_what_they_say(checking):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOGIT_KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_kinds_of_logits(checked, kind, dtype):
     alignment = synthetic_alignment((2500, 3101))
@@ -144,7 +151,7 @@ def test_random_steps_under_random_schedules(checked, seed):
     strided = bool(rng.random() < 0.5)
     logits = [
         make_logits(
-            alignment, batch, kind=rng.choice(KINDS), dtype=DTYPES[rng.integers(3)], seed=seed, strided=strided
+            alignment, batch, kind=rng.choice(LOGIT_KINDS), dtype=DTYPES[rng.integers(3)], seed=seed, strided=strided
         )[m]
         for m in range(members)
     ]
@@ -259,7 +266,7 @@ def two_launches(emu, fault: str) -> None:
         logits = make_logits(alignment, 2, kind=kind, dtype=torch.bfloat16, seed=turn, padding=0, strided=True)
         try:
             if FAULTS[fault].file == "core/row_parts.h":
-                step = in_parts(EmulatedParts(emu), logits, alignment, k=options["k"])
+                step = step_in_parts(EmulatedParts(emu), logits, alignment, k=options["k"])
                 assert_same_step(step, reference.unite_step(logits, alignment, k=options["k"]))
             else:
                 compare(emu, alignment, logits, workspace=workspace, **options)

@@ -8,18 +8,18 @@ import torch
 from cuda_on_cpu import emulator
 from cuda_on_cpu.emulated_parts import EmulatedParts
 from cuda_on_cpu.emulator import EmulationError, Schedule
-from step_cases import (
-    KINDS,
-    assert_bitwise_equal,
-    assert_same_step,
-    in_parts,
-    make_logits,
-    synthetic_alignment,
-)
 from test_cuda_on_cpu import DTYPES, real_widths
 
 from unite_ext import exchange, reference
 from unite_ext._core import FIRST_SUB_TOKEN
+from unite_ext.testing import (
+    LOGIT_KINDS,
+    assert_bitwise_equal,
+    assert_same_step,
+    make_logits,
+    step_in_parts,
+    synthetic_alignment,
+)
 
 pytestmark = pytest.mark.skipif(emulator.unavailable() is not None, reason=str(emulator.unavailable()))
 
@@ -36,7 +36,7 @@ def plain() -> EmulatedParts:
 
 def compare(parts, alignment, logits, *, fused_shape, **options):
     """In parts, fused with another launch shape, and by the reference."""
-    got = in_parts(parts, logits, alignment, **options)
+    got = step_in_parts(parts, logits, alignment, **options)
     assert_bitwise_equal(got, parts.emulator.unite_step(logits, alignment, **fused_shape, **options))
     assert_same_step(got, reference.unite_step(logits, alignment, **options))
 
@@ -49,7 +49,7 @@ def test_parts_are_the_fused_kernel(checked, seed):
     sizes = tuple(int(s) for s in rng.choice([3, 17, 64, 257, 1000, 2049, 3100], size=members))
     alignment = synthetic_alignment(sizes, seed=seed % 4)
     batch = int(rng.choice([1, 2, 3]))
-    dtypes, kinds = rng.integers(3, size=members), rng.choice(KINDS, size=members)
+    dtypes, kinds = rng.integers(3, size=members), rng.choice(LOGIT_KINDS, size=members)
     logits = [
         make_logits(alignment, batch, kind=kinds[m], dtype=DTYPES[dtypes[m]], seed=seed, strided=seed % 2 == 0)[m]
         for m in range(members)

@@ -301,7 +301,7 @@ def test_a_problem_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("problem", "message"), [("  ", "must not be empty"), ("How many pens? " * 200, "context holds")]
+    ("problem", "message"), [("  ", "must be a question in quotes"), ("How many pens? " * 200, "context holds")]
 )
 def test_a_problem_that_cannot_be_worked(problem, message):
     result = CliRunner().invoke(app, ["demo", "--problem", problem], env={"COLUMNS": "300"})

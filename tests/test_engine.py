@@ -79,7 +79,7 @@ def assert_empty(engine: Engine) -> None:
     assert not engine.has_work
     for context in engine.contexts:
         assert context._batch.ids == []
-        assert context._batch._cache is None
+        assert context._batch.kv is None
         assert (context._newcomers, context._row_of, context._order, context._unread) == ({}, {}, [], set())
 
 
@@ -352,7 +352,7 @@ def test_bytes_per_token_are_those_of_the_cache(pair):
         context.join(0, [1, 2, 3, 4, 5])
         context.prefill(100)
         context.evaluate([0])
-        layers = context._batch._cache.layers
+        layers = context._batch.kv.layers
         held = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
         assert held == 5 * member.bytes_per_token
 

@@ -118,10 +118,10 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--demo", "--model", "a"], "give no --model"),
+        (["--demo", "--model", "a"], "--tasks must not be given with --demo"),
         (["--demo", "--method", "nope"], "method must be one of"),
         (["--demo", "--limit", "0"], "limit must be at least 1, got 0"),
-        (["--model", "a"], "--model and --tasks are needed"),
+        (["--model", "a"], "--model and --tasks must be given"),
     ],
 )
 def test_what_the_command_refuses(arguments, message):
@@ -134,5 +134,5 @@ def test_a_damaged_result(members, tmp_path):
     methods.run(members, limit=LIMIT, folder=tmp_path, wanted=["qwen2"])
     path = next(tmp_path.rglob("results_*.json"))
     path.write_text("{}")
-    with pytest.raises(ValueError, match="expected what unite eval --demo wrote, got KeyError"):
+    with pytest.raises(ValueError, match="must be a file that unite eval --demo wrote, got KeyError"):
         methods.run(members, limit=LIMIT, folder=tmp_path, wanted=["qwen2"])

@@ -94,19 +94,19 @@ def test_gathering_costs_no_more_than_reading_holes(models, monkeypatch):
     """It waits until as many columns were read in vain as moving costs, and no pass longer."""
     monkeypatch.setattr(kv_cache, "MIN_HOLES", 0)
     cache = RaggedCache(models["llama"], 2, reuse="holes")
-    has_to_move, read, gathered = cache._has_to_move, [0], 0
+    has_to_move, read, gathered = cache.has_to_move, [0], 0
 
     def checked() -> bool:
         nonlocal gathered
-        read.append(cache._width - max(map(len, cache._columns)))
+        read.append(cache.width - max(map(len, cache.columns)))
         decision = has_to_move()
-        assert decision == (sum(read) > kv_cache.MOVE_COST * cache._width)
+        assert decision == (sum(read) > kv_cache.MOVE_COST * cache.width)
         if decision:
             read.clear()
             gathered += 1
         return decision
 
-    monkeypatch.setattr(cache, "_has_to_move", checked)
+    monkeypatch.setattr(cache, "has_to_move", checked)
     for row in range(2):
         cache.edit(row, 0, [1, 2, 3])
     for step in range(120):
@@ -114,7 +114,7 @@ def test_gathering_costs_no_more_than_reading_holes(models, monkeypatch):
         cache.edit(step % 2, 0, [5, 6])  # the other row feeds an old id again, whose first column becomes a hole
         cache.edit(1 - step % 2, 0, [7])
     assert gathered >= 3
-    assert cache._width < 1.2 * max(map(len, cache.ids))
+    assert cache.width < 1.2 * max(map(len, cache.ids))
 
 
 @needs_static_caches

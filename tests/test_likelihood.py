@@ -10,6 +10,7 @@ import toy_tokenizers
 from toy_models import toy_model
 
 from unite_ext import UniteEnsemble, reference
+from unite_ext.decoding import batch
 from unite_ext.decoding.likelihood import score_continuations
 from unite_ext.methods.registry import ANSWER_METHODS, TOKEN_METHODS
 from unite_ext.methods.unite import emission_probability
@@ -132,6 +133,38 @@ def test_bad_requests(ensemble):
     for method in ANSWER_METHODS.keys() - {"pair-ranker"}:
         with pytest.raises(ValueError, match=f"method '{method}' chooses among whole answers and gives no"):
             score_continuations(ensemble, [("A", [1])], method=method)
+
+
+def test_a_continuation_takes_one_pass_of_every_member(ensemble):
+    """Whatever its length; the prompt is short enough to run in the same pass."""
+    passes = [0, 0]
+    handles = [
+        member.model.register_forward_pre_hook(lambda *_, m=m: passes.__setitem__(m, passes[m] + 1))
+        for m, member in enumerate(ensemble.members)
+    ]
+    try:
+        requests = [("James met", encode(ensemble, " the quick brown fox and 中文")), ("A", encode(ensemble, "b c d"))]
+        found = list(score_continuations(ensemble, requests))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(found) == 2
+    assert passes == [1, 1]
+
+
+@pytest.mark.parametrize("room", [1, 3, 7])
+def test_long_continuations_are_scored_in_pieces(ensemble, room, monkeypatch):
+    """As many places a pass as its logits have room for; the numbers are the same."""
+    text = " the quick brown fox, 中文 and 2024 more words"
+    requests = [("James met", encode(ensemble, text)), ("A", encode(ensemble, " b"))]
+    expected = list(score_continuations(ensemble, requests))
+    widest = max(member.num_logits for member in ensemble.members)
+    monkeypatch.setattr(batch, "_PLACE_BYTES", 4 * widest * room)
+    found = {f.index: f for f in score_continuations(ensemble, requests)}
+    assert len(found) == 2
+    for one in expected:
+        assert found[one.index].log_prob == pytest.approx(one.log_prob, abs=1e-4)
+        assert found[one.index].is_greedy == one.is_greedy
 
 
 def test_a_context_that_is_too_short(ensemble):

@@ -219,9 +219,9 @@ def test_deepen_weights(alignment):
     assert strong.next_ids[0, 0] == id_of(alignment, 0, "J")  # r = J 0.55, a 0.45
     weak = DeepenAdapt(alignment, members, StepOptions(weights=[1, 9]), eta=0.3).step(scores_of(logits), [None])
     assert weak.next_ids[0, 0] == id_of(alignment, 0, "a")
-    with pytest.raises(ValueError, match="'deepen-adapt' needs weights"):
+    with pytest.raises(ValueError, match="weights must be given with method 'deepen-adapt'"):
         DeepenAdapt.check(alignment, STEP, {})
-    with pytest.raises(ValueError, match="'deepen-avg' has uniform weights"):
+    with pytest.raises(ValueError, match="weights must be uniform with method 'deepen-avg'"):
         DeepenAvg.check(alignment, StepOptions(weights=[2, 1]), {})
 
 
@@ -294,9 +294,10 @@ def test_options_are_checked(name):
 
 
 def test_bad_methods_are_refused_before_models_are_loaded(tmp_path, tokenizers):
-    """The folders hold tokenizers and no models: whoever loads a model first fails otherwise."""
+    """The folders hold no weights: whoever loads a model first fails otherwise."""
     for i, tokenizer in enumerate([*tokenizers, toy_tokenizers.wordpiece()]):
         tokenizer.save_pretrained(tmp_path / str(i))
+        toy_model("llama", tokenizer).config.save_pretrained(tmp_path / str(i))
     folders = [str(tmp_path / str(i)) for i in range(3)]
 
     def refused(message, names=folders[:2], error=ValueError, **options):
@@ -310,9 +311,9 @@ def test_bad_methods_are_refused_before_models_are_loaded(tmp_path, tokenizers):
     )
     refused("method_options must map", error=TypeError, method="gac", method_options=3)
     refused("eta must be above 0", method="deepen-avg", method_options={"eta": 0})
-    refused("'deepen-adapt' needs weights", method="deepen-adapt")
+    refused("weights must be given with method 'deepen-adapt'", method="deepen-adapt")
     refused("needs 0.0 GB for relative", method="deepen-avg", method_options={"max_bytes": 1000})
-    refused("member 0 has no EOS", names=[folders[2], folders[0]], method="deepen-avg")
+    refused("got member 0, which has none", names=[folders[2], folders[0]], method="deepen-avg")
 
 
 def test_no_common_tokens(alignment, monkeypatch):

@@ -110,7 +110,7 @@ def test_what_is_refused(tmp_path, folder):
         with pytest.raises(error, match=message):
             check_method("pair-ranker", options, 2)
 
-    refused("needs a reward model")
+    refused("must be the folder of a reward model")
     refused("path must be a string, got int", error=TypeError, path=3)
     refused(r"config.json does not exist", path=str(tmp_path))
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')

@@ -8,10 +8,10 @@ import os
 import numpy as np
 import pytest
 import torch
-from step_cases import KINDS, assert_same_step, make_logits, synthetic_alignment
 
 from unite_ext import reference, unite_step
 from unite_ext.ops import cpu_instruction_set
+from unite_ext.testing import LOGIT_KINDS, assert_same_step, make_logits, synthetic_alignment
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = {1: (1023,), 2: (7, 1023), 3: (1023, 7, 501), 8: (63, 7, 1023, 64, 65, 1, 300, 129)}
@@ -22,7 +22,7 @@ AXES = {
     "k": (1, 10, 64, 256),
     "batch": (1, 2, 17, 64),
     "dtype": DTYPES,
-    "kind": KINDS,
+    "kind": LOGIT_KINDS,
     "score": ("logits", "probs"),
     "duplicates": ("repeat", "drop"),
     "strided": (False, True),
@@ -91,12 +91,12 @@ def test_kernel_equals_reference(case):
 
 
 @pytest.mark.parametrize("members", WIDE)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOGIT_KINDS)
 def test_kernel_equals_reference_on_wide_rows(members, kind):
-    dtype = DTYPES[(members + KINDS.index(kind)) % 3]
+    dtype = DTYPES[(members + LOGIT_KINDS.index(kind)) % 3]
     run_case(
-        WIDE[members], k=(10, 64, 256)[KINDS.index(kind) % 3], batch=1 + 2 * (members == 1), dtype=dtype, kind=kind,
-        score="logits", duplicates="repeat", strided=True, with_include=False,
+        WIDE[members], k=(10, 64, 256)[LOGIT_KINDS.index(kind) % 3], batch=1 + 2 * (members == 1), dtype=dtype,
+        kind=kind, score="logits", duplicates="repeat", strided=True, with_include=False,
     )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def instruction_set(request):
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOGIT_KINDS)
 def test_every_instruction_set(instruction_set, dtype, kind):
     assert cpu_instruction_set() == instruction_set
     for score in ("logits", "probs"):

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from step_cases import make_logits, synthetic_alignment
 
 from unite_ext import reference, unite_step
+from unite_ext.testing import make_logits, synthetic_alignment
 
 ALIGNMENT = synthetic_alignment((40, 60))
 GOOD = make_logits(ALIGNMENT, 2)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from step_cases import KINDS, assert_same_step, make_logits, synthetic_alignment
 
 from unite_ext import VocabAlignment, reference, unite_step
+from unite_ext.testing import LOGIT_KINDS, assert_same_step, make_logits, synthetic_alignment
 from unite_ext.vocab.alignment import EOS_CLASS, ID_MASK
 
 SIZES = ((9,), (40, 60), (60, 40, 7), (33, 65, 130, 31))
@@ -20,7 +20,7 @@ def cases(draw, min_members=1):
     logits = make_logits(
         alignment,
         draw(st.integers(1, 4)),
-        kind=draw(st.sampled_from(KINDS)),
+        kind=draw(st.sampled_from(LOGIT_KINDS)),
         dtype=draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])),
         seed=draw(st.integers(0, 10**6)),
         padding=draw(st.integers(0, 3)),

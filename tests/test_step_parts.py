@@ -7,21 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from step_cases import (
-    ATOL,
-    KINDS,
-    assert_bitwise_equal,
-    assert_same_step,
-    in_parts,
-    make_logits,
-    synthetic_alignment,
-)
 from test_step import AXES, DTYPES, SIZES, name_of, pairwise_cover
 from test_step_laws import cases
 
 from unite_ext import exchange, reference, step_parts, unite_step
 from unite_ext._core import BAD_INCLUDE, FIRST_SUB_TOKEN, ID_MASK, NO_CLASS, NO_ID
 from unite_ext.ops import cpu_instruction_set
+from unite_ext.testing import (
+    ATOL,
+    LOGIT_KINDS,
+    assert_bitwise_equal,
+    assert_same_step,
+    make_logits,
+    step_in_parts,
+    synthetic_alignment,
+)
 
 
 def options_of(case, alignment, seed=0):
@@ -53,7 +53,7 @@ def test_parts_are_the_fused_step(case):
     alignment = synthetic_alignment(SIZES[case["members"]])
     logits = make_logits(alignment, case["batch"], kind=case["kind"], dtype=case["dtype"], strided=case["strided"])
     options = options_of(case, alignment)
-    got = in_parts(step_parts, logits, alignment, **options)
+    got = step_in_parts(step_parts, logits, alignment, **options)
     assert_bitwise_equal(got, fused(logits, alignment, **options))
     assert_same_step(got, reference.unite_step(logits, alignment, **options))
 
@@ -67,7 +67,7 @@ def test_parts_are_the_fused_step_by_law(case, data):
         x[data.draw(st.sets(st.integers(0, batch - 1), max_size=1).map(list))] = -torch.inf
     include = st.integers(-1, alignment.vocab_sizes[options["primary"]])
     options["include"] = torch.tensor(data.draw(st.lists(include, min_size=batch, max_size=batch)))
-    got = in_parts(step_parts, logits, alignment, **options)
+    got = step_in_parts(step_parts, logits, alignment, **options)
     assert_bitwise_equal(got, fused(logits, alignment, **options))
     assert_same_step(got, reference.unite_step(logits, alignment, **options))
 
@@ -84,14 +84,14 @@ def test_wide_rows_threads_and_instruction_sets(score, dtype):
         for count, name in ((1, "scalar"), (2, isa), (5, isa)):
             torch.set_num_threads(count)
             cpu_instruction_set(name)
-            assert_bitwise_equal(in_parts(step_parts, logits, alignment, k=32, score=score), want)
+            assert_bitwise_equal(step_in_parts(step_parts, logits, alignment, k=32, score=score), want)
     finally:
         torch.set_num_threads(threads)
         cpu_instruction_set(isa)
 
 
 @pytest.mark.parametrize("score", ["logits", "probs"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOGIT_KINDS)
 @pytest.mark.parametrize("k", [1, 10, 256])
 def test_top_k_keys(kind, k, score):
     alignment = synthetic_alignment((1023, 501))
@@ -205,7 +205,7 @@ def test_failed_rows():
     logits = make_logits(alignment, 3)
     logits[1][1] = -torch.inf
     special = int((alignment.classes[0] < 0).nonzero()[0, 0])
-    step = in_parts(step_parts, logits, alignment, include=torch.tensor([-1, -1, special]))
+    step = step_in_parts(step_parts, logits, alignment, include=torch.tensor([-1, -1, special]))
     assert step.status.tolist() == [0, 2, BAD_INCLUDE]
     assert not step.member_probs[1:].any()
     assert (step.next_ids[1:] == -1).all()
@@ -228,7 +228,7 @@ def test_combining_what_no_union_gives_is_safe():
 
 def test_empty_batch():
     alignment = synthetic_alignment((7, 1023))
-    step = in_parts(step_parts, [torch.empty(0, size) for size in alignment.vocab_sizes], alignment, k=4)
+    step = step_in_parts(step_parts, [torch.empty(0, size) for size in alignment.vocab_sizes], alignment, k=4)
     assert step.union_ids.shape == (0, 8, 2)
 
 
@@ -258,7 +258,7 @@ def test_compiles_as_one_graph():
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def compiled(logits):
-        return in_parts(step_parts, logits, alignment, k=7, weights=[0.25, 0.75], score="probs")
+        return step_in_parts(step_parts, logits, alignment, k=7, weights=[0.25, 0.75], score="probs")
 
     assert_bitwise_equal(compiled(logits), unite_step(logits, alignment, k=7, weights=[0.25, 0.75], score="probs"))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from step_cases import make_logits, synthetic_alignment
 from test_step_parts import operator_calls
 
 from unite_ext import step_parts
+from unite_ext.testing import make_logits, synthetic_alignment
 
 ALIGNMENT = synthetic_alignment((40, 60))
 X, Y = make_logits(ALIGNMENT, 2)

@@ -59,3 +59,10 @@ def test_files_stay_short():
 def test_the_reference_stays_short():
     assert len((ROOT / "unite_ext" / "reference.py").read_text().splitlines()) < 250
     assert len((ROOT / "setup.py").read_text().splitlines()) <= 100
+
+
+def test_the_map_of_the_tests_is_complete():
+    page = (ROOT / "tests" / "README.md").read_text()
+    for path in sorted((ROOT / "tests").glob("*.py")):
+        if path.name != "conftest.py":
+            assert f"`{path.name}`" in page, path.name

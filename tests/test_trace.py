@@ -191,8 +191,8 @@ def test_half_a_character_in_a_prompt_is_saved(tmp_path):
 
 
 DAMAGE = [
-    (lambda d: d.update(format="other"), "is not a trace: expected an object whose format is 'unite-trace'"),
-    (lambda d: d.update(version=9), "is a trace of version 9, this unite_ext reads 1"),
+    (lambda d: d.update(format="other"), "is not a trace: it must be an object whose format is 'unite-trace'"),
+    (lambda d: d.update(version=9), "must be a trace of version 1, got version 9"),
     (lambda d: d["traces"][0].pop("steps"), "is a damaged trace: KeyError"),
     (lambda d: d["traces"][0]["steps"][0].update(winner=99), "step 1 names a slot"),
     (lambda d: d["traces"][0]["steps"][0].update(decided="chance"), "step 1 names a slot or a decision"),
@@ -279,7 +279,7 @@ def test_the_terminal_shows_a_step(traces):
     assert "step 5" in text
     number = f"{step.averages[step.winner]:.3f}".removeprefix("0")
     assert number in text
-    with pytest.raises(ValueError, match="step must be 1 to 40, got 41"):
+    with pytest.raises(ValueError, match="step must be from 1 to 40, got 41"):
         print_step(traces[0], 41, Console(file=StringIO()))
 
 
@@ -294,9 +294,9 @@ def test_trace_command(traces, tmp_path):
     assert runner.invoke(app, ["trace", str(path), "--html", str(page)]).exit_code == 0
     assert page.read_text().startswith("<!doctype html>")
     for arguments, message in (
-        ([str(path), "--text", "4"], "--text must be 1 to 3"),
-        ([str(path), "--step", "0"], "step must be 1 to 40, got 0"),
-        ([str(path), "--html", str(tmp_path / "t.json")], "name a .html file"),
+        ([str(path), "--text", "4"], "--text must be from 1 to 3"),
+        ([str(path), "--step", "0"], "step must be from 1 to 40, got 0"),
+        ([str(path), "--html", str(tmp_path / "t.json")], "--html must be a .html file"),
         (["none.json"], "No such file"),
         (["[red]none\x1b.json"], "'[red]none\\x1b.json'"),  # a name is no markup and no command to the terminal
     ):

@@ -152,7 +152,7 @@ def step_workspace(
     _arguments.check_logits(logits, alignment)
     _checks.check_step_options(len(logits), k, 0, score, "repeat")
     if logits[0].is_cpu:
-        return torch.empty(0, dtype=torch.uint8)
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
     _backend.require_cuda_for(logits[0])
     return torch.ops.unite_ext.step_workspace(logits, alignment.vocab_sizes, k, score)
 

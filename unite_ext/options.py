@@ -91,6 +91,13 @@ class GenerationOptions:
     gate: float | None = None
     """A step takes the primary's token without asking the others when its probability there is above this."""
 
+    speculate: bool | int | str | None = False
+    """Draft some tokens, and ask all members about them in one pass each: the same text in fewer passes.
+
+    True or "auto": drafts by the primary, as long as is measured to be fastest; a number: of so many tokens; "ngram":
+    what followed the last tokens where they stood before; a member's name: by that one. False or None: no drafts.
+    """
+
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, 1, 2**31)
         check_integer("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
@@ -108,12 +115,20 @@ class GenerationOptions:
             _check_number("gate", self.gate, lambda v: 0 <= v <= 1, "from 0 to 1")
         if self.seed is not None:
             check_integer("seed", self.seed, 0, 2**63 - 1)
+        if self.speculate is not None and not isinstance(self.speculate, (bool, str)):
+            check_integer("speculate", self.speculate, 1, MAX_DRAFT)
+        if self.speculate and self.do_sample:
+            raise ValueError("speculate must be False with do_sample: drafts are exact for greedy decoding only")
+        if self.speculate and self.gate is not None:
+            raise ValueError("speculate must be False with a gate, which leaves members out")
 
     @property
     def stops(self) -> tuple[bytes, ...]:
         """The stop strings as bytes; half characters of a command line stay what they are."""
         return tuple(s.encode("utf-8", "surrogatepass") for s in self.stop or ())
 
+
+MAX_DRAFT = 16
 
 STEP_FIELDS = tuple(field.name for field in fields(StepOptions))
 GENERATION_FIELDS = tuple(field.name for field in fields(GenerationOptions))
@@ -137,6 +152,13 @@ def generation_options(given: Mapping[str, Any], also: Sequence[str] = ()) -> Ge
         known = ", ".join(sorted([*STEP_FIELDS, *GENERATION_FIELDS, *also]))
         raise TypeError(f"unknown option {sorted(unknown)[0]!r}; the options are {known}")
     return GenerationOptions(**{name: given[name] for name in GENERATION_FIELDS if name in given})
+
+
+def parse_speculate(text: str | None) -> bool | int | str:
+    """The value of `speculate` that a command line means: a number where it is one."""
+    if text is None:
+        return False
+    return int(text) if text.lstrip("-").isdigit() else text
 
 
 @lru_cache(maxsize=256)

@@ -19,10 +19,10 @@ from cuda_on_cpu.emulator import (
     poisoned,
 )
 from torch import Tensor
-from unite_ext.alignment import VocabAlignment
 
 from unite_ext.exchange import UnionSlots
 from unite_ext.reference import StepResult
+from unite_ext.vocab.alignment import VocabAlignment
 
 SCORES, DUPLICATES = ["logits", "probs"], ["repeat", "drop"]
 

@@ -7,15 +7,14 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
-from step_cases import (  # noqa: E402
+from unite_ext import reference, step_parts, unite_step  # noqa: E402
+from unite_ext.testing import (  # noqa: E402
     assert_bitwise_equal,
     assert_same_step,
-    in_parts,
     make_logits,
+    step_in_parts,
     synthetic_alignment,
 )
-
-from unite_ext import reference, step_parts, unite_step  # noqa: E402
 
 CASES = [
     ((2500, 3101), {"k": 10}, "gaussian", torch.bfloat16),
@@ -33,5 +32,5 @@ for sizes, options, kind, dtype in CASES:
     for _ in range(2):
         step = unite_step(on_gpu, on_device, **options)
         assert_same_step(step, want, atol=1e-5)
-        assert_bitwise_equal(in_parts(step_parts, on_gpu, on_device, **options), step)
+        assert_bitwise_equal(step_in_parts(step_parts, on_gpu, on_device, **options), step)
 print("sanitizer case: all steps right")

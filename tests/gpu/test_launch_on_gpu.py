@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_on_cpu.emulator import COUNTER_BYTES, launch_config, step_params
-from step_cases import KINDS, assert_same_step, make_logits, synthetic_alignment
 
 from unite_ext import reference
+from unite_ext.testing import LOGIT_KINDS, assert_same_step, make_logits, synthetic_alignment
 
 LAUNCHES = 50_000
 
@@ -23,7 +23,7 @@ def workspace():
 def test_every_launch_shape_gives_the_same_step(driver, workspace, threads, slices, k):
     alignment = synthetic_alignment((9000, 7001))
     on_device = alignment.to("cuda")
-    for seed, kind in enumerate(KINDS):
+    for seed, kind in enumerate(LOGIT_KINDS):
         logits = make_logits(alignment, 2, kind=kind, dtype=torch.bfloat16, seed=seed)
         device_logits = [x.cuda() for x in logits]
         params, result = step_params(device_logits, on_device, k=k)

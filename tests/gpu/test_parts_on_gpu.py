@@ -5,12 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from gpu.conftest import on_gpu
-from step_cases import KINDS, assert_bitwise_equal, assert_same_step, in_parts, make_logits, synthetic_alignment
 from test_cuda_on_cpu import real_widths
 from test_step import AXES, DTYPES, SIZES, name_of, pairwise_cover
 from test_step_parts import fused, operator_calls, options_of
 
 from unite_ext import exchange, reference, step_parts, unite_step
+from unite_ext.testing import (
+    LOGIT_KINDS,
+    assert_bitwise_equal,
+    assert_same_step,
+    make_logits,
+    step_in_parts,
+    synthetic_alignment,
+)
 
 
 @pytest.mark.parametrize("case", pairwise_cover(AXES, seed=1), ids=name_of)
@@ -22,23 +29,23 @@ def test_parts_are_the_fused_step(case):
     if "include" in options:
         options["include"] = options["include"].cuda()
     on_device, device_logits = alignment.to("cuda"), [on_gpu(x) for x in logits]
-    got = in_parts(step_parts, device_logits, on_device, **options)
+    got = step_in_parts(step_parts, device_logits, on_device, **options)
     assert_bitwise_equal(got, fused(device_logits, on_device, **options))
     assert_same_step(got, want)
 
 
 @pytest.mark.parametrize("score", ["logits", "probs"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOGIT_KINDS)
 @pytest.mark.parametrize("batch", [1, 8, 130])
 def test_real_widths(kind, dtype, batch, score):
     """Alone a member's rows are cut into other slices than beside the other member's."""
     alignment = real_widths()
     logits = [on_gpu(x) for x in make_logits(alignment, batch, kind=kind, dtype=dtype, padding=414, strided=batch == 8)]
     on_device = alignment.to("cuda")
-    k = (10, 64, 256)[KINDS.index(kind) % 3]
+    k = (10, 64, 256)[LOGIT_KINDS.index(kind) % 3]
     assert_bitwise_equal(
-        in_parts(step_parts, logits, on_device, k=k, score=score), unite_step(logits, on_device, k=k, score=score)
+        step_in_parts(step_parts, logits, on_device, k=k, score=score), unite_step(logits, on_device, k=k, score=score)
     )
 
 
@@ -90,9 +97,9 @@ def test_captured_into_a_graph():
     on_device = alignment.to("cuda")
     logits = [x.cuda() for x in make_logits(alignment, 2)]
     graph = torch.cuda.CUDAGraph()
-    in_parts(step_parts, logits, on_device)
+    step_in_parts(step_parts, logits, on_device)
     with torch.cuda.graph(graph):
-        step = in_parts(step_parts, logits, on_device)
+        step = step_in_parts(step_parts, logits, on_device)
     for seed in range(5):
         for target, x in zip(logits, make_logits(alignment, 2, seed=seed)):
             target.copy_(x)

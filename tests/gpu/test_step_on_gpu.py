@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from gpu.conftest import on_gpu
-from step_cases import KINDS, assert_bitwise_equal, assert_same_step, make_logits, synthetic_alignment
 from test_cuda_on_cpu import real_widths
 from test_step import AXES, DTYPES, SIZES, name_of, pairwise_cover
 
 from unite_ext import reference, step_workspace, unite_step
+from unite_ext.testing import LOGIT_KINDS, assert_bitwise_equal, assert_same_step, make_logits, synthetic_alignment
 
 WORKSPACE_BYTES = 65 << 20  # enough for any shape
 
@@ -39,12 +39,12 @@ def test_matrix(case):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOGIT_KINDS)
 @pytest.mark.parametrize("batch", [1, 8, 130])
 def test_real_widths(kind, dtype, batch):
     alignment = real_widths()
     logits = make_logits(alignment, batch, kind=kind, dtype=dtype, padding=414, strided=batch == 8)
-    k = (10, 64, 256)[KINDS.index(kind) % 3]
+    k = (10, 64, 256)[LOGIT_KINDS.index(kind) % 3]
     step = unite_step([on_gpu(x) for x in logits], alignment.to("cuda"), k=k)
     rows = slice(0, 8)  # the reference sorts whole rows
     want = expected([x[rows] for x in logits], alignment, k=k)

@@ -1,7 +1,7 @@
-"""The demo's tokenizers, trained on its own training problems: four kinds that cut the same text differently.
+"""Train the demo's four tokenizers on its training problems. Each splits the same text differently.
 
-Digits differ on purpose: single ones, single ones that take a preceding space along, whole numbers, and
-SentencePiece's single ones after a lone `▁`.
+Digits differ on purpose: single digits, single digits with a preceding space, whole numbers, and SentencePiece's single
+digits after a `▁` of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 SPACE = "\u2581"
-# A word with what stands before it, digits by their own rule, then punctuation with line ends, then white space.
+# A word with the character before it, digits by a rule of their own, punctuation with line ends, white space.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -42,7 +42,7 @@ def _wrap(tokenizer: Tokenizer, **special: str) -> Any:
 
 
 def spaced_digits(texts: Sequence[str], size: int) -> Any:
-    """Like Llama-3 in its words, its BOS and its special tokens; digits are single, the first takes a space along."""
+    """Train a tokenizer with words, BOS and special tokens like Llama-3's, and single digits that include a space."""
     tokenizer = _byte_level(texts, size, r" ?\p{N}", ["<|begin_of_text|>", "<|end_of_text|>"])
     bos = tokenizer.token_to_id("<|begin_of_text|>")
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -52,20 +52,20 @@ def spaced_digits(texts: Sequence[str], size: int) -> Any:
 
 
 def single_digits(texts: Sequence[str], size: int) -> Any:
-    """Qwen2's own rules (transformers would put them in place of any others): NFC, no BOS, single digits."""
+    """Train a tokenizer by Qwen2's rules: NFC, no BOS, single digits. transformers would replace any other rules."""
     tokenizer = _byte_level(texts, size, r"\p{N}", ["<|endoftext|>", "<|im_end|>"])
     tokenizer.normalizer = normalizers.NFC()
     return _wrap(tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
 def whole_numbers(texts: Sequence[str], size: int) -> Any:
-    """Like GPT-2 and GPT-NeoX: a number is one word and gets merges."""
+    """Train a tokenizer like those of GPT-2 and GPT-NeoX: a number is one word and gets merges."""
     tokenizer = _byte_level(texts, size, r" ?\p{N}+", ["<|endoftext|>"])
     return _wrap(tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
 
 
 def sentencepiece(texts: Sequence[str], size: int) -> Any:
-    """Like Mistral: `▁` pieces, a dummy prefix, byte fallback (for ë, é and line ends as well), single digits."""
+    """Train a tokenizer like Mistral's: `▁`, a dummy prefix, byte fallback (for ë, é, line ends too), single digits."""
     specials = ["<unk>", "<s>", "</s>"]
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Sequence(
@@ -94,7 +94,7 @@ def sentencepiece(texts: Sequence[str], size: int) -> Any:
 
 
 def continuation(tokenizer: Any) -> Tokenizer:
-    """The tokenizer for text in the middle of a text: no dummy prefix, no BOS."""
+    """Copy a tokenizer for use in the middle of a text: without dummy prefix and BOS."""
     copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     copy.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     if copy.token_to_id("<0x0A>") is not None:

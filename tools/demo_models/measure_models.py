@@ -1,8 +1,8 @@
 """Measure the demo's models: `python tools/demo_models/measure_models.py WHAT`, from the repository's root.
 
-`dev` compares everything that is decided on development problems, `gap` pairs the best model with checkpoints of lower
-skill, `test` runs the test and appends to its file, `training` collects what training reported, `plot` draws the
-gap. All numbers of docs/demo.md come from the files this writes under benchmarks/results.
+`dev` compares what is decided on development problems. `gap` combines the best model with checkpoints of lower
+accuracy, and `plot` draws the result. `test` runs the test and appends to its file. `training` collects what training
+reported. All numbers of docs/demo.md come from the files that this writes under benchmarks/results.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, permutations
 from pathlib import Path
-from typing import Any
 
 import torch
 from recipes import RECIPES
@@ -22,6 +21,7 @@ from recipes import RECIPES
 from unite_ext.demo import COMPARABLE, MODELS, WEAK, load_member, model_folder
 from unite_ext.demo.problems import KINDS, Problem, problem_set
 from unite_ext.demo.run import DEV_SEED, DEV_SIZE, TEST_SEED, TEST_SIZE, TEST_SPLIT, TOP_K, Result, lineups, work
+from unite_ext.members.transformers import Member
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ RESULTS = Path("benchmarks/results")
 PLOT = Path("docs/figures/demo_gap.png")
 
 
-def write(name: str, rows: Iterable[Mapping[str, Any]], *, append: bool = False) -> None:
-    """Write rows to a CSV file of the results folder."""
+def write(name: str, rows: Iterable[Mapping[str, object]], *, append: bool = False) -> None:
+    """Write rows to a CSV file in the results folder."""
     rows = list(rows)
     path = RESULTS / f"demo_{name}.csv"
     new = not (append and path.exists())
@@ -53,8 +53,8 @@ def by_kind(result: Result, problems: Sequence[Problem]) -> dict[str, float]:
     return {kind: round(100 * sum(oks) / len(oks), 1) for kind, oks in right.items()}
 
 
-def confusion(first: Result, second: Result) -> dict[str, Any]:
-    """How often two models are right together, one by one, and not at all; and say the same wrong answer's text."""
+def confusion(first: Result, second: Result) -> dict[str, object]:
+    """Count how often both, one or none of two models are right, and how often they give the same wrong text."""
     pairs = list(zip(first.right, second.right))
     wrong = [a == b for a, b, (x, y) in zip(first.texts, second.texts, pairs) if not x and not y]
     return {
@@ -68,8 +68,8 @@ def confusion(first: Result, second: Result) -> dict[str, Any]:
     }
 
 
-def measure_dev(members: Mapping[str, Any]) -> None:
-    """Each model, every choice of primary, several k, per kind, and the confusion between models."""
+def measure_dev(members: Mapping[str, Member]) -> None:
+    """Measure each model, every choice of primary, several k, every kind, and the confusion between models."""
     problems = problem_set("dev", DEV_SEED, DEV_SIZE)
     wanted = [names for names in lineups() if len(names) == 1 or WEAK in names]
     wanted += [order for pair in combinations(COMPARABLE, 2) for order in permutations(pair)]
@@ -83,16 +83,16 @@ def measure_dev(members: Mapping[str, Any]) -> None:
     write("k", ({"k": k, **_logged(work(three, problems, k=k), f" k={k}").to_dict()} for k in (1, 2, 3, 5, 10, 20)))
 
 
-def measure_test(members: Mapping[str, Any]) -> None:
-    """The test, appended to what earlier tests gave."""
+def measure_test(members: Mapping[str, Member]) -> None:
+    """Run the test and append its results to those of earlier tests."""
     problems = problem_set(TEST_SPLIT, TEST_SEED, TEST_SIZE)
     results = [_logged(work([members[n] for n in names], problems)) for names in lineups()]
     setting = {"split": TEST_SPLIT, "seed": TEST_SEED, "k": TOP_K}
     write("test", ({**setting, **r.to_dict()} for r in results), append=True)
 
 
-def measure_gap(members: Mapping[str, Any], checkpoints: Path) -> None:
-    """The best model with partners of growing skill: the others and their checkpoints."""
+def measure_gap(members: Mapping[str, Member], checkpoints: Path) -> None:
+    """Measure the best model with each of the others and their checkpoints, which differ in accuracy."""
     problems = problem_set("dev", DEV_SEED, DEV_SIZE)
     best = members[COMPARABLE[0]]
     alone = _logged(work([best], problems))
@@ -121,7 +121,7 @@ def measure_gap(members: Mapping[str, Any], checkpoints: Path) -> None:
 
 
 def collect_training(folder: Path) -> None:
-    """What training wrote beside each model in `folder`."""
+    """Collect what training wrote beside each model in `folder`."""
     rows = []
     for name in MODELS:
         facts = json.loads((folder / name / "training.json").read_text())
@@ -131,7 +131,7 @@ def collect_training(folder: Path) -> None:
 
 
 def plot_gap() -> None:
-    """Gain of an ensemble of two over its primary, by the skill gap."""
+    """Draw the gain of an ensemble of two over its primary, by the gap between the two."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -156,7 +156,7 @@ def plot_gap() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python tools/demo_models/measure_models.py", description=(__doc__ or "").partition("\n\n")[2]
     )
@@ -167,8 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "gap" in options.what and options.checkpoints is None:
         parser.error("gap needs --checkpoints, the folder that training wrote them to")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # Models this small gain nothing from a second thread.
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # models this small gain nothing from a second thread
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

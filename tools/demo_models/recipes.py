@@ -1,25 +1,24 @@
-"""The demo's models: their architectures, tokenizers and training mixtures.
+"""The architectures, tokenizers and training mixtures of the demo's models.
 
-Three models of comparable skill see three different thirds of the kinds of problems rarely, so each makes mistakes
-that the other two do not make. The fourth sees everything and learns little: its tokenizer makes one token of a
-number, and it is trained for a short time. Every number here was settled on development problems.
+Three models of similar accuracy rarely see a third of the kinds of problems each, so that each makes mistakes that the
+other two do not make. The fourth sees all kinds but learns little: its tokenizer makes one token of a number, and its
+training is short. Every number here was chosen on development problems.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from unite_ext.demo.problems import KINDS
 
 RARE = 0.002
-"""Share of the training problems that is of one rarely seen kind."""
+"""Share of a rarely seen kind in the training problems."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that makes one model."""
+    """How one model is made."""
 
     name: str
     architecture: str
@@ -30,13 +29,13 @@ class Recipe:
     seed: int
     steps: int
     rare: tuple[str, ...] = ()
-    """Kinds it rarely sees."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """What differs from the common sizes."""
+    """Kinds that are rare in training."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """Settings of the configuration beside the common sizes."""
 
     @property
     def mixture(self) -> dict[str, float]:
-        """Share of every kind in its training problems."""
+        """Share of every kind in the training problems."""
         often = (1 - RARE * len(self.rare)) / (len(KINDS) - len(self.rare))
         return {kind: RARE if kind in self.rare else often for kind in KINDS}
 

@@ -1,9 +1,9 @@
 """Train the demo's models: `python tools/demo_models/train_models.py --out FOLDER [MODEL ...]`.
 
-One model takes minutes on one core of a 2-core x86-64 machine without a GPU; docs/demo.md states the times. Everything
-is drawn from fixed seeds. Models are trained to say the worked solution of a problem after its question. Half of the
-solutions are cut at random places and tokenized piece by piece: in an ensemble a model finds its text cut wherever
-another model's token ends, and has to go on from there.
+One model takes minutes on one core of a 2-core x86-64 machine without a GPU; docs/demo.md has the times. All seeds are
+fixed. Models are trained to generate the worked solution of a problem after its question. Half of the solutions are cut
+at random places and tokenized piece by piece, because in an ensemble a model has to continue wherever another model's
+token ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unite_ext.demo.problems import Problem, draw_problems
 
 logger = logging.getLogger(__name__)
 
-POOL = 32  # batches drawn at a time, sorted by length so that little is padding
+POOL = 32  # batches drawn at a time and sorted by length, so that there is little padding
 CUT_SHARE, MAX_CUTS = 0.5, 4
 MUON_RATE, ADAM_RATE, WARMUP, WEIGHT_DECAY = 6e-3, 3e-3, 60, 0.05
 TOKENIZER_PROBLEMS = 4000
@@ -43,7 +43,7 @@ def build_tokenizer(recipe: Recipe) -> Any:
 
 
 def build_model(recipe: Recipe, tokenizer: Any) -> Any:
-    """A model with random weights for this tokenizer."""
+    """Make a model with random weights for this tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
@@ -63,7 +63,7 @@ def build_model(recipe: Recipe, tokenizer: Any) -> Any:
 
 
 class Encoder:
-    """Problems to ids and labels; only the solution and the EOS after it are learned."""
+    """Tokenizes problems. Only the solution and its EOS are learned."""
 
     def __init__(self, tokenizer: Any, rng: random.Random) -> None:
         self.tokenizer, self.rng = tokenizer, rng
@@ -82,7 +82,7 @@ class Encoder:
 
 
 def batches(recipe: Recipe, tokenizer: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endlessly ids [B, T] and labels [B, T], -100 where nothing is learned."""
+    """Draw batches without end: ids [B, T] and labels [B, T], which are -100 where nothing is learned."""
     rng = random.Random(recipe.seed)
     encode = Encoder(tokenizer, rng)
     problems = draw_problems("train", recipe.seed, recipe.mixture)
@@ -103,9 +103,9 @@ def _pad(rows: Sequence[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
 
 
 def train(recipe: Recipe, out: Path, *, steps: int | None = None, checkpoints: Path | None = None) -> Path:
-    """Train one model and save it with its tokenizer under `out`; return its folder.
+    """Train one model and save it with its tokenizer under `out`. Returns its folder.
 
-    `checkpoints` is a folder for weights on the way, which the skill-gap measurement reads.
+    `checkpoints` is a folder for weights during training, which `measure_models.py gap` reads.
     """
     started = time.perf_counter()
     count = steps or recipe.steps
@@ -148,7 +148,7 @@ def train(recipe: Recipe, out: Path, *, steps: int | None = None, checkpoints: P
 
 
 def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, which saves about half the steps here; AdamW for all else."""
+    """Make the optimizers: Muon for the layers' matrices, which halves the steps here, and AdamW for the rest."""
     named = list(model.named_parameters())
     inner = [p for name, p in named if p.dim() == 2 and "embed" not in name and "head" not in name]
     tables = [p for name, p in named if p.dim() == 2 and ("embed" in name or "head" in name)]
@@ -167,7 +167,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 def save(recipe: Recipe, model: Any, tokenizer: Any, folder: Path) -> Path:
-    """Write weights of 16 bits; the configuration says float32, so they load as that. transformers 4 reads it too."""
+    """Save a model so that transformers 4 reads it too. Weights have 16 bits, but load as float32."""
     folder.mkdir(parents=True, exist_ok=True)
     half = build_model(recipe, tokenizer).half()
     half.load_state_dict(model.state_dict())
@@ -177,26 +177,26 @@ def save(recipe: Recipe, model: Any, tokenizer: Any, folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     tokenizer.save_pretrained(folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # what both know; transformers 5 writes its new name
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # both versions know this; transformers 5 writes a new name
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "model.safetensors").chmod(0o644)
     return folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python tools/demo_models/train_models.py", description=(__doc__ or "").partition("\n\n")[2]
     )
     parser.add_argument("models", nargs="*", help=f"of {', '.join(RECIPES)}; all by default")
     parser.add_argument("--out", type=Path, required=True, help="folder for the models")
-    parser.add_argument("--checkpoints", type=Path, help="folder for weights on the way")
+    parser.add_argument("--checkpoints", type=Path, help="folder for weights during training")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--threads", type=int, default=1, help="of torch; results depend on it in the last digits")
     options = parser.parse_args(arguments)
     unknown = set(options.models) - RECIPES.keys()
     if unknown:
-        parser.error(f"models must be of {', '.join(RECIPES)}, got {', '.join(sorted(unknown))}")
+        parser.error(f"models must be among {', '.join(RECIPES)}, got {', '.join(sorted(unknown))}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
     from transformers.utils import logging as transformers_logging

@@ -1,4 +1,4 @@
-"""What all commands print with: two consoles, errors for a person, and texts that cannot act on a terminal."""
+"""Print for all commands: two consoles, error messages, and texts whose control characters are visible."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def write_anything() -> None:
 
 
 def fail(message: object) -> typer.Exit:
-    """Print an error for a person; raise what this returns."""
+    """Print an error, and return the exception to raise."""
     errors.print(f"[bold red]error:[/] {plain(message)}", soft_wrap=True)
     return typer.Exit(code=1)
 
 
 def plain(text: object) -> str:
-    """Text that rich prints as it is: no markup, and control characters visible."""
+    """Make rich print a text as it is: without markup, and with visible control characters."""
     return visible(str(text)).replace("[", r"\[")

@@ -1,13 +1,15 @@
-"""`unite demo`: what an ensemble gains, seen in a minute, with the models that ship with the package."""
+"""`unite demo`: show in a minute what an ensemble gains, with the models that ship with the package."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from .._text import visible
 from .console import console, fail
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 def demo(
     problem: Annotated[
-        str | None, typer.Option(help='Work this problem of yours and nothing else, for example "Mia has 12 pens ...".')
+        str | None, typer.Option(help='Solve only this problem of yours, for example "Mia has 12 pens ...".')
     ] = None,
     problems: Annotated[
         int, typer.Option(min=9, max=360, help="How many of the 360 held-out test problems to run.")
@@ -30,20 +32,21 @@ def demo(
     k: Annotated[int, typer.Option(min=1, max=200, help="How many tokens each model proposes per step.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     trace: Annotated[
-        Path | None, typer.Option(help="Write how that problem was worked: a page (.html) or data (.json).")
+        Path | None, typer.Option(help="Write the trace of that problem: a page (.html) or data (.json).")
     ] = None,
 ) -> None:
-    """Four small models that ship with the package solve word problems, alone and together.
+    """Let four small models that ship with the package solve word problems, alone and together.
 
-    qwen2, mistral and llama are about equally good and make different mistakes, each having rarely seen other kinds of
-    problems; gpt-neox is much weaker. Their tokenizers cut the same text differently. At every step each model
-    proposes its k likeliest tokens, the proposals are united, every model scores all of them, and the average decides.
+    qwen2, mistral and llama are about equally good. They make different mistakes, because each has rarely seen some
+    kinds of problems. gpt-neox is much weaker. Their tokenizers split the same text differently. At every step each
+    model proposes its k likeliest tokens, the proposals are united, every model scores all of them, and the average
+    decides.
 
     The table shows the share of right answers with its 95 % interval, for each model alone, the pairs, the three, and
-    what happens when the weak one joins. Then one problem is worked step by step: marked are the places where
-    the ensemble overruled its primary, the first member. Nothing is downloaded.
+    with the weak one. Then one problem is solved step by step. The places where the ensemble overruled its primary, the
+    first member, are marked. Nothing is downloaded.
 
-    The models know nine kinds of problems and numbers below about 100; see docs/demo.md for how they say them.
+    The models know nine kinds of problems with numbers below about 100; docs/demo.md shows how they are worded.
 
     Example: unite demo --problem "Leo has 23 stamps, finds 18 more and then loses 5. How many stamps does Leo have
     now?"
@@ -55,15 +58,14 @@ def demo(
     from ..trace.trace import check_path
 
     if problem is not None and not problem.strip():
-        raise fail("--problem must not be empty: give a question in quotes")
+        raise fail("--problem must be a question in quotes, got an empty text")
     if trace is not None:
         try:
             check_path(trace)
         except ValueError as error:
             raise fail(error) from None
-    # One thread: with models this small, waiting for a second one costs more than it brings.
-    torch.set_num_threads(1)
-    # One bar per model loaded would drown the demo's own.
+    torch.set_num_threads(1)  # models this small gain nothing from a second thread
+    # The bars for loading models would hide the demo's own.
     transformers_logging.disable_progress_bar()
     members = {name: load_member(name) for name in MODELS}
     results: list[Result] = []
@@ -86,7 +88,7 @@ def demo(
 
 
 def _run_table(members: dict[str, Member], size: int, k: int, *, quiet: bool) -> tuple[list[Result], Problem]:
-    """Every line of the table, and the problem to show: one the ensemble solves and its primary alone does not."""
+    """Run every line of the table. Also returns a problem that the three solve and their primary alone does not."""
     from tqdm import tqdm
 
     from ..demo import COMPARABLE
@@ -105,7 +107,7 @@ def _run_table(members: dict[str, Member], size: int, k: int, *, quiet: bool) ->
 
 
 def _work_by_all(members: dict[str, Member], question: str, k: int) -> tuple[dict[str, str], Trace]:
-    """What every model says alone, and how the three come to what they say together."""
+    """Answer a question with every model alone, and with the three together, traced."""
     from ..demo import COMPARABLE
     from ..demo.run import work_one
 
@@ -115,7 +117,7 @@ def _work_by_all(members: dict[str, Member], question: str, k: int) -> tuple[dic
 
 def _as_json(
     results: list[Result], shown: Problem | None, question: str, alone: dict[str, str], trace: Trace
-) -> dict[str, Any]:
+) -> dict[str, object]:
     steps = [
         {
             "text": step.piece,
@@ -136,7 +138,7 @@ def _as_json(
 
 
 def _wanted(trace: Trace, step: TraceStep) -> str | None:
-    """What the primary alone would have said at a step that overruled it; empty for the end of the text."""
+    """The primary's own token at a step that overruled it, else None; empty for the end of the text."""
     if step.decided != "overruled":
         return None
     wanted = step.ids[step.favorites[trace.primary]][trace.primary]
@@ -144,7 +146,7 @@ def _wanted(trace: Trace, step: TraceStep) -> str | None:
 
 
 def _section(result: Result) -> tuple[int, bool]:
-    """Lines of the table that belong together: as many members, with or without the weak one."""
+    """A key for lines of the table that belong together: as many members, with or without the weak one."""
     from ..demo import WEAK
 
     joined = WEAK in result.members and len(result.members) > 1
@@ -152,8 +154,6 @@ def _section(result: Result) -> tuple[int, bool]:
 
 
 def _print_table(results: list[Result]) -> None:
-    from rich.table import Table
-
     from ..demo import COMPARABLE
 
     table = Table(title=f"{len(results[0].right)} held-out problems", title_justify="left")
@@ -173,15 +173,13 @@ def _print_table(results: list[Result]) -> None:
         table.add_row(r.name, *cells, style="bold" if r.members == COMPARABLE else None, end_section=grows)
     console.print(table)
     console.print(
-        "Tokens per step: the united proposals that the members score at a step, on average. Time per token: many "
-        "problems run side by side.\n",
+        "Tokens per step: how many united proposals the members score at a step, on average. Time per token: with many "
+        "problems side by side.\n",
         style="dim",
     )
 
 
 def _print_worked(shown: Problem | None, question: str, alone: dict[str, str], trace: Trace) -> None:
-    from rich.text import Text
-
     from ..demo import COMPARABLE
     from ..demo.problems import read_answer
 

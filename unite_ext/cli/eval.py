@@ -1,4 +1,4 @@
-"""`unite eval`: members and methods on benchmarks, through lm-evaluation-harness."""
+"""`unite eval`: evaluate members and methods on benchmarks with lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from .console import console, errors, fail, plain
 from .eval_demo import evaluate_demo
 from .resume import describe_run, keep_answers
 
+Results = dict[str, Any]
+"""What lm_eval's `simple_evaluate` returns."""
+
 
 def evaluate(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A member: Hugging Face name, folder or .gguf file. Once per member; the first leads."),
+        typer.Option(help="A member: Hugging Face name, folder or .gguf file. Once per member, the primary first."),
     ] = None,
     tasks: Annotated[
         str, typer.Option(help="Tasks of lm_eval, separated by commas; unite_paper is the paper's six benchmarks.")
@@ -28,7 +32,8 @@ def evaluate(
         typer.Option("--demo", help="All methods on the bundled models and their test problems; no lm-eval needed."),
     ] = False,
     method: Annotated[
-        str | None, typer.Option(help="unite (the default) or another method; docs/methods.md. With --demo: only it.")
+        str | None,
+        typer.Option(help="unite (the default) or another method, see docs/methods.md. With --demo: run only this."),
     ] = None,
     method_options: Annotated[
         str | None, typer.Option(help="The method's own options, as name:value;name:value.")
@@ -37,11 +42,12 @@ def evaluate(
         Path | None, typer.Option(help="Folder with the data of the unite_... tasks; else UNITE_BENCHMARKS.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for results and samples; answers are kept there, so a run can go on.")
+        Path | None,
+        typer.Option(help="Folder for results and samples. Answers are kept there, so that a run can be continued."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only this many problems per task.")] = None,
     k: Annotated[int, typer.Option(help="How many tokens every member proposes per step.")] = 10,
-    primary: Annotated[int, typer.Option(help="Which member leads, counted from 0.")] = 0,
+    primary: Annotated[int, typer.Option(help="Which member is the primary, counted from 0.")] = 0,
     weight: Annotated[
         list[float] | None, typer.Option(help="A member's weight, once per member; uniform by default.")
     ] = None,
@@ -55,18 +61,18 @@ def evaluate(
     """Evaluate an ensemble, or one model alone, on benchmarks with lm-evaluation-harness.
 
     Needs pip install 'unite_ext[eval]'. With --output the folder holds what `unite select` reads, and a run that was
-    stopped goes on when it is started again. Answers of other models or options are not used.
+    stopped continues when it is started again. Answers of other models or options are not used.
 
     Example: unite eval --model A --model B --tasks unite_gsm8k --benchmarks data --output results --method gac
     """
 
     if demo:
         if model or tasks:
-            raise fail("--demo brings its own models and problems: give no --model and no --tasks")
+            raise fail("--model and --tasks must not be given with --demo, which has its own models and problems")
         evaluate_demo(method, output, limit, as_json)
         return
     if not model or not tasks:
-        raise fail("--model and --tasks are needed (or --demo)")
+        raise fail("--model and --tasks must be given, or --demo")
     method = method or "unite"
     try:
         from lm_eval.evaluator import simple_evaluate
@@ -88,23 +94,23 @@ def evaluate(
         bundled = Path(__file__).parent.parent / "harness" / "tasks"
         manager = TaskManager(include_path=str(bundled), include_defaults=others)
         loaded = manager.load(names)  # reads the data, before any model is loaded
-        options: dict[str, Any] = {
+        decisive: dict[str, object] = {
             "k": k, "primary": primary, "weights": weight, "method": method, "method_options": parsed, "dtype": dtype,
-            "trust_remote_code": trust_remote_code,
         }  # fmt: skip
-        if device:
-            options["device"] = device[0] if len(device) == 1 else device
-        lm = UniteLM(model, batch_size=batch_size, **options)
+        placed = None if not device else device[0] if len(device) == 1 else device
+        lm = UniteLM(
+            model, batch_size=batch_size, k=k, primary=primary, weights=weight, method=method, method_options=parsed,
+            dtype=dtype, trust_remote_code=trust_remote_code, device=placed,
+        )  # fmt: skip
         tracker = EvaluationTracker(output_path=str(output)) if output else None
         answers = None
         if output:
             output.mkdir(parents=True, exist_ok=True)
-            decisive = {n: v for n, v in options.items() if n not in ("device", "trust_remote_code")}
             answers, unlike = keep_answers(output, describe_run(model, {**decisive, "chat": chat}))
             for differing in unlike:
                 errors.print(f"[yellow]note:[/] answers of another run are not used: {plain(differing)}")
         with quiet_git():
-            results: Any = simple_evaluate(
+            results: Results = simple_evaluate(
                 lm,
                 tasks=names,
                 limit=limit,
@@ -118,6 +124,7 @@ def evaluate(
         raise fail(error) from None
     del loaded
     if tracker:
+        options = {**decisive, "trust_remote_code": trust_remote_code, **({"device": placed} if placed else {})}
         _save(tracker, results, ";".join(model), method, options)
     if as_json:
         typer.echo(json.dumps(results["results"], default=str))
@@ -125,8 +132,8 @@ def evaluate(
     console.print(_table(results))
 
 
-def _save(tracker: Any, results: dict[str, Any], name: str, method: str, options: dict[str, Any]) -> None:
-    """Write results and samples as `lm_eval --output_path --log_samples` does."""
+def _save(tracker: Any, results: Results, name: str, method: str, options: dict[str, object]) -> None:
+    """Write results and samples as `lm_eval --output_path --log_samples` does; `tracker` is lm_eval's."""
     label = name if method == "unite" else f"{name} ({method})"
     results["config"]["model_args"] = {"pretrained": label, **options}
     general = tracker.general_config_tracker
@@ -137,9 +144,7 @@ def _save(tracker: Any, results: dict[str, Any], name: str, method: str, options
         tracker.save_results_samples(task_name=task, samples=samples[task])
 
 
-def _table(results: dict[str, Any]) -> Any:
-    from rich.table import Table
-
+def _table(results: Results) -> Table:
     table = Table(title="Results", title_justify="left")
     for heading in ("task", "metric"):
         table.add_column(heading)

@@ -1,19 +1,24 @@
-"""`unite eval --demo`: every method on the models that ship with the package."""
+"""`unite eval --demo`: measure every method on the models that ship with the package."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
+from rich.table import Table
 
 from .console import console, errors, fail
 from .resume import describe_run, differences, read_run, write_run
 
+if TYPE_CHECKING:
+    from ..demo.methods import Measured
+
 
 def evaluate_demo(method: str | None, output: Path | None, limit: int | None, as_json: bool) -> None:
-    """Run the bundled models alone and under every method on the demo's test problems, and print one table."""
+    """Run the bundled models alone and with every method on the demo's test problems, and print one table."""
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -46,17 +51,16 @@ def evaluate_demo(method: str | None, output: Path | None, limit: int | None, as
         raise fail(error) from None
     finally:
         torch.set_num_threads(threads)
-    rows = [measured.to_dict() for measured in found]
     if as_json:
-        typer.echo(json.dumps(rows))
+        typer.echo(json.dumps([measured.to_dict() for measured in found]))
         return
-    console.print(_table(rows))
+    console.print(_table(found))
     if output:
         console.print(f"Results and samples are in {output}, for unite select.", soft_wrap=True)
 
 
 def _keep_run(output: Path) -> None:
-    """Say what the results in a folder are of; raise ValueError if they are of other models or another unite_ext."""
+    """Write down which run a folder's results are of. ValueError if they are of other models or another unite_ext."""
     from .. import __version__
     from ..demo import MODELS, model_folder
 
@@ -64,26 +68,25 @@ def _keep_run(output: Path) -> None:
     path = output / "demo.run.json"
     kept = read_run(path)
     if kept is None and any(output.glob("*/results_n*.json")):
-        raise ValueError(f"{output} has results but no {path.name} that says of which models; name another folder")
+        raise ValueError(f"{output} has results but no {path.name} that names their models; choose another folder")
     if kept is not None and (found := differences(kept, run)):
-        raise ValueError(f"{output} holds results of another run: {'; '.join(found)}; name another folder")
+        raise ValueError(f"{output} holds results of another run: {'; '.join(found)}; choose another folder")
     output.mkdir(parents=True, exist_ok=True)
     write_run(path, run)
 
 
-def _table(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=f"{rows[0]['problems']} test problems, the 95 % interval in brackets", title_justify="left")
+def _table(found: Sequence[Measured]) -> Table:
+    table = Table(title=f"{found[0].problems} test problems, the 95 % interval in brackets", title_justify="left")
     table.add_column("model or method")
     for heading in ("accuracy", "tokens per step", "ms per token", "extra memory"):
         table.add_column(heading, justify="right")
-    for row in rows:
+    for measured in found:
+        low, high = measured.interval
         table.add_row(
-            row["name"],
-            f"{row['accuracy']:.1f} % ({row['low']:.1f}–{row['high']:.1f})",
-            str(row["tokens_per_step"]) or "–",
-            f"{row['ms_per_token']:.2f}",
-            f"{row['extra_kb']:,.0f} kB" if row["extra_kb"] else "–",
+            measured.name,
+            f"{100 * measured.accuracy:.1f} % ({100 * low:.1f}–{100 * high:.1f})",
+            "–" if measured.tokens_per_step is None else str(round(measured.tokens_per_step, 2)),
+            f"{measured.ms_per_token:.2f}",
+            f"{measured.extra_bytes / 1000:,.0f} kB" if measured.extra_bytes else "–",
         )
     return table

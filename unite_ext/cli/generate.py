@@ -85,6 +85,13 @@ def generate(
     gate: Annotated[
         float | None, typer.Option(help="Do not ask the others where the primary is surer than this.")
     ] = None,
+    speculate: Annotated[
+        str | None,
+        typer.Option(
+            help="Draft some tokens and ask all members about them in one pass: the same text in fewer passes. auto, a "
+            "number of tokens, ngram, or a member that drafts."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts that run side by side.")] = 8,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[list[str] | None, typer.Option(help="A device for all members, or once per member.")] = None,
@@ -93,7 +100,8 @@ def generate(
     """Let several models write one text together.
 
     A single prompt streams to the terminal. Several prompts, --json or --output give JSON lines, one per prompt as it
-    finishes; Ctrl-C keeps what is done, and --resume goes on from there.
+    finishes; Ctrl-C keeps what is done, and --resume goes on from there. A file beside --output, ending in .run.json,
+    says which models and options its rows are of.
 
     Examples:
 
@@ -121,12 +129,13 @@ def generate(
             return
         from ..decoding.ensemble import UniteEnsemble
         from ..methods.registry import is_answer_method, parse_options
-        from ..options import GenerationOptions
+        from ..options import GenerationOptions, parse_speculate
 
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample,
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "gate": gate,
             "repetition_penalty": repetition_penalty, "stop": [s.replace("\\n", "\n") for s in stop or []],
+            "speculate": parse_speculate(speculate),
         }  # fmt: skip
         GenerationOptions(**options)  # complains before anything is loaded
         sources = prepare_members(

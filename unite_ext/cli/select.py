@@ -1,13 +1,14 @@
-"""`unite select`: which models to ensemble."""
+"""`unite select`: choose the models of an ensemble from their scores."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from .console import console, errors, fail, plain
 
@@ -37,12 +38,12 @@ def select(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Choose the models of an ensemble from their scores: similar skill, similar style.
+    """Choose the models of an ensemble from their scores: similar accuracy, similar style.
 
     Starts with the most accurate model and adds the next best that is within --max-gap points of it and whose mean
-    response length is within a factor of --max-length-ratio, until there are --max-models or nobody is left
+    response length is within a factor of --max-length-ratio, until there are --max-models or no model is left
     (arXiv 2410.03777, section 4.1). Prints the reason for every refusal, and the chosen models' adaptive weights.
-    Results of ensembles are no candidates.
+    Results of ensembles are left out.
 
     Example: unite select results/ --task gsm8k --max-models 3
     """
@@ -58,14 +59,14 @@ def select(
             for name in sorted(shorter, key=len, reverse=True):
                 note = note.replace(name, shorter[name])
             errors.print(f"[yellow]note:[/] {plain(note)}")
-        if not as_json:  # for a person; programs get the names as they were written
+        if not as_json:  # JSON keeps the names as they were written
             scores = {shorter[name]: score for name, score in scores.items()}
         selection = select_models(scores, max_models=max_models, max_gap=max_gap, max_length_ratio=max_length_ratio)
     except (ValueError, TypeError, OSError) as error:
         raise fail(error) from None
     try:
         weights = dict(zip(selection.chosen, selection.adaptive_weights()))
-    except ValueError:  # nobody beats guessing: there is nothing to weigh
+    except ValueError:  # no model is better than guessing
         weights = {}
 
     if as_json:
@@ -75,22 +76,20 @@ def select(
         return
     console.print(_table(selection, weights))
     for name, reason in selection.refused.items():
-        name = _shorten(name, console.width - len(reason) - 2)  # one line each
+        name = _shorten(name, console.width - len(reason) - 2)  # so that each takes one line
         console.print(f"{plain(name)}: {plain(reason)}", soft_wrap=True)
     if len(selection.chosen) == 1:
-        console.print("Only one model is left: use it alone, the others would do it harm.")
+        console.print("Only one model is left: use it alone, an ensemble with the others would be worse.")
 
 
 def _shorten(text: str, width: int) -> str:
-    """The text in at most so many characters, but never less than ten."""
+    """Shorten a text to so many characters, but not to less than ten."""
     width = max(width, 10)
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _table(selection: Selection, weights: dict[str, float]) -> Any:
+def _table(selection: Selection, weights: dict[str, float]) -> Table:
     """All candidates in order of accuracy, in at most 80 columns."""
-    from rich.table import Table
-
     from ..selection.rule import figures
 
     best = selection.chosen[0]

@@ -1,4 +1,4 @@
-"""`unite trace`: look at saved traces."""
+"""`unite trace`: show saved traces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .console import console, errors, fail
 
 
 def save_and_say(traces: Sequence[Trace], path: Path) -> None:
-    """Write traces, and tell where they are and what to do with them."""
+    """Write traces, and print where they are and how to look at them."""
     save_traces(traces, path)
     how = "open it in a browser" if path.suffix.lower() == ".html" else f"unite trace {path} shows it"
     errors.print(f"trace: {path} ({how})", markup=False, highlight=False, soft_wrap=True)
@@ -23,14 +23,14 @@ def save_and_say(traces: Sequence[Trace], path: Path) -> None:
 
 def trace(
     file: Annotated[Path, typer.Argument(help="A .json file that `unite generate --trace` wrote.")],
-    html: Annotated[Path | None, typer.Option(help="Write a page for a browser here, not on the terminal.")] = None,
-    text: Annotated[int, typer.Option(min=1, help="Which of its texts to print, counted from 1.")] = 1,
+    html: Annotated[Path | None, typer.Option(help="Write a page for a browser to this file.")] = None,
+    text: Annotated[int, typer.Option(min=1, help="Which of the file's texts to print, counted from 1.")] = 1,
     step: Annotated[int | None, typer.Option(help="Print the union of this step, counted from 1.")] = None,
 ) -> None:
-    """Show who decided each token of a text, and what every model thought.
+    """Show who decided each token of a text, and every model's probabilities.
 
-    On the terminal: the text in colours, with totals; --step shows one step's union. --html makes the same into one
-    page that needs no network: every token's union under the pointer or the arrow keys.
+    On the terminal: the text in colours, with totals. --step shows one step's union. --html writes one page that needs
+    no network and shows the union of the token under the pointer or chosen with the arrow keys.
 
     Examples:
 
@@ -45,15 +45,15 @@ def trace(
 
     try:
         if html is not None and check_path(html).suffix.lower() != ".html":
-            raise ValueError(f"--html writes a page: name a .html file, got {html}")
+            raise ValueError(f"--html must be a .html file, got {html}")
         traces = load_traces(file)
         if not traces:
-            raise ValueError(f"{file} holds no trace")
+            raise ValueError(f"{file} must hold a trace, got none")
         if html is not None:
             save_and_say(traces, html)
             return
         if text > len(traces):
-            raise ValueError(f"--text must be 1 to {len(traces)}, the texts that {file} holds; got {text}")
+            raise ValueError(f"--text must be from 1 to {len(traces)}, the number of texts in {file}, got {text}")
         if step is None:
             print_trace(traces[text - 1], console)
         else:

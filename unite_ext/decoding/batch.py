@@ -1,33 +1,22 @@
-"""One step of the running requests: the members' scores, the choice, and its consequences for texts and contexts."""
+"""What the running requests do in a step of the engine: take a token, score targets, or try a draft."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from .._core import BAD_INCLUDE
-from ..members.base import BaseMember, Context, Scores
-from ..members.context import LogitScores
-from ..methods.base import TokenMethod
-from ..reference import StepResult
+from ..members.base import BaseMember, Context, Place, Scores
 from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import append_all
-from .processors import Processors
-from .request import Request, StepRecord, TargetScore
-from .sampling import sample
+from .choice import Choice, Chooser
+from .drafts import Drafter, DraftLengths
+from .evaluation import Evaluator
+from .places import place_length, places_along
+from .request import Request, StepRecord
 
-_TINY = torch.finfo(torch.float32).tiny  # a probability of 0 counts as this
-
-
-class MemberOutOfMemory(Exception):
-    """A member ran out of memory in a pass; which one, and torch's error as the cause."""
-
-    def __init__(self, member: int) -> None:
-        super().__init__(member)
-        self.member = member
+_PLACE_BYTES = 1 << 28  # of the logits of one pass over many places
+ACCEPTANCE_RATE = 0.05  # weight of one drafted token in the running share of those that are taken
 
 
 class StepRunner:
@@ -50,59 +39,107 @@ class StepRunner:
         self.contexts = contexts
         self.alignment = alignment
         self.primary = primary
+        self.evaluator = Evaluator(members, contexts, alignment)
+        self.chooser = Chooser(members, alignment, primary)
+        self.drafter = Drafter(self.evaluator, primary)
+        self.lengths = DraftLengths()
         self._eos = frozenset(alignment.vocabularies[primary].eos_token_ids)
-        self._processors = Processors([v.eos_token_ids for v in alignment.vocabularies])
         self._token_bytes = alignment.vocabularies[primary].token_bytes
-        self._shares_ids = [print_ == alignment.fingerprints[primary] for print_ in alignment.fingerprints]
         self._limits = [
-            (context, member.context_length)
-            for member, context in zip(members, contexts)
-            if member.context_length is not None
+            (m, member.context_length) for m, member in enumerate(members) if member.context_length is not None
         ]
+        self.max_places = max(1, _PLACE_BYTES // (4 * max(member.num_logits for member in members)))
 
     @torch.no_grad()
     def step(self, requests: Sequence[Request]) -> None:
         """Take one step of every request; those that end or fail say so.
 
+        A request with targets scores as many as fit into a pass; one that speculates may take several tokens.
+
         Raises
         ------
         MemberOutOfMemory
-            No request has changed.
+            Texts and ids are as they were; what the contexts have read is not.
         """
-        first = self._scores(self.primary, requests)
+        scoring = [request for request in requests if request.targets is not None]
+        generating = [request for request in requests if request.targets is None]
+        if scoring:
+            self._score(scoring)
+        plain = [request for request in generating if request.drafter is None]
+        for drafter in {request.drafter: None for request in generating if request.drafter is not None}:
+            self._speculate([request for request in generating if request.drafter == drafter])
+        if plain:
+            self._take_one(plain)
+
+    def _take_one(self, requests: Sequence[Request]) -> None:
+        """One token of every request."""
+        first = self.evaluator.next_scores(self.primary, requests)
         gated = self._gated(first, requests)
         open_rows = [r for r in range(len(requests)) if r not in gated]
-        chosen: list[int | None] = [gated.get(r) for r in range(len(requests))]
+        choices = {r: self._gated_choice(requests[r], token_id) for r, token_id in gated.items()}
         if open_rows:
             asked = [requests[r] for r in open_rows]
-            primary_scores = first.select(open_rows) if gated else first
-            scores = [primary_scores if m == self.primary else self._scores(m, asked) for m in range(len(self.members))]
-            for r, token_id in zip(open_rows, self._decide(scores, asked)):
-                chosen[r] = token_id
+            scores = self._all_scores(asked, first.select(open_rows) if gated else first)
+            choices |= zip(open_rows, self.chooser.choose(scores, asked))
+        grown: list[Request] = []
+        pieces: list[bytes] = []
         for r, request in enumerate(requests):
-            if request.error is None:
-                request.num_steps += 1
-                if r in gated:
-                    request.gated_steps += 1
-                    if request.keeps_records:
-                        request.records.append(self._gated_record(gated[r]))
-        self._emit(requests, chosen)
+            request.gated_steps += r in gated
+            if self._take(request, choices[r]):
+                grown.append(request)
+                pieces.append(self._token_bytes[request.ids[-1]])
+        self._grow_contexts(grown, pieces, [[request.ids[-1]] for request in grown])
 
-    def _scores(self, m: int, requests: Sequence[Request]) -> Scores:
-        """A member's scores after its processors, on the alignment's device."""
-        try:
-            scores = self.contexts[m].evaluate([request.key for request in requests])
-        except torch.OutOfMemoryError as error:
-            raise MemberOutOfMemory(m) from error
-        scores = self._processors.apply(m, scores, requests, self.contexts[m])
-        logits = scores.logits
-        if logits is None:
-            return scores
-        if logits.dtype == torch.float64:
-            return LogitScores(logits.float().to(self.alignment.device))
-        if logits.device != self.alignment.device:
-            return LogitScores(logits.to(self.alignment.device))
-        return scores
+    def _all_scores(self, requests: Sequence[Request], first: Scores) -> list[Scores]:
+        return [
+            first if m == self.primary else self.evaluator.next_scores(m, requests) for m in range(len(self.members))
+        ]
+
+    def _take(self, request: Request, choice: Choice) -> bool:
+        """Take a choice into a request; whether its text has grown."""
+        if choice.error is not None:
+            request.error = choice.error
+            return False
+        request.num_steps += 1
+        if choice.record is not None:
+            request.records.append(choice.record)
+        if choice.token_id is None or choice.token_id in self._eos:
+            request.finish_reason = "eos"
+            return False
+        request.emit(choice.token_id, self._token_bytes[choice.token_id])
+        if not request.finish_reason and len(request.ids) >= request.options.max_new_tokens:
+            request.finish_reason = "length"
+        return True
+
+    def _grow_contexts(
+        self,
+        requests: Sequence[Request],
+        pieces: Sequence[bytes],
+        new_ids: Sequence[Sequence[int]],
+        asked: int | None = None,
+    ) -> None:
+        """Bring the members' contexts to the texts, which have grown by these bytes and ids of the primary.
+
+        `asked` names a member whose context is there already.
+        """
+        if not requests:
+            return
+        keys = [request.key for request in requests]
+        for m, context in enumerate(self.contexts):
+            if requests[0].syncs[m] is None:
+                if m != asked:
+                    for key, ids in zip(keys, new_ids):
+                        context.edit(key, 0, ids)
+                continue
+            syncs = [sync for request in requests if (sync := request.syncs[m]) is not None]
+            for key, (drop, append) in zip(keys, append_all(syncs, pieces)):
+                context.edit(key, drop, append)
+        for m, limit in self._limits:
+            lengths = self.contexts[m].lengths(keys)
+            if max(lengths) >= limit:
+                for request, length in zip(requests, lengths):
+                    if length >= limit and not request.finish_reason:
+                        request.finish_reason = "length"
 
     def _gated(self, scores: Scores, requests: Sequence[Request]) -> dict[int, int]:
         """The primary's token of every row that its gate decides."""
@@ -118,131 +155,124 @@ class StepRunner:
         pairs = torch.stack([top.double(), ids.double()]).tolist()
         return {r: int(pairs[1][r]) for r, gate in gates.items() if pairs[0][r] > gate}
 
-    def _decide(self, scores: Sequence[Scores], requests: Sequence[Request]) -> list[int | None]:
-        """The primary's id for every request, None for EOS without an id; one launch per method."""
-        groups: dict[tuple[int, bool], list[int]] = {}
-        for r, request in enumerate(requests):
-            groups.setdefault((id(request.method), request.targets is not None), []).append(r)
-        if len(groups) == 1:
-            return self._decide_alike(requests[0].method, scores, requests)
-        chosen: list[int | None] = [None] * len(requests)
-        for rows in groups.values():
-            own = [requests[r] for r in rows]
-            found = self._decide_alike(own[0].method, [s.select(rows) for s in scores], own)
-            for r, token_id in zip(rows, found):
-                chosen[r] = token_id
-        return chosen
+    def _gated_choice(self, request: Request, token_id: int) -> Choice:
+        record = None
+        if request.keeps_records:
+            ids = [token_id if m == self.primary else -1 for m in range(len(self.members))]
+            record = StepRecord([ids], [1.0], [[1.0 if i == token_id else 0.0 for i in ids]], 0, gated=True)
+        return Choice(token_id, record=record)
 
-    def _decide_alike(
-        self, method: TokenMethod, scores: Sequence[Scores], requests: Sequence[Request]
-    ) -> list[int | None]:
-        states = [request.state for request in requests]
-        if requests[0].targets is None:
-            return self._choose(method.step(scores, states), requests)
-        wanted = [request.targets[len(request.ids)] for request in requests if request.targets is not None]
-        targets = torch.tensor(wanted, device=self.alignment.device)
-        probs, step = method.likelihood(scores, states, targets)
-        return self._take_targets(probs, step, targets, wanted, requests)
+    # Targets
 
-    def _choose(self, step: StepResult, requests: Sequence[Request]) -> list[int | None]:
-        """Take the largest average, or draw. The step's one wait for the device."""
-        packed = torch.stack([step.next_ids[:, self.primary], step.winner.long(), step.status.long()]).cpu()
-        ids, winners, status = packed.tolist()
-        drawing = [r for r, request in enumerate(requests) if request.options.do_sample and status[r] == 0]
-        if drawing:
-            emits = self._emits(step).cpu()
-            probs = step.union_probs.cpu().double()
-            union = step.union_ids[:, :, self.primary].cpu()
-            for r in drawing:
-                winners[r] = sample(probs[r] * emits[r], requests[r].options, requests[r].generator)
-                ids[r] = int(union[r, winners[r]])
-        self._record(step, requests, winners, status)
-        return [None if i < 0 else i for i in ids]
+    def _score(self, requests: Sequence[Request]) -> None:
+        """Score the next targets of every request, as many as one pass takes."""
+        room = max(1, self.max_places // len(requests))
+        chunks, places, cut = [], [], []
+        for request in requests:
+            ids = (request.targets or ())[len(request.ids) : len(request.ids) + room]
+            own = self._member_places(request, ids[:-1])
+            fitting = self._fitting(request, own)
+            cut.append(fitting < len(ids))
+            chunks.append(ids[:fitting])
+            places.append([member[:fitting] for member in own])
+        scores = [
+            self.evaluator.place_scores(m, requests, [own[m] for own in places]) for m in range(len(self.members))
+        ]
+        rows = [request for request, ids in zip(requests, chunks) for _ in ids]
+        choices = iter(self.chooser.choose(scores, rows, [i for ids in chunks for i in ids]))
+        grown = []
+        for request, ids, is_cut in zip(requests, chunks, cut):
+            self._take_scores(request, [next(choices) for _ in ids])
+            if request.error is None:
+                request.ids += ids
+                if is_cut or len(request.ids) >= len(request.targets or ()):
+                    request.finish_reason = "length"
+                else:
+                    grown.append((request, ids))
+        self._grow_contexts(
+            [request for request, _ in grown], [self._bytes_of(ids) for _, ids in grown], [ids for _, ids in grown]
+        )
 
-    def _take_targets(
-        self, probs: Tensor, step: StepResult, targets: Tensor, wanted: list[int], requests: Sequence[Request]
-    ) -> list[int | None]:
-        """Take every request's target, noting how likely it was."""
-        classes = self.alignment.classes[self.primary]
-        own = step.next_ids[:, self.primary]
-        same = (classes[own.clamp(min=0)] == classes[targets]) & (own >= 0)
-        packed = torch.stack([probs.double(), same.double(), step.status.double()]).cpu()
-        found, greedy, status = packed.tolist()
-        for r, request in enumerate(requests):
-            if status[r] == 0:
-                request.scores.append(TargetScore(math.log(max(found[r], _TINY)), bool(greedy[r])))
-        self._record(step, requests, step.winner.tolist(), [int(s) for s in status])
-        return list(wanted)
+    def _take_scores(self, request: Request, choices: Sequence[Choice]) -> None:
+        for choice in choices:
+            if choice.error is not None:
+                request.error = choice.error
+                return
+            if choice.score is not None:
+                request.scores.append(choice.score)
+                request.num_steps += 1
 
-    def _record(
-        self, step: StepResult, requests: Sequence[Request], winners: Sequence[int], status: Sequence[int]
-    ) -> None:
-        """Fail the requests whose row cannot be decided, and keep the others' records where they are wanted."""
-        for r, request in enumerate(requests):
-            if status[r] != 0:
-                request.error = self._failure(status[r], request)
-        kept = [r for r, request in enumerate(requests) if request.keeps_records and request.error is None]
-        if not kept:
-            return
-        union_ids, averages, members = (t.tolist() for t in (step.union_ids, step.union_probs, step.member_probs))
-        sizes = step.union_size.tolist()
-        for r in kept:
-            n = sizes[r]
-            requests[r].records.append(StepRecord(union_ids[r][:n], averages[r][:n], members[r][:n], winners[r]))
+    def _member_places(self, request: Request, ids: Sequence[int]) -> list[list[Place]]:
+        """Per member its places along these ids of the primary."""
+        pieces = [self._token_bytes[i] for i in ids]
+        return [places_along(request, m, ids, pieces) for m in range(len(self.members))]
 
-    def _failure(self, status: int, request: Request) -> ValueError:
-        where = f"prompt {request.index}, step {request.num_steps + 1}"
-        if status == BAD_INCLUDE:
-            return ValueError(f"{where}: the target is not an eligible id of the primary")
-        return ValueError(f"{where}: {self.members[status - 1].name} has no eligible logit above -inf")
-
-    def _emits(self, step: StepResult) -> Tensor:
-        """[B, U] bool: slots the primary can emit, and EOS."""
-        emits = step.union_ids[:, :, self.primary] >= 0
-        if not self._eos:
-            for m, vocabulary in enumerate(self.alignment.vocabularies):
-                eos = torch.tensor(list(vocabulary.eos_token_ids), device=emits.device).long()
-                emits = emits | torch.isin(step.union_ids[:, :, m], eos)
-        return emits
-
-    def _gated_record(self, token_id: int) -> StepRecord:
-        ids = [token_id if m == self.primary else -1 for m in range(len(self.members))]
-        return StepRecord([ids], [1.0], [[1.0 if i == token_id else 0.0 for i in ids]], 0, gated=True)
-
-    def _emit(self, requests: Sequence[Request], chosen: Sequence[int | None]) -> None:
-        """Take every request's token into its text and into the members' contexts."""
-        going: list[Request] = []
-        ids: list[int] = []
-        for request, token_id in zip(requests, chosen):
-            if request.error is not None:
+    def _fitting(self, request: Request, places: Sequence[Sequence[Place]], asked: int | None = None) -> int:
+        """How many of the places stand within the contexts of all members but the one asked; at least one."""
+        fitting = max(map(len, places))
+        for m, limit in self._limits:
+            if m == asked:
                 continue
-            targets = request.targets
-            if targets is not None and len(request.ids) + 1 == len(targets):
-                request.finish_reason = "length"  # the last target has been scored: nothing is read after it
-            elif token_id is None or (token_id in self._eos and targets is None):
-                request.finish_reason = "eos"
-            else:
-                request.emit(token_id, self._token_bytes[token_id])
-                going.append(request)
-                ids.append(token_id)
-        if not going:
-            return
-        pieces = [self._token_bytes[token_id] for token_id in ids]
-        for m, context in enumerate(self.contexts):
-            if self._shares_ids[m]:
-                for request, token_id in zip(going, ids):
-                    context.edit(request.key, 0, [token_id])
-                continue
-            edits = append_all([sync for request in going if (sync := request.syncs[m]) is not None], pieces)
-            for request, (drop, append) in zip(going, edits):
-                context.edit(request.key, drop, append)
-        for request in going:
-            if len(request.ids) >= request.options.max_new_tokens and not request.finish_reason:
-                request.finish_reason = "length"
-        keys = [request.key for request in going]
-        for context, limit in self._limits:
-            lengths = context.lengths(keys)
-            if max(lengths) >= limit:
-                for request, length in zip(going, lengths):
-                    if length >= limit and not request.finish_reason:
-                        request.finish_reason = "length"
+            [length] = self.contexts[m].lengths([request.key])
+            for n, place in enumerate(places[m][1:fitting], 1):
+                if place_length(length, place) >= limit:
+                    fitting = n
+                    break
+        return fitting
+
+    def _bytes_of(self, ids: Sequence[int]) -> bytes:
+        return b"".join([self._token_bytes[i] for i in ids])
+
+    # Drafts
+
+    def _speculate(self, requests: Sequence[Request]) -> None:
+        """Try a draft of every request: steps are taken at all its places while the winners are the draft's tokens."""
+        drafts = self.drafter.draft(requests, self.lengths.choose(requests))
+        places = []
+        for request, draft in zip(requests, drafts.ids):
+            own = self._draft_places(request, draft, drafts.asked)
+            fitting = self._fitting(request, own, drafts.asked)
+            del draft[fitting - 1 :]
+            places.append([member[:fitting] for member in own])
+        scores = [
+            drafts.scores(self.evaluator, requests)
+            if m == drafts.asked
+            else self.evaluator.place_scores(m, requests, [own[m] for own in places])
+            for m in range(len(self.members))
+        ]
+        rows = [request for request, draft in zip(requests, drafts.ids) for _ in range(len(draft) + 1)]
+        choices = iter(self.chooser.choose(scores, rows))
+        new_ids = []
+        for request, draft in zip(requests, drafts.ids):
+            before = len(request.ids)
+            self._take_draft(request, draft, [next(choices) for _ in range(len(draft) + 1)])
+            new_ids.append(request.ids[before:])
+        drafts.settle(self.evaluator, requests, new_ids)
+        grown = [r for r, ids in enumerate(new_ids) if ids]
+        self._grow_contexts(
+            [requests[r] for r in grown],
+            [self._bytes_of(new_ids[r]) for r in grown],
+            [new_ids[r] for r in grown],
+            drafts.asked,
+        )
+        self.lengths.end()
+
+    def _draft_places(self, request: Request, draft: Sequence[int], asked: int | None) -> list[list[Place]]:
+        """Per member its places along a draft; the one that has been asked needs none."""
+        pieces = [self._token_bytes[i] for i in draft]
+        return [[] if m == asked else places_along(request, m, draft, pieces) for m in range(len(self.members))]
+
+    def _take_draft(self, request: Request, draft: Sequence[int], choices: Sequence[Choice]) -> None:
+        """Take the choices up to the first that is not the draft's token, which is taken instead."""
+        request.rounds += 1
+        request.drafted += len(draft)
+        for n, choice in enumerate(choices):
+            agrees = n < len(draft) and choice.token_id == draft[n]
+            if agrees and choice.record is not None:
+                choice.record.drafted = True
+            accepted = agrees and choice.error is None
+            request.accepted += accepted
+            if n < len(draft):
+                request.acceptance += (accepted - request.acceptance) * ACCEPTANCE_RATE
+            if not self._take(request, choice) or not agrees or request.done:
+                return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -17,20 +17,22 @@ from typing import cast
 import torch
 
 from .._checks import check_integer
-from .._memory import free_bytes
 from ..members.base import BaseMember, Prompt
+from ..members.names import short_names
 from ..methods.base import TokenMethod
 from ..options import GenerationOptions
 from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import TextSync
-from .batch import MemberOutOfMemory, StepRunner
+from .batch import StepRunner
+from .cache_memory import CacheMemory
+from .drafts import NGRAM_LENGTH
+from .evaluation import MemberOutOfMemory, guarded
 from .processors import check_processors
-from .request import Request
+from .request import NGRAM, Request
 
 logger = logging.getLogger(__name__)
 
 PREFILL_CHUNK = 512
-_KEPT_FREE = 0.1  # of the memory that is free at first: passes need some beside the caches
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Engine:
         self._max_requests = max_requests
         self._room = max_requests  # how many may run at present: fewer after a lack of memory
         self._prefill_chunk = prefill_chunk
-        self._memory = _Memory(self.members, cache_memory)
+        self._memory = CacheMemory(self.members, cache_memory)
         self._next_key = 0
         self._waiting: deque[Request] = deque()
         self._joined: dict[int, Request] = {}
@@ -175,6 +177,7 @@ class Engine:
         ids = _encoded(prompt) or self.encode(cast("Prompt", prompt))
         if len(ids) != len(self.members):
             raise ValueError(f"prompt must hold one list of ids per member, {len(self.members)}, got {len(ids)}")
+        drafter, draft_length = self._drafter(options.speculate)
         key = self._next_key
         self._next_key += 1
         index = key if index is None else index
@@ -188,9 +191,28 @@ class Engine:
             generator=_generator(seed + index) if options.do_sample else None,
             keeps_records=keeps_records,
             targets=targets,
+            drafter=drafter,
+            draft_length=draft_length,
         )
         self._waiting.append(request)
         return request
+
+    def _drafter(self, speculate: bool | int | str | None) -> tuple[int | str | None, int | None]:
+        """Who drafts, and drafts of how many tokens, None for what is measured to be fastest."""
+        if speculate is None or speculate is False:
+            return None, None
+        if speculate is True or speculate == "auto":
+            return self.primary, None
+        if isinstance(speculate, int):
+            return self.primary, speculate
+        if speculate == NGRAM:
+            return NGRAM, NGRAM_LENGTH
+        names = [member.name for member in self.members]
+        for called in (names, short_names(names)):
+            if speculate in called:
+                return called.index(speculate), None
+        known = ", ".join(short_names(names))
+        raise ValueError(f"speculate must be a number, 'auto', 'ngram' or a member ({known}), got {speculate!r}")
 
     def cancel(self, request: Request) -> None:
         """End a request where it stands; it leaves nothing behind. One that has ended is left alone."""
@@ -207,7 +229,7 @@ class Engine:
         try:
             self._admit(events)
             for m, context in enumerate(self.contexts):
-                _guarded(m, partial(context.prefill, self._prefill_chunk))
+                guarded(m, partial(context.prefill, self._prefill_chunk))
             self._start(events)
             running = list(self._running.values())
             if running:
@@ -225,6 +247,24 @@ class Engine:
                 continue
             self._leave(request)
         return events
+
+    def run(self, *, progress: bool = False) -> Iterator[Request]:
+        """Run all requests, yielding each as it finishes; then raise the first error of those that failed."""
+        from tqdm import tqdm
+
+        error: Exception | None = None
+        total = self.num_running + self.num_waiting
+        with tqdm(total=total, desc="Generating", unit="prompt", disable=not progress) as bar:
+            while self.has_work:
+                for event in self.step():
+                    if isinstance(event, Failed):
+                        error = error or event.request.error
+                        bar.update()
+                    elif isinstance(event, Finished):
+                        bar.update()
+                        yield event.request
+        if error is not None:
+            raise error
 
     def _admit(self, events: list[Event]) -> None:
         """Let waiting requests join, in order, as far as there is room."""
@@ -254,7 +294,7 @@ class Engine:
                 continue
             if request.num_steps == 0 and request.state is None:
                 try:
-                    _guarded(self.primary, partial(self._begin, request))
+                    guarded(self.primary, partial(self._begin, request))
                 except ValueError as error:
                     request.error = error
                     events.append(Failed(request))
@@ -301,51 +341,6 @@ class Engine:
         self._waiting.extendleft(reversed(active[kept:]))
         for request in active[:kept]:
             self._join(request)
-
-
-class _Memory:
-    """Whether another request's caches fit: bytes per id are known, lengths are bounded by what was asked for."""
-
-    def __init__(self, members: Sequence[BaseMember], limit: int | None) -> None:
-        self._members = members
-        self._limit = limit
-        self._limits: dict[torch.device, float] = {}
-
-    def lack(self, request: Request, active: Sequence[Request]) -> str:
-        """Why a request does not fit beside others; empty where it does. Rows of a cache are as wide as the widest."""
-        needed: dict[torch.device, int] = {}
-        for m, member in enumerate(self._members):
-            if member.bytes_per_token:
-                widest = max(self._length(other, m) for other in (*active, request))
-                size = (len(active) + 1) * widest * member.bytes_per_token
-                needed[member.device] = needed.get(member.device, 0) + size
-        for device, size in needed.items():
-            if size > self._free(device):
-                return (
-                    f"needs up to {size / 1e9:.2f} GB for caches on {device}, where {self._free(device) / 1e9:.2f} GB "
-                    "are free: shorten it, ask for fewer new tokens, or use another device for a member"
-                )
-        return ""
-
-    def _length(self, request: Request, m: int) -> int:
-        """The most ids that a request can come to have in a member."""
-        length = len(request.prompt_ids[m]) + max(request.options.max_new_tokens, len(request.targets or ()))
-        limit = self._members[m].context_length
-        return length if limit is None else min(length, max(limit, len(request.prompt_ids[m])))
-
-    def _free(self, device: torch.device) -> float:
-        if device not in self._limits:
-            free = self._limit if self._limit is not None else free_bytes(device)
-            kept = 0.0 if self._limit is not None else _KEPT_FREE
-            self._limits[device] = float("inf") if free is None else (1 - kept) * free
-        return self._limits[device]
-
-
-def _guarded(member: int, call: Callable[[], None]) -> None:
-    try:
-        call()
-    except torch.OutOfMemoryError as error:
-        raise MemberOutOfMemory(member) from error
 
 
 def _generator(seed: int) -> torch.Generator:

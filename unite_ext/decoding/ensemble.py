@@ -8,22 +8,21 @@ from typing import Any, Literal, overload
 from .._checks import check_integer
 from .._core import MAX_MEMBERS
 from ..members.base import BaseMember, Prompt
-from ..members.loading import MemberSource, prepare_all
+from ..members.loading import MemberSource
 from ..members.transformers import Member
 from ..methods.base import AnswerMethod, Method
 from ..methods.registry import (
     UNITE,
     check_method,
-    check_vocabularies,
     is_answer_method,
     make_method,
-    needs_vocabularies,
 )
 from ..options import STEP_FIELDS, StepOptions, step_options
 from ..trace import Trace
 from ..vocab.alignment import VocabAlignment
 from .answers import choose_answers
-from .engine import Engine, Failed, Finished
+from .engine import Engine
+from .load import load_members
 from .plan import METHOD_FIELDS, Plan, make_plan
 from .request import GenerateOutput, Request
 from .text_stream import TextStream
@@ -129,24 +128,7 @@ class UniteEnsemble:
         --------
         >>> ens = UniteEnsemble.from_pretrained([a, b], dtype=torch.bfloat16, device=["cuda:0", "cuda:1"])
         """
-        if isinstance(names, str):
-            raise TypeError(f"names must be a list of model names, got the string {names!r}")
-        if not 1 <= len(names) <= MAX_MEMBERS:
-            raise ValueError(f"names must hold 1 to {MAX_MEMBERS} models, got {len(names)}")
-        ours = {name: options.pop(name) for name in (*STEP_FIELDS, *METHOD_FIELDS) if name in options}
-        method, own = ours.get("method", UNITE), ours.get("method_options")
-        step = step_options(ours, StepOptions()).check(len(names))
-        check_method(method, own, len(names))
-        for name, value in options.items():
-            if isinstance(value, (list, tuple)) and len(value) != len(names):
-                raise ValueError(f"{name} must be one value or one per member, {len(names)}, got {len(value)}")
-        each = [{o: v[m] if isinstance(v, (list, tuple)) else v for o, v in options.items()} for m in range(len(names))]
-        sources = prepare_all(names, each, known=(*STEP_FIELDS, *METHOD_FIELDS, "lossy", "compile"))
-        if needs_vocabularies(method):
-            alignment = VocabAlignment.from_tokenizers([source.tokenizer for source in sources], lossy=lossy)
-            device = sources[step.primary].device
-            check_vocabularies(method, own, alignment if device is None else alignment.to(device), step)
-        members = [Member.from_source(source) for source in sources]
+        members, ours = load_members(names, options, lossy=lossy)
         return cls(members, lossy=lossy, compile=compile, **ours)
 
     # A string is a sequence of strings as well: the first overload that fits counts.
@@ -239,6 +221,9 @@ class UniteEnsemble:
             finish_reasons=[r.finish_reason for r in requests],
             num_steps=[r.num_steps for r in requests],
             gated_steps=[r.gated_steps for r in requests],
+            rounds=[r.rounds for r in requests],
+            drafted=[r.drafted for r in requests],
+            accepted=[r.accepted for r in requests],
             records=[r.records for r in requests],
         )
 
@@ -264,6 +249,8 @@ class UniteEnsemble:
             raise ValueError(f"indices must hold one number per prompt, {len(prompts)}, got {len(indices)}")
         plan = self.plan(options)
         if isinstance(plan.method, AnswerMethod):
+            if plan.generation.speculate:
+                raise ValueError(f"speculate must be False with method {plan.method.name!r}: it has no steps")
             others = {name: value for name, value in options.items() if name not in (*STEP_FIELDS, *METHOD_FIELDS)}
             order = [plan.step.primary, *(m for m in range(len(self.members)) if m != plan.step.primary)]
             # Every member takes all prompts before any of them runs: what one of them refuses is found out at once.
@@ -284,7 +271,7 @@ class UniteEnsemble:
         seed = plan.draw_seed()
         for ids, index in zip(encoded, indices):
             engine.submit(ids, plan.token_method, plan.generation, index=index, seed=seed, keeps_records=trace)
-        return self.run(engine, len(prompts), progress=progress)
+        return engine.run(progress=progress)
 
     def stream(self, prompt: Prompt, *, trace: bool = False, **options: Any) -> TextStream:
         """Yield the text of one prompt piece by piece, never half a character.
@@ -373,23 +360,6 @@ class UniteEnsemble:
             compiled=self.compile,
             expected_length=expected_length,
         )
-
-    def run(self, engine: Engine, total: int, *, progress: bool = False) -> Iterator[Request]:
-        """Run an engine's requests to their end, yielding each as it finishes; then raise the first one's error."""
-        from tqdm import tqdm
-
-        error: Exception | None = None
-        with tqdm(total=total, desc="Generating", unit="prompt", disable=not progress) as bar:
-            while engine.has_work:
-                for event in engine.step():
-                    if isinstance(event, Failed):
-                        error = error or event.request.error
-                        bar.update()
-                    elif isinstance(event, Finished):
-                        bar.update()
-                        yield event.request
-        if error is not None:
-            raise error
 
     def alone(self, m: int) -> UniteEnsemble:
         """Member m by itself, which then generates as it would without the others."""

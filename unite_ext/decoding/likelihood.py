@@ -71,7 +71,7 @@ def score_continuations(
     wanted = GenerationOptions(max_new_tokens=longest + 1)
     for i, (prompt, ids) in enumerate(requests):
         engine.submit(prompt, plan.token_method, wanted, index=i, targets=list(ids))
-    return (_found(request) for request in ensemble.run(engine, len(requests), progress=progress))
+    return (_found(request) for request in engine.run(progress=progress))
 
 
 def _found(request: Request) -> Likelihood:

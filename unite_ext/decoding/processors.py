@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..members.base import Context, Scores
+from ..members.base import Scores
 from ..members.context import LogitScores
 from ..options import GenerationOptions
-from .request import Request
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """What a row of scores is for."""
+
+    options: GenerationOptions
+    num_tokens: int
+    """How many tokens of the text are there."""
+    ids: Callable[[], list[int]]
+    """All that the member has read."""
 
 
 class Processors:
-    """Every member's processing of the logits of some requests.
+    """Every member's processing of logits.
 
     Parameters
     ----------
@@ -25,10 +37,10 @@ class Processors:
     def __init__(self, eos_token_ids: Sequence[Sequence[int]]) -> None:
         self._eos = [torch.tensor(list(ids), dtype=torch.long, device="cpu") for ids in eos_token_ids]
 
-    def apply(self, member: int, scores: Scores, requests: Sequence[Request], context: Context) -> Scores:
-        """The scores of these requests as their options want them, the given ones where nothing is wanted."""
-        early = [r for r, request in enumerate(requests) if request.num_steps < request.options.min_new_tokens]
-        listed = {r: own for r, request in enumerate(requests) if (own := processors_of(request.options, member))}
+    def apply(self, member: int, scores: Scores, rows: Sequence[ScoredRow]) -> Scores:
+        """The scores as the rows' options want them; the given ones where nothing is wanted."""
+        early = [r for r, row in enumerate(rows) if row.num_tokens < row.options.min_new_tokens]
+        listed = {r: own for r, row in enumerate(rows) if (own := processors_of(row.options, member))}
         if not listed and not (early and len(self._eos[member])):
             return scores
         logits = scores.logits
@@ -36,21 +48,25 @@ class Processors:
             raise ValueError(f"member {member} does not have its logits at hand: processors cannot change them")
         logits = logits.float() if listed else logits
         for r, processors in listed.items():
-            ids = torch.tensor([context.ids(requests[r].key)], device=logits.device)
+            ids = torch.tensor([rows[r].ids()], device=logits.device)
             for processor in processors:
                 logits[r : r + 1] = processor(ids, logits[r : r + 1])
         if early and len(self._eos[member]):
-            eos = self._eos[member] = self._eos[member].to(logits.device)
-            if len(early) == len(requests):  # the common case, in a fraction of the time
-                logits.index_fill_(1, eos, -torch.inf)
-            else:
-                rows = torch.tensor(early, device=logits.device)
-                logits[rows[:, None], eos[None]] = -torch.inf
+            self._forbid_eos(member, logits, early)
         return LogitScores(logits)
+
+    def _forbid_eos(self, member: int, logits: Tensor, rows: Sequence[int]) -> None:
+        eos = self._eos[member] = self._eos[member].to(logits.device)
+        if len(rows) == len(logits):  # the common case, in a fraction of the time
+            logits.index_fill_(1, eos, -torch.inf)
+        else:
+            logits[torch.tensor(rows, device=logits.device)[:, None], eos[None]] = -torch.inf
 
 
 def processors_of(options: GenerationOptions, member: int) -> list[Any]:
     """A member's processors, the repetition penalty first."""
+    if options.logits_processor is None and options.repetition_penalty == 1.0:
+        return []
     given = None if options.logits_processor is None else options.logits_processor[member]
     processors = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
     if options.repetition_penalty != 1.0:

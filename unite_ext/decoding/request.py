@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ..vocab.text_sync import TextSync
 
 
+NGRAM = "ngram"
+"""The drafter that looks for what followed the last tokens where they stood before."""
+
+
 @dataclass
 class StepRecord:
     """One step of one request: the union and what every member thought of it."""
@@ -28,6 +32,8 @@ class StepRecord:
     """Index of the slot taken."""
     gated: bool = False
     """Whether the primary's token was taken without asking the others."""
+    drafted: bool = False
+    """Whether it was a draft's token."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,10 @@ class Request:
     keeps_records: bool = False
     targets: Sequence[int] | None = None
     """Ids of the primary that are emitted whatever the members say, to be scored."""
+    drafter: int | str | None = None
+    """Who drafts its text: a member, or `NGRAM`; None for plain decoding."""
+    draft_length: int | None = None
+    """How many tokens a draft has; None for what is measured to be fastest."""
 
     text: bytearray = field(default_factory=bytearray)
     ids: list[int] = field(default_factory=list)
@@ -72,6 +82,14 @@ class Request:
     records: list[StepRecord] = field(default_factory=list)
     scores: list[TargetScore] = field(default_factory=list)
     """Of the targets so far."""
+    rounds: int = 0
+    """Of speculation: how often all members were asked."""
+    drafted: int = 0
+    """Drafted tokens."""
+    accepted: int = 0
+    """Drafted tokens that were taken."""
+    acceptance: float = 0.8
+    """Running share of drafted tokens that are taken."""
     state: object = None
     """What the method knows of this request."""
     stops: tuple[bytes, ...] = field(init=False)
@@ -132,5 +150,11 @@ class GenerateOutput:
     """Steps taken, the one that chose EOS included."""
     gated_steps: list[int]
     """Of these, how many the gate decided."""
+    rounds: list[int]
+    """With `speculate`, how often all members were asked, else 0."""
+    drafted: list[int]
+    """Drafted tokens."""
+    accepted: list[int]
+    """Of these, how many were taken."""
     records: list[list[StepRecord]]
     """Every step of every prompt."""

@@ -97,7 +97,7 @@ def trace_step(trace: StepRecord, primary: int, piece: str, cut: str, spelled: C
     averages = [_rounded(p) for p in trace.union_probs]
     lengths = [[spelled(m, i) for m, i in enumerate(ids)] for ids in trace.union_ids]
     spellers = [row.index(max(row)) for row in lengths]
-    return TraceStep(piece, cut, decided, winner, favorites, trace.union_ids, probs, averages, spellers)
+    return TraceStep(piece, cut, decided, winner, favorites, trace.union_ids, probs, averages, spellers, trace.drafted)
 
 
 def text_pieces(data: Sequence[bytes], kept: int) -> list[tuple[str, str]]:

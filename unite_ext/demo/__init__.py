@@ -1,7 +1,6 @@
 """Four small models that ship with the package, and the demo that runs them.
 
-They work short word problems from the grammar in `problems`. `COMPARABLE` names the three that are worth ensembling,
-best first on development problems, `WEAK` the one that is not. Nothing is downloaded.
+The models solve short word problems from the grammar in `problems`. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ if TYPE_CHECKING:
     from ..members.transformers import Member
 
 COMPARABLE = ("qwen2", "mistral", "llama")
-"""The members worth ensembling, best on development problems first."""
+"""The three models of similar accuracy, the best on development problems first."""
 WEAK = "gpt-neox"
-"""The one to refuse."""
+"""The model that an ensemble loses from."""
 MODELS = (*COMPARABLE, WEAK)
 
 __all__ = ["COMPARABLE", "MODELS", "WEAK", "load_member", "model_folder"]
@@ -30,7 +29,7 @@ def model_folder(name: str) -> Path:
 
 
 def load_member(name: str, folder: Path | None = None) -> Member:
-    """One of `MODELS`, or a model of the same name in another folder, ready for a `UniteEnsemble`."""
+    """Load one of `MODELS`, or a model of the same name in another folder, as a member of an ensemble."""
     from ..members.transformers import Member
 
     member = Member.from_pretrained(str(folder or model_folder(name)), local_files_only=True)

@@ -1,4 +1,4 @@
-"""Every method on the demo's models and problems: the table of `unite eval --demo`."""
+"""Measure every method on the demo's models and problems, for `unite eval --demo`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
 from ..decoding.ensemble import UniteEnsemble
+from ..members.transformers import Member
 from ..methods.base import AnswerMethod, TokenMethod
 from ..methods.registry import METHODS, UNITE
 from ..selection.rule import ModelScore, adaptive_weights
@@ -21,36 +22,41 @@ from .run import BATCH, DEV_SEED, DEV_SIZE, MAX_NEW_TOKENS, TEST_SEED, TEST_SIZE
 
 ANSWER = r"The answer is (-?\d+)"
 TASK = "demo"
-# Of the rates that the paper searches the best on development problems, see docs/methods.md.
+# The best on development problems of the rates that DeePEn's paper tries, see docs/methods.md.
 ETA = 0.30
 NEEDS_MORE = ("pair-ranker",)
-"""Methods that need something that does not ship with the package."""
+"""Methods that need a model which does not ship with the package."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one model, or the members under one method, did on a set of problems."""
+    """The results of one model, or of members with a method, on a set of problems."""
 
     name: str
     members: tuple[str, ...]
     problems: int
     right: int
     mean_length: float
-    """Characters of a text."""
+    """Mean number of characters of a text."""
     tokens_per_step: float | None
-    """None where no step combines members."""
+    """None if no step combines members."""
     ms_per_token: float
     extra_bytes: int
-    """Memory beside the models: the alignment's tensors and the method's own."""
+    """Memory beside the models: the tensors of the alignment and of the method."""
 
     @property
     def accuracy(self) -> float:
         """Share of right answers, 0 to 1."""
         return self.right / self.problems
 
-    def to_dict(self) -> dict[str, Any]:
-        """One row of a CSV file."""
-        low, high = wilson(self.right, self.problems)
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy."""
+        return wilson(self.right, self.problems)
+
+    def to_dict(self) -> dict[str, str | float]:
+        """The row of a CSV file."""
+        low, high = self.interval
         return {
             "name": self.name,
             "members": " + ".join(self.members),
@@ -67,24 +73,24 @@ class Measured:
 
 
 def lineup() -> list[tuple[str, tuple[str, ...], str]]:
-    """What runs: (name, members, method); each model alone, then the comparable ones under every method."""
+    """All runs as (name, members, method): each model alone, then the comparable ones with every method."""
     alone = [(name, (name,), UNITE) for name in (*COMPARABLE, WEAK)]
     return [*alone, *((method, COMPARABLE, method) for method in METHODS if method not in NEEDS_MORE)]
 
 
 def measure(
     name: str,
-    members: Sequence[Any],
+    members: Sequence[Member],
     method: str,
     problems: Sequence[Problem],
     *,
     weights: Sequence[float] | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> tuple[Measured, list[str]]:
-    """Let members work the problems under a method; the measurements and the texts."""
+    """Let members solve the problems with a method. Returns the measurements and the texts."""
     ensemble = UniteEnsemble(members, method=method, weights=weights, method_options=options)
     made = ensemble.plan({}).method
-    # A method whose unions differ from step to step is counted by its records.
+    # If a method's number of tokens differs from step to step, the records are counted.
     counts = len(members) > 1 and isinstance(made, TokenMethod) and made.tokens_per_step is None
     texts = [""] * len(problems)
     steps = slots = 0
@@ -110,9 +116,16 @@ def measure(
     return measured, texts
 
 
-def method_settings(method: str, scores: Sequence[ModelScore]) -> dict[str, Any]:
-    """The weights and options with which a method runs here; `scores` are the members' on development problems."""
-    settings: dict[str, Any] = {}
+class Settings(TypedDict, total=False):
+    """What `measure` needs to know of a method."""
+
+    weights: Sequence[float]
+    options: Mapping[str, object]
+
+
+def method_settings(method: str, scores: Sequence[ModelScore]) -> Settings:
+    """The weights and options of a method in the demo; `scores` are the members' on development problems."""
+    settings: Settings = {}
     if method.startswith("deepen"):
         settings["options"] = {"eta": ETA}
     if method == "deepen-adapt":
@@ -123,14 +136,14 @@ def method_settings(method: str, scores: Sequence[ModelScore]) -> dict[str, Any]
 
 
 def extra_bytes(ensemble: UniteEnsemble) -> int:
-    """Memory of the tensors that an ensemble's method needs beside its models."""
+    """The bytes of all tensors of an ensemble's method and alignment."""
     alignment = ensemble.alignment
     tensors = [alignment.table, alignment.class_ids, alignment.eligible]
     tensors += [t for value in vars(ensemble.plan({}).method).values() for t in _tensors(value)]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _tensors(value: object) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -139,7 +152,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def write_results(folder: Path, measured: Measured, texts: Sequence[str], problems: Sequence[Problem]) -> None:
-    """Keep one line-up's results and samples in the form of lm_eval, which `unite select` reads."""
+    """Write a run's results and samples in the form of lm_eval, which `unite select` reads."""
     target = folder / _folder_name(measured.name)
     target.mkdir(parents=True, exist_ok=True)
     date = f"n{len(problems)}"
@@ -158,12 +171,12 @@ def write_results(folder: Path, measured: Measured, texts: Sequence[str], proble
         "model_name": measured.name,
         "measured": asdict(measured),
     }
-    # Written last: a folder with results is complete, so a run that was stopped goes on after it.
+    # Written last, so that a folder with results is complete and a run that was stopped continues after it.
     (target / f"results_{date}.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 def read_results(folder: Path, name: str, problems: int) -> Measured | None:
-    """What `write_results` kept of a line-up on so many problems; None if there is nothing."""
+    """Read what `write_results` wrote of a run on so many problems; None if there is nothing."""
     path = folder / _folder_name(name) / f"results_n{problems}.json"
     if not path.exists():
         return None
@@ -172,19 +185,19 @@ def read_results(folder: Path, name: str, problems: int) -> Measured | None:
         return Measured(**{**kept, "members": tuple(kept["members"])})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: expected what unite eval --demo wrote, got {type(error).__name__}: {error}"
+            f"{path} must be a file that unite eval --demo wrote, got {type(error).__name__}: {error}"
         ) from error
 
 
 def run(
-    members: Mapping[str, Any],
+    members: Mapping[str, Member],
     *,
     limit: int | None = None,
     folder: Path | None = None,
     wanted: Sequence[str] | None = None,
     on_start: Callable[[str], object] | None = None,
 ) -> list[Measured]:
-    """Measure the line-ups on the test problems, or the first `limit` of them.
+    """Do all runs of `lineup` on the test problems, or on the first `limit` of them.
 
     Parameters
     ----------
@@ -192,11 +205,11 @@ def run(
         The demo's members by name.
     limit : int, optional
     folder : Path, optional
-        Keeps results; what is there already is not computed again.
+        Where results are written. A result that is there already is not computed again.
     wanted : sequence of str, optional
         Only these models and methods.
     on_start : callable, optional
-        Told the name of each before it runs.
+        Called with the name of each run before it starts.
     """
     from .problems import problem_set
 
@@ -224,8 +237,8 @@ def run(
     return found
 
 
-def development_scores(members: Sequence[Any], size: int = DEV_SIZE) -> list[ModelScore]:
-    """Every member's score alone on development problems."""
+def development_scores(members: Sequence[Member], size: int = DEV_SIZE) -> list[ModelScore]:
+    """Score every member alone on development problems."""
     from .problems import problem_set
 
     problems = problem_set("dev", DEV_SEED, size)
@@ -237,13 +250,13 @@ def _folder_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
-def measure_rates(members: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """DeePEn's accuracy on development problems at the rates that its paper searches."""
+def measure_rates(members: Mapping[str, Member]) -> list[dict[str, str | float]]:
+    """Measure DeePEn on development problems at the rates that its paper tries."""
     from .problems import problem_set
 
     problems = problem_set("dev", DEV_SEED, DEV_SIZE)
     line = [members[name] for name in COMPARABLE]
-    rows = []
+    rows: list[dict[str, str | float]] = []
     for eta in (0.05, 0.10, 0.15, 0.20, 0.25, 0.30):
         measured, _ = measure("deepen-avg", line, "deepen-avg", problems, options={"eta": eta})
         rows.append({"split": "dev", "eta": eta, **measured.to_dict()})

@@ -1,9 +1,9 @@
-"""Short word problems with worked steps, drawn from a grammar.
+"""Draw short word problems with worked steps from a grammar.
 
-A problem is a kind (which operations, in which order), its numbers, a phrasing, names and things. The *skeleton* is
-the kind and the numbers; a hash of it alone decides which split a problem belongs to, so no test problem was ever seen
-in training under another name or phrasing. The test split is cut into five runs that share no skeleton either: each
-run is drawn once, and only when training has changed since the one before.
+A problem is a kind (the operations and their order), its numbers, a phrasing, names and things. Kind and numbers are
+its *skeleton*. A hash of the skeleton decides the split that the problem belongs to, so that training never sees a test
+problem with other names or another phrasing. There are five test splits, which share no skeleton either. Each is used
+once, and only after training has changed since the one before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SPLITS = ("train", "dev", "test-1", "test-2", "test-3", "test-4", "test-5")
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of problem: how its numbers are drawn, how it is told, and how it is worked."""
+    """One kind of problem: how its numbers are drawn, its phrasings, and the steps of its solution."""
 
     name: str
     draw: Callable[[Random], tuple[int, ...]]
@@ -48,17 +48,17 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        """What a model is given."""
+        """The prompt for a model."""
         return prompt_of(self.question)
 
     @property
     def solution(self) -> str:
-        """What a model is to say."""
+        """The text that a model should generate."""
         return f"{' '.join(self.steps)} The answer is {self.answer}."
 
     @property
     def skeleton(self) -> str:
-        """Kind and numbers: what decides the split."""
+        """Kind and numbers, which decide the split."""
         return f"{self.kind} {' '.join(map(str, self.numbers))}"
 
     @property
@@ -68,19 +68,19 @@ class Problem:
 
 
 def prompt_of(question: str) -> str:
-    """The prompt for a question in plain text."""
+    """Make the prompt for a question."""
     return question.strip() + "\n"
 
 
 def read_answer(text: str) -> int | None:
-    """The number after "The answer is" in what a model said; None where there is none."""
+    """Read the number after "The answer is" in a model's text; None if there is none."""
     _, found, rest = text.rpartition("The answer is ")
     digits = rest.strip().removesuffix(".")
     return int(digits) if found and digits.isascii() and digits.isdigit() else None
 
 
 def split_of(skeleton: str) -> str:
-    """70 % of the skeletons are for training, 10 % for development, five times 4 % for a test."""
+    """The split of a skeleton: 70 % are for training, 10 % for development, 4 % for each of the five tests."""
     bucket = int.from_bytes(hashlib.sha256(skeleton.encode()).digest()[:4], "big") % 100
     if bucket < 70:
         return "train"
@@ -232,7 +232,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 def make_problem(kind: str, numbers: tuple[int, ...], rng: Random) -> Problem:
-    """A problem of this skeleton; `rng` chooses phrasing, names and things."""
+    """Make a problem with this skeleton; `rng` chooses phrasing, names and things."""
     grammar = KINDS[kind]
     first, second = rng.sample(NAMES, 2)
     words: dict[str, object] = {"N": first, "M": second, "things": rng.choice(THINGS)}
@@ -245,7 +245,7 @@ def make_problem(kind: str, numbers: tuple[int, ...], rng: Random) -> Problem:
 
 
 def draw_problems(split: str, seed: int, mixture: Mapping[str, float] | None = None) -> Iterator[Problem]:
-    """Endlessly problems of a split; `mixture` weighs the kinds, evenly by default."""
+    """Draw problems of a split without end; `mixture` weights the kinds, evenly by default."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     rng = Random(f"{split} {seed}")
@@ -259,7 +259,7 @@ def draw_problems(split: str, seed: int, mixture: Mapping[str, float] | None = N
 
 
 def problem_set(split: str, seed: int, size: int) -> list[Problem]:
-    """`size` problems of different skeletons, the kinds in turn."""
+    """Draw `size` problems with different skeletons, the kinds in turn."""
     streams = [draw_problems(split, seed, {kind: 1.0}) for kind in KINDS]
     problems: list[Problem] = []
     seen: set[str] = set()
@@ -267,7 +267,7 @@ def problem_set(split: str, seed: int, size: int) -> list[Problem]:
         stream = islice(streams[len(problems) % len(streams)], 5000)
         problem = next((p for p in stream if p.skeleton not in seen), None)
         if problem is None:
-            raise ValueError(f"size must be smaller: {split} holds too few different problems for {size}")
+            raise ValueError(f"size must be at most the number of different problems in {split}, got {size}")
         seen.add(problem.skeleton)
         problems.append(problem)
     return problems

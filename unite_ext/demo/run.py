@@ -1,4 +1,4 @@
-"""Let the demo's models work problems, alone and together, and count."""
+"""Let the demo's models solve problems alone and together, and count the right answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from ..decoding.ensemble import UniteEnsemble
 from ..members.transformers import Member
@@ -16,7 +15,7 @@ from . import COMPARABLE, WEAK
 from .problems import Problem, prompt_of, read_answer
 
 TEST_SPLIT, TEST_SEED, TEST_SIZE = "test-1", 2410, 360
-"""The test: drawn and run once; docs/demo.md lists every run there was."""
+"""The test split in use. Every split is run once; docs/demo.md lists all runs."""
 DEV_SEED, DEV_SIZE = 3777, 360
 TOP_K = 10
 MAX_NEW_TOKENS = 90
@@ -25,16 +24,16 @@ BATCH = 90
 
 @dataclass(frozen=True)
 class Result:
-    """What one model or ensemble did on a set of problems."""
+    """The results of one model or ensemble on a set of problems."""
 
     members: tuple[str, ...]
     """The primary first."""
     right: tuple[bool, ...]
     texts: tuple[str, ...]
     tokens: int
-    """Generated, the one that ends a text included."""
+    """All generated tokens, the EOS of every text included."""
     union_sizes: int
-    """Slots of all steps together."""
+    """The number of slots in all steps together."""
     seconds: float
 
     @property
@@ -44,7 +43,7 @@ class Result:
 
     @property
     def accuracy(self) -> float:
-        """Share of the problems answered right."""
+        """Share of right answers, 0 to 1."""
         return sum(self.right) / len(self.right)
 
     @property
@@ -54,20 +53,20 @@ class Result:
 
     @property
     def union_size(self) -> float:
-        """Tokens handled per step: slots of the union, on average."""
+        """Mean number of slots of a step."""
         return self.union_sizes / max(1, self.tokens)
 
     @property
     def ms_per_token(self) -> float:
-        """Time per generated token, many problems side by side."""
+        """Time per generated token, with many problems side by side."""
         return 1000 * self.seconds / max(1, self.tokens)
 
     @property
     def mean_length(self) -> float:
-        """Characters of a text: comparable between tokenizers."""
+        """Mean number of characters of a text, a unit that does not depend on the tokenizer."""
         return sum(map(len, self.texts)) / len(self.texts)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, str | float]:
         """The numbers, for JSON and CSV."""
         low, high = self.interval
         return {
@@ -84,7 +83,7 @@ class Result:
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share that `right` of `total` estimate."""
+    """Wilson's 95 % interval of a share, estimated by `right` of `total`."""
     if total <= 0 or not 0 <= right <= total:
         raise ValueError(f"right must be from 0 to total and total positive, got {right} of {total}")
     z = 1.959964
@@ -95,7 +94,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 def lineups() -> list[tuple[str, ...]]:
-    """Who runs in the demo's table: each alone, the pairs, the three, and what the weak one does to them."""
+    """The ensembles in the demo's table: each model alone, the pairs, the three, and two with the weak one."""
     names = (*COMPARABLE, WEAK)
     pairs = list(combinations(COMPARABLE, 2))
     return [*((name,) for name in names), *pairs, COMPARABLE, (COMPARABLE[0], WEAK), names]
@@ -108,7 +107,7 @@ def work(
     k: int = TOP_K,
     on_solved: Callable[[], object] | None = None,
 ) -> Result:
-    """Let these members, the primary first, work the problems together; `on_solved` is called for each."""
+    """Let these members, the primary first, solve the problems together; `on_solved` is called after each."""
     ensemble = UniteEnsemble(members, k=k)
     texts = [""] * len(problems)
     tokens = slots = 0
@@ -126,5 +125,5 @@ def work(
 
 
 def work_one(members: Sequence[Member], question: str, *, k: int = TOP_K) -> Trace:
-    """One question: the text, and every step of it."""
+    """Answer one question, with a trace."""
     return UniteEnsemble(members, k=k).trace(prompt_of(question), max_new_tokens=MAX_NEW_TOKENS)

@@ -1,1 +1,1 @@
-"""Ensembles under lm-evaluation-harness."""
+"""Run ensembles in lm-evaluation-harness."""

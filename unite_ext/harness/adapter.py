@@ -28,6 +28,7 @@ from ..decoding.ensemble import UniteEnsemble
 from ..decoding.likelihood import score_continuations
 from ..members.base import Prompt
 from ..methods.registry import is_answer_method, parse_options
+from ..options import parse_speculate
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class UniteLM(LM):
         A loaded ensemble in place of `models`, from Python.
     progress : bool
         Show progress bars.
+    speculate : bool, int or str, optional
+        As in `GenerationOptions`; where a task samples, nothing is drafted.
     **options
         Of `UniteEnsemble.from_pretrained`: `k`, `primary`, `method`, `score`, `duplicates`, `dtype`, ...
     device : str or sequence of str, optional
@@ -75,6 +78,7 @@ class UniteLM(LM):
         method_options: str | Mapping[str, Any] | None = None,
         ensemble: UniteEnsemble | None = None,
         progress: bool = True,
+        speculate: bool | int | str | None = None,
         device: str | Sequence[str] | None = None,
         **options: Any,
     ) -> None:
@@ -83,6 +87,7 @@ class UniteLM(LM):
         check_integer("max_gen_toks", max_gen_toks, 1, 2**31)
         self.max_gen_toks = max_gen_toks
         self.progress = progress
+        self.speculate = parse_speculate(speculate) if isinstance(speculate, str) else speculate
         if (models is None) == (ensemble is None):
             raise ValueError("models must name the members, separated by ';' (or ensemble must be given, not both)")
         if ensemble is None:
@@ -222,6 +227,8 @@ class UniteLM(LM):
         options: dict[str, Any] = {"stop": [s for s in ([until] if isinstance(until, str) else until) if s]}
         lengths = [length for length in (given.pop(name, None) for name in _LENGTHS) if length is not None]
         options["max_new_tokens"] = int(lengths[0]) if lengths else self.max_gen_toks
+        if self.speculate and not is_answer_method(self.method):
+            options["speculate"] = self.speculate
         do_sample = given.pop("do_sample", None)
         # A temperature alone asks for sampling, as in the harness's own models, but for 0.
         options["do_sample"] = float(given.get("temperature") or 0) > 0 if do_sample is None else bool(do_sample)
@@ -232,6 +239,8 @@ class UniteLM(LM):
         for name in ("seed", "repetition_penalty", "min_new_tokens", "gate"):
             if name in given:
                 options[name] = given.pop(name)
+        if options["do_sample"] or options.get("gate") is not None:
+            options.pop("speculate", None)
         if given:
             raise ValueError(f"generation option {sorted(given)[0]!r} is not known to unite")
         return options

@@ -10,20 +10,21 @@ docs/extending.md shows how to add a kind of member.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    import torch
-
     from ..options import StepOptions
     from ..vocab.alignment import VocabAlignment
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 """Text, or chat messages."""
+Place = tuple[int, int, Sequence[int]]
+"""The text that a request would have: its key, how many of its last ids are dropped, and the ids appended then."""
 
 
 class Scores(ABC):
@@ -113,6 +114,86 @@ class Context(ABC):
         torch.OutOfMemoryError
             The engine then lets requests leave and join again: nothing of a context's state needs to be kept.
         """
+
+    def evaluate_places(self, places: Sequence[Place]) -> Scores:
+        """Scores for the next token after each of several texts, one row each, in this order.
+
+        No request's ids change. By default one place of every request at a time; a kind that can takes all in one pass.
+
+        Parameters
+        ----------
+        places : sequence of (key, drop, append)
+            The text that a request would have after `edit(key, drop, append)`. The requests run already.
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            As `evaluate`.
+        """
+        turns: list[list[int]] = []  # the places of one turn belong to different requests
+        counts: dict[int, int] = {}
+        for n, (key, _, _) in enumerate(places):
+            counts[key] = counts.get(key, 0) + 1
+            if counts[key] > len(turns):
+                turns.append([])
+            turns[counts[key] - 1].append(n)
+        found: dict[int, tuple[Scores, int]] = {}
+        for turn in turns:
+            dropped: dict[int, list[int]] = {}
+            for key, drop, append in (places[n] for n in turn):
+                ids = self.ids(key)
+                dropped[key] = ids[len(ids) - drop :]
+                self.edit(key, drop, append)
+            scores = self.evaluate([places[n][0] for n in turn])
+            found |= {n: (scores, row) for row, n in enumerate(turn)}
+            for key, _, append in (places[n] for n in turn):
+                self.edit(key, len(append), dropped[key])
+        return JoinedScores([found[n] for n in range(len(places))])
+
+
+class JoinedScores(Scores):
+    """Rows of several scores as one.
+
+    Parameters
+    ----------
+    rows : sequence of (Scores, int)
+        Where each row comes from: which scores, and which of their rows.
+    """
+
+    def __init__(self, rows: Sequence[tuple[Scores, int]]) -> None:
+        self._rows = list(rows)
+
+    def _collect(self, call: Callable[[Scores, list[int]], Tensor]) -> Tensor:
+        """One tensor row per row; `call` gets the scores of some rows, and where these stand in the whole."""
+        groups: dict[int, list[int]] = {}
+        for n, (part, _) in enumerate(self._rows):
+            groups.setdefault(id(part), []).append(n)
+        order = [n for places in groups.values() for n in places]
+        found = [call(self._rows[p[0]][0].select([self._rows[n][1] for n in p]), p) for p in groups.values()]
+        joined = torch.cat(found)
+        back = torch.empty(len(order), dtype=torch.long, device=joined.device)
+        back[torch.tensor(order, device=joined.device)] = torch.arange(len(order), device=joined.device)
+        return joined[back]
+
+    @property
+    def logits(self) -> Tensor | None:
+        """See `Scores.logits`."""
+        logits = [None if part.logits is None else part.logits[row] for part, row in self._rows]
+        whole = [x for x in logits if x is not None]
+        return torch.stack(whole) if len(whole) == len(logits) else None
+
+    def top_k(self, alignment: VocabAlignment, member: int, options: StepOptions) -> tuple[Tensor, Tensor]:
+        """See `Scores.top_k`."""
+        keys = self._collect(lambda part, _: part.top_k(alignment, member, options)[0])
+        return keys, self._collect(lambda part, _: part.top_k(alignment, member, options)[1])
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """See `Scores.gather`."""
+        return self._collect(lambda part, places: part.gather(ids[torch.tensor(places, device=ids.device)]))
+
+    def select(self, rows: Sequence[int]) -> JoinedScores:
+        """See `Scores.select`."""
+        return JoinedScores([self._rows[row] for row in rows])
 
 
 class BaseMember(ABC):

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from .forward import lacks_argument
+from .forward import lacks_argument, uses_window
 from .kv_cache import REUSE, RaggedCache
+from .tree_cache import TreeCache
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +34,6 @@ SLOW_ELEMENTS = 2_000_000_000  # a CPU would take minutes to widen more weights 
 _LOW = (torch.bfloat16, torch.float16)
 _START = (12, 7)  # ids of two rows, then (drop, append) of each
 _EDITS = (((3, 4), (0, 2)), ((1, 1), (4, 6)), ((0, 1), (0, 1)))
-
-
-def uses_window(config: Any) -> bool:
-    """Whether some layer's attention is limited to a window, which counts columns."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        return any("sliding" in kind or "chunked" in kind for kind in kinds)
-    if getattr(config, "use_sliding_window", True) is False:
-        return False
-    return any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
 
 
 @torch.no_grad()
@@ -76,6 +66,44 @@ def probe_reuse(model: Any, *, name: str = "model") -> str:
         return _first_exact(model, called, seeds=SEEDS if low else 1)
     except _NoReuse as refusal:
         raise ValueError(str(refusal)) from refusal.__cause__
+
+
+@torch.no_grad()
+def probe_trees(model: Any, reuse: str, *, name: str = "model") -> bool:
+    """Find out whether a model gives the logits of many places in one pass, see `TreeCache`."""
+    if reuse == "recompute":
+        return False
+    low = any(p.dtype in _LOW for p in model.parameters())
+    try:
+        if low and _may_widen(model):
+            with _Float32(model):
+                return max(_tree_errors(model, reuse, 0)) <= EXACT
+        allowed = _allowed(model, SEEDS) if low else EXACT
+        return max(e for seed in range(SEEDS if low else 1) for e in _tree_errors(model, reuse, seed)) <= allowed
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # an attention that takes no masks of ours
+        logger.debug("%s: one place of a text per pass, as trees raise %s", name, _said(error))
+        return False
+
+
+def _tree_errors(model: Any, reuse: str, seed: int) -> Iterator[float]:
+    """How far the logits at the ends of a tree's branches are from those of each path alone."""
+    first, second = _sample(model, seed)
+    cache = TreeCache(model, 2, reuse=reuse)
+    cache.edit(0, 0, first[:16])
+    cache.edit(1, 0, second[:9])
+    cache.next_logits()
+    for _ in range(2):  # the second time on top of what is left of the first
+        ids = cache.ids
+        places = [(0, 0, ()), (0, 0, second[:3]), (0, 0, second[:1]), (0, 2, second[4:9]), (1, 3, first[5:7])]
+        for (r, drop, append), got in zip(places, cache.place_logits(places)):
+            path = [*ids[r][: len(ids[r]) - drop], *append]
+            yield _distance(got, _logits(model, [path])[0, -1])
+        cache.edit(0, 2, second[4:8])
+        cache.edit(1, 0, first[:1])
+        for r, got in enumerate(cache.next_logits()):
+            yield _distance(got, _logits(model, [cache.ids[r]])[0, -1])
 
 
 class _NoReuse(Exception):
@@ -166,7 +194,8 @@ def _distance(got: Tensor, expected: Tensor) -> float:
 
 def _sample(model: Any, seed: int) -> list[list[int]]:
     size = min(embedding_rows(model), 1000)
-    return torch.randint(1, size, (2, 24), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randint(1, size, (2, 24), generator=generator, device="cpu").tolist()
 
 
 def _logits(model: Any, rows: list[list[int]]) -> Tensor:

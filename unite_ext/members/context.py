@@ -18,8 +18,9 @@ from torch import Tensor
 from ..options import StepOptions
 from ..step_parts import gather_logits, top_k_keys
 from ..vocab.alignment import VocabAlignment
-from .base import Context, Scores
+from .base import Context, Place, Scores
 from .kv_cache import RaggedCache
+from .tree_cache import TreeCache
 
 MIN_SHARED = 32  # ids in common for which copying columns and waiting for another prompt is worth the calls
 
@@ -224,6 +225,15 @@ class TransformersContext(Context):
         if list(keys) == self._order:
             return scores
         return scores.select([self._row_of[key] for key in keys])
+
+    @torch.no_grad()
+    def evaluate_places(self, places: Sequence[Place]) -> Scores:
+        """See `Context.evaluate_places`. In one pass where the model gives trees."""
+        batch = self._batch
+        if not isinstance(batch, TreeCache):
+            return super().evaluate_places(places)
+        self._settle([key for key, _, _ in places])
+        return LogitScores(batch.place_logits([(self._row_of[key], drop, append) for key, drop, append in places]))
 
     def _settle(self, keys: Sequence[int]) -> None:
         """Let go of those that have left, and take in newcomers that are asked for."""

@@ -47,3 +47,14 @@ def lacks_argument(model: Any, name: str) -> bool:
     parameters = forward_parameters(model)
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     return bool(parameters) and not takes_any and name not in parameters
+
+
+def uses_window(config: Any) -> bool:
+    """Whether some layer's attention is limited to a window, which counts columns."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return any("sliding" in kind or "chunked" in kind for kind in kinds)
+    if getattr(config, "use_sliding_window", True) is False:
+        return False
+    return any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))

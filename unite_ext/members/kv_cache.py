@@ -46,11 +46,11 @@ class RaggedCache:
         self.model = model
         self.reuse = reuse
         self.ids: list[list[int]] = [[] for _ in range(rows)]
-        self._columns: list[list[int]] = [[] for _ in range(rows)]  # of the ids that are in the cache, ascending
-        self._width = 0  # columns of the cache
+        self.columns: list[list[int]] = [[] for _ in range(rows)]  # of the ids that are in the cache, ascending
+        self.width = 0  # columns of the cache
         # [B, at least width]: which columns are a row's own. NumPy writes to a few places in a quarter of torch's time.
-        self._mask = np.zeros((rows, 0), dtype=np.bool_)
-        self._cache: Any = None
+        self.mask = np.zeros((rows, 0), dtype=np.bool_)
+        self.kv: Any = None
         self._read_in_vain = 0  # holes, summed over the passes since the last gathering
 
     def edit(self, row: int, drop: int, append: Sequence[int]) -> None:
@@ -58,76 +58,76 @@ class RaggedCache:
         ids = self.ids[row]
         if drop:
             del ids[len(ids) - drop :]
-            if len(ids) < len(self._columns[row]):
-                self._keep(row, len(ids))
+            if len(ids) < len(self.columns[row]):
+                self.keep(row, len(ids))
         ids += append
 
     def select(self, rows: list[int]) -> None:
         """Keep only these rows, in this order."""
         self.ids = [self.ids[r] for r in rows]
-        self._columns = [self._columns[r] for r in rows]
-        self._mask = self._mask[rows]
-        if self._cache is not None and self._width:
+        self.columns = [self.columns[r] for r in rows]
+        self.mask = self.mask[rows]
+        if self.kv is not None and self.width:
             index = torch.tensor(rows, device=self._first_keys().device)
             self._replace(lambda t: t.index_select(0, index.to(t.device)))
 
     def computed(self, row: int) -> int:
         """How many of a row's ids are in the cache."""
-        return len(self._columns[row])
+        return len(self.columns[row])
 
     def take(self, row: int, count: int) -> RaggedCache:
         """A cache of one row with a copy of the first `count` ids of a row here, all of them computed."""
         copy = RaggedCache(self.model, 1, reuse=self.reuse)
         copy.ids[0] = self.ids[row][:count]
         if count:
-            index = torch.tensor(self._columns[row][:count])
-            copy._columns[0] = list(range(count))
-            copy._mask = np.ones((1, count), dtype=np.bool_)
-            copy._width = count
-            copy._cache = new_cache()
-            for n, layer in enumerate(self._cache.layers):
+            index = torch.tensor(self.columns[row][:count], device="cpu")
+            copy.columns[0] = list(range(count))
+            copy.mask = np.ones((1, count), dtype=np.bool_)
+            copy.width = count
+            copy.kv = new_cache()
+            for n, layer in enumerate(self.kv.layers):
                 keys, values = (
                     t[row : row + 1].index_select(2, index.to(t.device)) for t in (layer.keys, layer.values)
                 )
-                copy._cache.update(keys, values, n)
+                copy.kv.update(keys, values, n)
         return copy
 
     def absorb(self, other: RaggedCache) -> None:
         """Append another cache's rows to one's own, both at the right end; the other one is used up."""
-        width, own_rows, rows = max(self._width, other._width), len(self.ids), len(self.ids) + len(other.ids)
+        width, own_rows, rows = max(self.width, other.width), len(self.ids), len(self.ids) + len(other.ids)
         mask = np.zeros((rows, width), dtype=np.bool_)
         for cache, at in ((self, 0), (other, own_rows)):
-            shift = width - cache._width
-            mask[at : at + len(cache.ids), shift:] = cache._mask[:, : cache._width]
+            shift = width - cache.width
+            mask[at : at + len(cache.ids), shift:] = cache.mask[:, : cache.width]
             if shift:
-                for columns in cache._columns:
+                for columns in cache.columns:
                     columns[:] = [column + shift for column in columns]
         if width:
-            self._cache = self._joined(other, width)
-        self._mask, self._width = mask, width
+            self.kv = self._joined(other, width)
+        self.mask, self.width = mask, width
         self.ids += other.ids
-        self._columns += other._columns
+        self.columns += other.columns
 
     def _joined(self, other: RaggedCache, width: int) -> Any:
         """The keys and values of both, padded on the left."""
-        holder = self if self._width else other
+        holder = self if self.width else other
         if not self.ids:
-            return other._cache
+            return other.kv
 
         def padded(cache: RaggedCache, n: int, name: str, like: Tensor) -> Tensor:
             rows = len(cache.ids)
-            if not cache._width:
+            if not cache.width:
                 return like.new_zeros((rows, like.shape[1], width, like.shape[3]))
-            held = getattr(cache._cache.layers[n], name)
-            if cache._width == width:
+            held = getattr(cache.kv.layers[n], name)
+            if cache.width == width:
                 return held
-            return torch.cat([held.new_zeros((rows, held.shape[1], width - cache._width, held.shape[3])), held], dim=2)
+            return torch.cat([held.new_zeros((rows, held.shape[1], width - cache.width, held.shape[3])), held], dim=2)
 
-        for n, layer in enumerate(holder._cache.layers):
+        for n, layer in enumerate(holder.kv.layers):
             for name in ("keys", "values"):
                 like = getattr(layer, name)
                 setattr(layer, name, torch.cat([padded(self, n, name, like), padded(other, n, name, like)]))
-        return holder._cache
+        return holder.kv
 
     @torch.no_grad()
     def next_logits(self) -> Tensor:
@@ -138,15 +138,15 @@ class RaggedCache:
         if self.reuse == "recompute":
             self._forget()
         # A row whose ids are all in the cache runs its last one again.
-        feed = self._feed(max(max(1, len(ids) - len(columns)) for ids, columns in zip(self.ids, self._columns)))
-        kept = [max(0, min(len(columns), len(ids) - feed)) for ids, columns in zip(self.ids, self._columns)]
+        feed = self._feed(max(max(1, len(ids) - len(columns)) for ids, columns in zip(self.ids, self.columns)))
+        kept = [max(0, min(len(columns), len(ids) - feed)) for ids, columns in zip(self.ids, self.columns)]
         for r, n in enumerate(kept):
-            if n < len(self._columns[r]):
-                self._keep(r, n)
-        self._trim()
-        if self._has_to_move():
+            if n < len(self.columns[r]):
+                self.keep(r, n)
+        self.trim()
+        if self.has_to_move():
             self.compact()
-        self._reserve(self._width + feed)
+        self._reserve(self.width + feed)
         return self._forward(feed, kept)
 
     def _feed(self, least: int) -> int:
@@ -158,21 +158,21 @@ class RaggedCache:
 
     def _forward(self, feed: int, kept: list[int]) -> Tensor:
         """Run the model on the last `feed` ids of every row, of which `kept` stay in the cache before them."""
-        past, width = self._width, self._width + feed
-        if width > self._mask.shape[1]:
-            self._mask = np.pad(self._mask, ((0, 0), (0, max(width, 64))))  # doubling, to copy seldom
-        self._mask[:, past:width] = True
+        past, width = self.width, self.width + feed
+        if width > self.mask.shape[1]:
+            self.mask = np.pad(self.mask, ((0, 0), (0, max(width, 64))))  # doubling, to copy seldom
+        self.mask[:, past:width] = True
         input_ids, positions = [], []
-        for r, (ids, columns, n) in enumerate(zip(self.ids, self._columns, kept)):
+        for r, (ids, columns, n) in enumerate(zip(self.ids, self.columns, kept)):
             new = len(ids) - n
             padding = [0] * (feed - new)
             input_ids.append(padding + ids[n:])
             positions.append(padding + list(range(n, len(ids))))
             columns.extend(range(width - new, width))
             if padding:
-                self._mask[r, past : width - new] = False
+                self.mask[r, past : width - new] = False
         logits = self._run(input_ids, positions, width)
-        self._width = width
+        self.width = width
         if self.reuse == "recompute":
             self._forget()
         return logits
@@ -181,81 +181,81 @@ class RaggedCache:
         """One pass of the model, after which the cache has `width` columns."""
         device = self.model.device
         arguments: dict[str, Any] = {
-            "input_ids": torch.tensor(input_ids).to(device, non_blocking=True),
-            "position_ids": torch.tensor(positions).to(device, non_blocking=True),
+            "input_ids": torch.tensor(input_ids, device="cpu").to(device, non_blocking=True),
+            "position_ids": torch.tensor(positions, device="cpu").to(device, non_blocking=True),
         }
         if any(len(ids) < width for ids in self.ids):
-            arguments["attention_mask"] = torch.from_numpy(self._mask[:, :width]).to(device, non_blocking=True)
+            arguments["attention_mask"] = torch.from_numpy(self.mask[:, :width]).to(device, non_blocking=True)
         if self.reuse != "recompute":
-            if self._cache is None:
-                self._cache = new_cache()
-            arguments[cache_argument(self.model)] = self._cache
+            if self.kv is None:
+                self.kv = new_cache()
+            arguments[cache_argument(self.model)] = self.kv
         output = self.model(**arguments, use_cache=self.reuse != "recompute", logits_to_keep=1)
         return output.logits[:, -1]
 
-    def _keep(self, row: int, count: int) -> None:
+    def keep(self, row: int, count: int) -> None:
         """Let go of a row's columns after the first `count`."""
-        columns = self._columns[row]
-        self._mask[row, columns[count:]] = False
+        columns = self.columns[row]
+        self.mask[row, columns[count:]] = False
         del columns[count:]
 
     def _forget(self) -> None:
-        self._cache = None
-        self._width = 0
-        for columns in self._columns:
+        self.kv = None
+        self.width = 0
+        for columns in self.columns:
             columns.clear()
 
-    def _trim(self) -> None:
+    def trim(self) -> None:
         """Give back the columns at the right end that no row uses."""
-        used = max((columns[-1] + 1 for columns in self._columns if columns), default=0)
-        if used < self._width:
+        used = max((columns[-1] + 1 for columns in self.columns if columns), default=0)
+        if used < self.width:
             if used:
                 self._replace(lambda t: t[..., :used, :])
-                self._width = used
+                self.width = used
             else:
                 self._forget()
 
-    def _has_to_move(self) -> bool:
-        if self._width == 0:
+    def has_to_move(self) -> bool:
+        if self.width == 0:
             return False
         if self.reuse == "compact":
             # Columns ascend, so these two make them the last ones without a gap.
             return any(
-                columns and (columns[-1] != self._width - 1 or columns[0] != self._width - len(columns))
-                for columns in self._columns
+                columns and (columns[-1] != self.width - 1 or columns[0] != self.width - len(columns))
+                for columns in self.columns
             )
-        holes = self._width - max(map(len, self._columns))
+        holes = self.width - max(map(len, self.columns))
         self._read_in_vain += holes
-        return holes > MIN_HOLES and self._read_in_vain > MOVE_COST * self._width
+        return holes > MIN_HOLES and self._read_in_vain > MOVE_COST * self.width
 
     def compact(self) -> None:
         """Gather every row's columns to the right end."""
         self._read_in_vain = 0
-        width = max(map(len, self._columns))
+        width = max(map(len, self.columns))
         if width == 0:
             self._forget()
             return
-        index = torch.zeros(len(self._columns), width, dtype=torch.long)
-        for r, columns in enumerate(self._columns):
+        index = torch.zeros(len(self.columns), width, dtype=torch.long, device="cpu")
+        for r, columns in enumerate(self.columns):
             if columns:
-                index[r, width - len(columns) :] = torch.tensor(columns)
-        self._mask[:, :width] = False
-        for r, columns in enumerate(self._columns):
+                index[r, width - len(columns) :] = torch.tensor(columns, device="cpu")
+        self.mask[:, :width] = False
+        for r, columns in enumerate(self.columns):
             columns[:] = range(width - len(columns), width)
-            self._mask[r, width - len(columns) : width] = True
+            self.mask[r, width - len(columns) : width] = True
 
         def gather(t: Tensor) -> Tensor:
             at = index.to(t.device)[:, None, :, None].expand(-1, t.shape[1], -1, t.shape[3])
             return t.gather(2, at)
 
         self._replace(gather)
-        self._width = width
+        self.width = width
 
     def _first_keys(self) -> Tensor:
-        return next(layer.keys for layer in self._cache.layers if layer.keys is not None)
+        return next(layer.keys for layer in self.kv.layers if layer.keys is not None)
 
     def _replace(self, change: Change) -> None:
-        for layer in self._cache.layers:
+        for layer in self.kv.layers:
             if getattr(layer, "keys", None) is not None and layer.keys.numel():
                 layer.keys, layer.values = change(layer.keys), change(layer.values)
 

@@ -52,46 +52,46 @@ class StaticRaggedCache(RaggedCache):
         self._forward_compiled = forward
         self._rows = rows if max_rows is None else max_rows
         self._capacity = _power_of_two(max(MIN_CAPACITY, expected_length + expected_length // 4))
-        self._mask = np.zeros((self._rows, self._capacity), dtype=np.bool_)
+        self.mask = np.zeros((self._rows, self._capacity), dtype=np.bool_)
 
     def absorb(self, other: RaggedCache) -> None:
         """Copy another cache's rows behind one's own, to the right end of what is used; the other one is used up."""
         first = len(self.ids)
         if first + len(other.ids) > self._rows:
             raise ValueError(f"other must have at most {self._rows - first} rows, got {len(other.ids)}")
-        if other._width > self._width:
-            self._shift(other._width - self._width)
-        start = self._width - other._width
-        self._mask[first:] = False
-        self._mask[first : first + len(other.ids), start : self._width] = other._mask[:, : other._width]
-        if other._width:
+        if other.width > self.width:
+            self._shift(other.width - self.width)
+        start = self.width - other.width
+        self.mask[first:] = False
+        self.mask[first : first + len(other.ids), start : self.width] = other.mask[:, : other.width]
+        if other.width:
             self._allocate(other)
-            for layer, others in zip(self._cache.layers, other._cache.layers):
+            for layer, others in zip(self.kv.layers, other.kv.layers):
                 for memory, held in ((layer.keys, others.keys), (layer.values, others.values)):
-                    memory[first : first + len(other.ids), :, start : self._width].copy_(held)
+                    memory[first : first + len(other.ids), :, start : self.width].copy_(held)
         self.ids += other.ids
-        self._columns += [[column + start for column in columns] for columns in other._columns]
+        self.columns += [[column + start for column in columns] for columns in other.columns]
 
     def _shift(self, by: int) -> None:
         """Move the rows to the right by so many columns."""
-        old, width = self._width, self._width + by
+        old, width = self.width, self.width + by
         if width > self._capacity:
             self._grow(_power_of_two(width))
-        if old and self._cache is not None:
-            for layer in self._cache.layers:
+        if old and self.kv is not None:
+            for layer in self.kv.layers:
                 for memory in (layer.keys, layer.values):
                     memory[:, :, by:width] = memory[:, :, :old].clone()
-        self._mask[:, by:width] = self._mask[:, :old].copy()
-        self._mask[:, :by] = False
-        for columns in self._columns:
+        self.mask[:, by:width] = self.mask[:, :old].copy()
+        self.mask[:, :by] = False
+        for columns in self.columns:
             columns[:] = [column + by for column in columns]
-        self._width = width
+        self.width = width
 
     def _allocate(self, like: RaggedCache) -> None:
         """Make the memory, if no pass has yet, in the shape of another cache's."""
-        if self._cache is None:
-            self._cache = _static_cache(self.model.config, self._capacity)
-        for layer, others in zip(self._cache.layers, like._cache.layers):
+        if self.kv is None:
+            self.kv = _static_cache(self.model.config, self._capacity)
+        for layer, others in zip(self.kv.layers, like.kv.layers):
             if not layer.is_initialized:
                 layer.lazy_initialization(
                     *(t.new_zeros((self._rows, *t.shape[1:])) for t in (others.keys, others.values))
@@ -100,43 +100,45 @@ class StaticRaggedCache(RaggedCache):
     def select(self, rows: list[int]) -> None:
         """Keep only these rows, in this order; copies of the first take the places of the others."""
         self.ids = [list(self.ids[r]) for r in rows]
-        self._columns = [list(self._columns[r]) for r in rows]
-        places = torch.tensor(rows + [rows[0]] * (self._rows - len(rows)))
-        self._mask = self._mask[places.numpy()]
-        if self._cache is not None:
+        self.columns = [list(self.columns[r]) for r in rows]
+        places = torch.tensor(rows + [rows[0]] * (self._rows - len(rows)), device="cpu")
+        self.mask = self.mask[places.numpy()]
+        if self.kv is not None:
             self._replace(lambda t: t.index_select(0, places.to(t.device)))
 
     def _feed(self, least: int) -> int:
         return next((feed for feed in FEEDS if feed >= least), least)
 
-    def _has_to_move(self) -> bool:
+    def has_to_move(self) -> bool:
         # A pass reads the whole capacity: holes cost nothing until it is full.
-        return self.reuse == "compact" and super()._has_to_move()
+        return self.reuse == "compact" and super().has_to_move()
 
     def _reserve(self, width: int) -> None:
         if width <= self._capacity:
             return
-        feed = width - self._width
-        if self._width > max(map(len, self._columns)):
+        feed = width - self.width
+        if self.width > max(map(len, self.columns)):
             self.compact()
-        if self._width + feed > self._capacity:
-            self._grow(_power_of_two(self._width + feed))
+        if self.width + feed > self._capacity:
+            self._grow(_power_of_two(self.width + feed))
 
     def _run(self, input_ids: list[list[int]], positions: list[list[int]], width: int) -> Tensor:
         active = len(input_ids)
         copies = self._rows - active
         feed = len(input_ids[0])
         device = self.model.device
-        self._mask[active:] = self._mask[0]
-        if self._cache is None:
-            self._cache = _static_cache(self.model.config, self._capacity)
-        for layer in self._cache.layers:
+        self.mask[active:] = self.mask[0]
+        if self.kv is None:
+            self.kv = _static_cache(self.model.config, self._capacity)
+        for layer in self.kv.layers:
             layer.cumulative_length.fill_(width - feed)
         arguments = {
-            "input_ids": torch.tensor(input_ids + input_ids[:1] * copies).to(device, non_blocking=True),
-            "position_ids": torch.tensor(positions + positions[:1] * copies).to(device, non_blocking=True),
-            "attention_mask": torch.from_numpy(self._mask).to(device, non_blocking=True),
-            cache_argument(self.model): self._cache,
+            "input_ids": torch.tensor(input_ids + input_ids[:1] * copies, device="cpu").to(device, non_blocking=True),
+            "position_ids": torch.tensor(positions + positions[:1] * copies, device="cpu").to(
+                device, non_blocking=True
+            ),
+            "attention_mask": torch.from_numpy(self.mask).to(device, non_blocking=True),
+            cache_argument(self.model): self.kv,
             "use_cache": True,
             "logits_to_keep": 1,
         }
@@ -147,15 +149,15 @@ class StaticRaggedCache(RaggedCache):
         return self.model(**arguments).logits[:active, -1]
 
     def _forget(self) -> None:
-        self._width = 0
-        for columns in self._columns:
+        self.width = 0
+        for columns in self.columns:
             columns.clear()
 
-    def _trim(self) -> None:
-        self._width = max((columns[-1] + 1 for columns in self._columns if columns), default=0)
+    def trim(self) -> None:
+        self.width = max((columns[-1] + 1 for columns in self.columns if columns), default=0)
 
     def _replace(self, change: Change) -> None:
-        for layer in self._cache.layers:
+        for layer in self.kv.layers:
             for memory in (layer.keys, layer.values):
                 changed = change(memory)
                 rows, _, width, _ = changed.shape
@@ -163,10 +165,10 @@ class StaticRaggedCache(RaggedCache):
                 memory[rows:, :, :width].copy_(changed[:1])
 
     def _grow(self, capacity: int) -> None:
-        self._mask = np.pad(self._mask, ((0, 0), (0, capacity - self._mask.shape[1])))
-        if self._cache is not None:
-            old, self._cache = self._cache, _static_cache(self.model.config, capacity)
-            for layer, before in zip(self._cache.layers, old.layers):
+        self.mask = np.pad(self.mask, ((0, 0), (0, capacity - self.mask.shape[1])))
+        if self.kv is not None:
+            old, self.kv = self.kv, _static_cache(self.model.config, capacity)
+            for layer, before in zip(self.kv.layers, old.layers):
                 layer.lazy_initialization(before.keys, before.values)
                 layer.keys[:, :, : self._capacity].copy_(before.keys)
                 layer.values[:, :, : self._capacity].copy_(before.values)
@@ -186,7 +188,8 @@ def _static_cache(config: Any, capacity: int) -> Any:
     if not hasattr(StaticLayer(1), "cumulative_length"):
         raise RuntimeError("compile=True needs transformers 5.4 or newer, whose static caches can be cut back")
     layers = config.get_text_config().num_hidden_layers
-    return Cache(layers=[StaticLayer(capacity) for _ in range(layers)])
+    with torch.device("cpu"):  # a layer makes its counter where the default is, and moves it to its keys later
+        return Cache(layers=[StaticLayer(capacity) for _ in range(layers)])
 
 
 def _power_of_two(length: int) -> int:

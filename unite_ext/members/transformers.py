@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from .base import BaseMember, Prompt
-from .cache_probe import embedding_rows, probe_reuse
+from .cache_probe import embedding_rows, probe_reuse, probe_trees
 from .context import TransformersContext
 from .kv_cache import RaggedCache
 from .loading import MemberSource, context_length, load_tokenizer, prepare
 from .prompts import PromptEncoder, check_spelling, read_chat_template
 from .static_cache import StaticRaggedCache, compile_forward
+from .tree_cache import TreeCache
 
 __all__ = ["Member", "load_tokenizer"]
 
@@ -154,7 +155,7 @@ class Member(BaseMember):
 
         def new_batch() -> RaggedCache:
             if not compiled:
-                return RaggedCache(self.model, 0, reuse=self.cache_reuse)
+                return (TreeCache if self.gives_trees else RaggedCache)(self.model, 0, reuse=self.cache_reuse)
             return StaticRaggedCache(
                 self.model,
                 0,
@@ -165,6 +166,11 @@ class Member(BaseMember):
             )
 
         return TransformersContext(new_batch, new_row, reads_apart=self.cache_reuse != "recompute")
+
+    @cached_property
+    def gives_trees(self) -> bool:
+        """Whether one pass can give the logits of many places of a text, found by a probe on first use."""
+        return probe_trees(self.model, self.cache_reuse, name=self.name)
 
     @cached_property
     def bytes_per_token(self) -> int:

@@ -1,1 +1,1 @@
-"""What decides a step: UNITE and the methods it is compared with."""
+"""The methods that decide a step or choose an answer: UNITE and those it is compared with."""

@@ -1,37 +1,37 @@
-"""What a method is: what decides a step, or chooses among whole answers."""
+"""The base classes of methods: those that decide every step, and those that choose among whole answers."""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from ..members.base import BaseMember, Scores
+from ..members.base import BaseMember, Prompt, Scores
 from ..options import StepOptions
 from ..reference import StepResult
 from ..vocab.alignment import VocabAlignment
 
 
 class Method(ABC):
-    """What token-level and answer-level methods have in common: a name, options, and what they refuse."""
+    """A method's name, its options and their checks; common to token-level and answer-level methods."""
 
     name: ClassVar[str]
     takes_one: ClassVar[bool] = False
     """Whether it can run with a single member."""
     is_large: ClassVar[bool] = True
-    """Whether an object may hold tensors as large as a vocabulary, so that only one should be kept."""
+    """Whether an object may hold tensors as large as a vocabulary. Only one such object should be kept."""
 
     @classmethod
-    def check_options(cls, own: Mapping[str, Any]) -> None:
+    def check_options(cls, own: Mapping[str, object]) -> None:
         """Check the method's own options, without tokenizers.
 
         Raises
         ------
         TypeError, ValueError
-            An option is unknown or wrong, or something that the method needs is not installed.
+            An option is unknown or wrong, or a package that the method needs is not installed.
         """
         known = [p.name for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
         for option in own:
@@ -41,14 +41,14 @@ class Method(ABC):
                 )
 
     @classmethod  # noqa: B027  # nothing to check by default
-    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, Any]) -> None:
+    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, object]) -> None:
         """Raise ValueError if the method cannot run on these vocabularies. Called before any model is loaded."""
 
 
 class TokenMethod(Method):
-    """Decides every step.
+    """A method that decides every step.
 
-    One object serves all requests; what it has to know of one of them is the state that `start` returns.
+    One object serves all requests. What it needs to know of a request is in the state that `start` returns.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class TokenMethod(Method):
     """
 
     samples: ClassVar[bool] = False
-    """Whether `do_sample` makes sense: whether a step's result holds all entries that may be drawn."""
+    """Whether `do_sample` can be used: a step's result must hold all entries that may be drawn."""
     needs_logits: ClassVar[bool] = True
     """Whether every member must have the logits of its whole vocabulary at hand."""
 
@@ -72,11 +72,11 @@ class TokenMethod(Method):
 
     @property
     def tokens_per_step(self) -> float | None:
-        """How many tokens every step handles (the paper's Table 5); None where that differs from step to step."""
+        """How many tokens every step handles (the paper's Table 5); None if that differs from step to step."""
         return None
 
     def start(self, prompt_ids: Sequence[Sequence[int]]) -> object:
-        """The state of a new request, given its prompt's ids in every member; None by default."""
+        """Make the state of a new request from its prompt's ids in every member; None by default."""
         return None
 
     @abstractmethod
@@ -93,13 +93,13 @@ class TokenMethod(Method):
         Returns
         -------
         StepResult
-            A row that cannot be decided says so in its status.
+            The status of each request says whether its step could be decided.
         """
 
     def likelihood(
         self, scores: Sequence[Scores], states: Sequence[object], targets: Tensor
     ) -> tuple[Tensor, StepResult]:
-        """The probability of emitting given ids of the primary, and the step.
+        """Compute the probability of emitting given ids of the primary, and the step.
 
         Parameters
         ----------
@@ -117,7 +117,7 @@ class TokenMethod(Method):
 
 
 class AnswerMethod(Method):
-    """Lets every member answer alone and chooses one of the answers.
+    """A method that lets every member answer alone and chooses one of the answers.
 
     Parameters
     ----------
@@ -131,22 +131,22 @@ class AnswerMethod(Method):
         self.weights = list(weights)
 
     @abstractmethod
-    def choose(self, prompt: Any, answers: Sequence[str]) -> int:
-        """The index of the best answer.
+    def choose(self, prompt: Prompt, answers: Sequence[str]) -> int:
+        """Choose the best answer and return its index.
 
         Parameters
         ----------
         prompt : str or messages
         answers : sequence of str
-            One per member, the primary's first; of equally good ones the first counts.
+            One per member, the primary's first. Of equally good answers the first is chosen.
         """
 
 
 def whole_logits(scores: Sequence[Scores]) -> list[Tensor]:
-    """[N, V_m] per member. ValueError where a member does not have them at hand."""
+    """Every member's logits, [N, V_m]. ValueError if a member does not have them."""
     logits = []
     for m, own in enumerate(scores):
         if own.logits is None:
-            raise ValueError(f"member {m} does not have its logits at hand, which this method needs")
+            raise ValueError(f"member {m} must have its logits for this method, got none")
         logits.append(own.logits)
     return logits

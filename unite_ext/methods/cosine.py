@@ -1,4 +1,4 @@
-"""Find every vector's nearest vector by cosine, among so many that the products take a minute."""
+"""Find the nearest vector by cosine, for as many vectors as a vocabulary has."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 _PAIRS = 2**25  # cosines computed at a time
-_ROWS = 1024  # vectors whose products are timed, and pairs decided at a time
-_BLOCK = 64  # targets whose largest cosine is looked at before each one's
-_UNIT = 2**-8  # unit roundoff of bfloat16, in which a product of float32 may be computed too, where a user allowed it
+_ROWS = 1024  # vectors whose products are timed, and pairs computed in float64 at a time
+_BLOCK = 64  # targets that are excluded together, by their largest cosine
+_UNIT = 2**-8  # unit roundoff of bfloat16; torch may compute products of float32 in it too, if the user allowed it
 
 
 def nearest_vectors(queries: Tensor, targets: Tensor, *, progress: bool | None = None) -> Tensor:
     """Find the target with the largest cosine to every query.
 
-    A product in the fastest type leaves the few targets that its rounding cannot exclude; float64 decides among them.
+    A product in the fastest type excludes most targets. Those that its rounding cannot exclude are compared in float64.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def nearest_vectors(queries: Tensor, targets: Tensor, *, progress: bool | None =
     """
     for name, vectors in (("queries", queries), ("targets", targets)):
         if not torch.isfinite(vectors).all():
-            raise ValueError(f"{name} must be finite, got NaN or infinite values")
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
     dtype = _fastest_type(queries, targets)
     others = torch.nn.functional.pad(targets.to(dtype), (0, 0, 0, -len(targets) % _BLOCK)).T
     found = []
@@ -52,7 +52,7 @@ def _nearest(queries: Tensor, targets: Tensor, others: Tensor) -> Tensor:
     rows, blocks = torch.nonzero(largest >= limit[:, None], as_tuple=True)
     hits, places = torch.nonzero(cosines[rows, blocks] >= limit[rows, None], as_tuple=True)
     rows, columns = rows[hits], _BLOCK * blocks[hits] + places
-    real = columns < len(targets)  # the rest fills the last block
+    real = columns < len(targets)  # the other columns fill up the last block
     rows, columns = rows[real], columns[real]
     exact = torch.cat(
         [
@@ -67,16 +67,17 @@ def _nearest(queries: Tensor, targets: Tensor, others: Tensor) -> Tensor:
 
 
 def _window(size: int) -> float:
-    """How far below the largest computed cosine of unit vectors that of the true nearest can lie.
+    """Bound how far the computed cosine of the nearest target can be below the largest computed one.
 
-    Rounding both vectors moves a product by 2 units (Cauchy-Schwarz), adding `size` terms in float32 by size * 2^-24,
-    rounding the sum by one unit: for each of the two cosines that are compared. The limit is rounded, too.
+    Rounding both vectors changes a product by at most 2 units (Cauchy-Schwarz), adding `size` terms in float32 by
+    size * 2^-24, and rounding the sum by one unit. This happens to both cosines that are compared. The limit is rounded
+    as well.
     """
     return 2 * (3.1 * _UNIT + 2 * size * 2**-24) + 1.1 * _UNIT
 
 
 def _fastest_type(queries: Tensor, targets: Tensor) -> torch.dtype:
-    """float32, or bfloat16 where a processor multiplies it faster."""
+    """Return bfloat16 if the processor multiplies it faster than float32, else float32."""
     if queries.device.type != "cpu" or len(queries) < _ROWS:
         return torch.float32
     seconds = {}

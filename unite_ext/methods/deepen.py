@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,35 +17,35 @@ from .entries import PrimaryEntryMethod
 
 TEMPERATURE = 100.0  # of the softmax over a token's similarities; the authors' constant
 _CHUNK = 4096  # tokens whose similarities are computed at a time
-_RESERVE = 1.25  # what a step and the construction need beside the matrices
+_RESERVE = 1.25  # memory for the matrices, a step and the construction, relative to the matrices alone
 
 
 class DeepenAvg(PrimaryEntryMethod):
     """DeePEn-Avg (arXiv 2404.12715): members agree in the space of similarities to common tokens.
 
-    With A the tokens that all members have (anchors) and E_m member m's input embeddings, a token's relative
+    A are the tokens that all members have (anchors), E_m are member m's input embeddings. A token's relative
     representation is its cosine similarities to the anchors, scaled to length 1 and normalised:
 
         R_m = softmax(100 * normalize(cos(E_m, E_m[A])))                   [V_m, A]
         r = sum_m alpha_m p_m R_m                                          the average, [A]
 
-    The way back to the primary's vocabulary is a search. Its logits x start as the primary's own and take T steps of
-    gradient descent on KL(r || softmax(x) R_p); the largest x wins. As in the authors' code the steps are AdamW's with
-    the rate `eta` on a cosine schedule, the divergence is averaged over the anchors, and where the primary's own best
-    token is EOS nothing is searched.
+    The way back to the primary's vocabulary is a search: logits x start as the primary's own and take T steps of
+    gradient descent on KL(r || softmax(x) R_p). The largest x wins. As in the authors' code the steps are AdamW's with
+    the rate `eta` on a cosine schedule, and the divergence is averaged over the anchors. If the primary's own best
+    token is EOS, nothing is searched.
 
     Parameters
     ----------
     eta : float
-        The rate, which the paper searches between 0.05 and 0.30 on development data.
+        The rate of the search. The paper chooses it between 0.05 and 0.30 on development data.
     steps : int
-        T.
+        The number of steps T.
     anchors : int, optional
-        Sample this many of the common tokens; all by default.
+        How many of the common tokens to sample as anchors; all by default.
     seed : int
-        Of the sample.
+        The seed of this sample.
     max_bytes : int, optional
-        Refuse to need more than this; by default what is free on the device.
+        Raise ValueError if more memory is needed than this; by default what is free on the device.
     """
 
     name: ClassVar[str] = "deepen-avg"
@@ -72,7 +72,7 @@ class DeepenAvg(PrimaryEntryMethod):
         ]
 
     @classmethod
-    def check_options(cls, own: Mapping[str, Any]) -> None:
+    def check_options(cls, own: Mapping[str, object]) -> None:
         """See `Method.check_options`."""
         super().check_options(own)
         for name, low in (("steps", 1), ("anchors", 1), ("seed", 0), ("max_bytes", 1)):
@@ -85,19 +85,19 @@ class DeepenAvg(PrimaryEntryMethod):
             raise ValueError(f"eta must be above 0 and at most 1, got {eta}")
 
     @classmethod
-    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, Any]) -> None:
-        """There are common tokens, enough memory for the matrices, and no weights that the average would ignore."""
+    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, object]) -> None:
+        """Check the weights, that there are common tokens, and that there is memory for the matrices."""
         super().check(alignment, options, own)
         cls._check_weights(options.weights)
         common = len(common_ids(alignment))
         if common == 0:
             raise ValueError(f"method {cls.name!r} needs tokens that all members have, got none")
-        wanted = own.get("anchors")
+        wanted = _count(own, "anchors")
         if wanted is not None and wanted > common:
             raise ValueError(f"anchors must be at most the {common:,} common tokens, got {wanted:,}")
         needed = memory_estimate(alignment, wanted or common)
         device = alignment.device
-        limit = own.get("max_bytes") or free_bytes(device)
+        limit = _count(own, "max_bytes") or free_bytes(device)
         if limit is not None and needed > limit:
             per_anchor = memory_estimate(alignment, 1)
             fitting = limit // per_anchor
@@ -111,11 +111,13 @@ class DeepenAvg(PrimaryEntryMethod):
     @classmethod
     def _check_weights(cls, weights: Sequence[float] | None) -> None:
         if weights is not None and len(set(weights)) > 1:
-            raise ValueError(f"method 'deepen-avg' has uniform weights, got {list(weights)}; 'deepen-adapt' takes them")
+            raise ValueError(
+                f"weights must be uniform with method 'deepen-avg', got {list(weights)}; 'deepen-adapt' takes others"
+            )
 
     @property
     def tokens_per_step(self) -> float:
-        """Number of anchors."""
+        """The number of anchors."""
         return float(self._anchors)
 
     def scores(self, probs: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
@@ -147,9 +149,9 @@ class DeepenAvg(PrimaryEntryMethod):
 
 
 class DeepenAdapt(DeepenAvg):
-    """DeePEn-Adapt: DeePEn with weights alpha_m = s_m / sum_j s_j from the members' scores on development data.
+    """DeePEn-Adapt: `DeepenAvg` with weights alpha_m = s_m / sum_j s_j from the members' scores on development data.
 
-    Give them as `weights`; `Selection.adaptive_weights` computes them. Otherwise as `DeepenAvg`.
+    They are given as `weights`; `Selection.adaptive_weights` computes them.
     """
 
     name: ClassVar[str] = "deepen-adapt"
@@ -157,24 +159,26 @@ class DeepenAdapt(DeepenAvg):
     @classmethod
     def _check_weights(cls, weights: Sequence[float] | None) -> None:
         if weights is None:
-            raise ValueError("method 'deepen-adapt' needs weights, such as Selection.adaptive_weights(), got none")
+            raise ValueError(
+                "weights must be given with method 'deepen-adapt', such as Selection.adaptive_weights(), got none"
+            )
 
 
 def common_ids(alignment: VocabAlignment) -> Tensor:
-    """[A, M] int64: every member's ids of the texts that all members have as one token, EOS aside."""
+    """Every member's ids of the texts that all members have as one token, EOS aside: int64 [A, M]."""
     tagged = alignment.class_ids[EOS_CLASS + 1 :]
     whole = ((tagged >= 0) & (tagged & FIRST_SUB_TOKEN == 0)).all(dim=1)
     return (tagged[whole] & ID_MASK).long()
 
 
 def memory_estimate(alignment: VocabAlignment, anchors: int) -> int:
-    """Bytes that the relative representations of all members take, and the work around them."""
+    """Estimate the bytes for the relative representations of all members, and for building and using them."""
     return int(_RESERVE * 4 * anchors * sum(alignment.vocab_sizes))
 
 
 @torch.no_grad()
 def relative_representations(embeddings: Tensor, anchors: Tensor, device: torch.device) -> Tensor:
-    """[V, A] float32, see `DeepenAvg`.
+    """Compute the relative representations of all tokens, float32 [V, A], see `DeepenAvg`.
 
     Parameters
     ----------
@@ -194,8 +198,14 @@ def relative_representations(embeddings: Tensor, anchors: Tensor, device: torch.
     return result
 
 
+def _count(own: Mapping[str, object], name: str) -> int | None:
+    value = own.get(name)
+    return value if isinstance(value, int) else None  # check_options refused anything else
+
+
 def _sampled(ids: Tensor, count: int | None, seed: int) -> Tensor:
     if count is None or count >= len(ids):
         return ids
-    chosen = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    chosen = torch.randperm(len(ids), generator=generator, device="cpu")[:count].sort().values
     return ids[chosen.to(ids.device)]

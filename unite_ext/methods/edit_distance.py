@@ -1,22 +1,21 @@
-"""Find every text's nearest text by edit distance, in vocabularies of a size where all pairs would take minutes.
+"""Find the nearest text by edit distance, for as many texts as a vocabulary has. All pairs would take minutes.
 
-Most tokens have a neighbour at distance 1, and those are found by look-up. The rest are compared in groups of alike
-texts, and a group only with the texts that can still be nearer than what it has found: the number of characters that
-two texts have in common bounds their distance from below.
+Most tokens have a neighbour at distance 1, which is found by look-up. The others are compared in groups of similar
+texts. A group is compared only with texts that can be nearer than the nearest found so far: the number of characters
+that two texts have in common bounds their distance from below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-_GROUP = 128  # texts compared with one choice of candidates: larger groups have more characters, which bounds less
-_SEEDS = 1024  # targets that all are compared with first, so that the bounds have something to exclude by
+_GROUP = 128  # texts with the same candidates; larger groups have more characters, so fewer candidates are excluded
+_SEEDS = 1024  # targets that every text is compared with first, to have distances that exclude others
 _PAIRS = 2**24  # distances computed at a time
 
 
@@ -49,7 +48,7 @@ def nearest_texts(queries: Sequence[str], targets: Sequence[str], *, progress: b
 
 
 class _Nearest:
-    """The nearest target so far of every query: its distance and index."""
+    """The nearest target of every query so far: its distance and index."""
 
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
@@ -57,13 +56,13 @@ class _Nearest:
         self.index = np.full(len(texts), np.iinfo(np.int64).max, np.int64)
 
     def settle(self, query: int, distance: int, indices: list[int | None]) -> None:
-        """Take the first of some targets, all at one distance, if it is nearer or as near and earlier."""
+        """Keep the first of several targets at the same distance, if it is nearer, or as near and earlier."""
         index = min((i for i in indices if i is not None), default=None)
         if index is not None and (distance, index) < (self.distance[query], self.index[query]):
             self.distance[query], self.index[query] = distance, index
 
     def update(self, rows: NDArray[np.int64], distance: NDArray[np.int64], index: NDArray[np.int64]) -> None:
-        """Take what is nearer, or as near and earlier, for several queries."""
+        """Keep a target for each of several queries, if it is nearer, or as near and earlier."""
         better = (distance < self.distance[rows]) | ((distance == self.distance[rows]) & (index < self.index[rows]))
         self.distance[rows[better]], self.index[rows[better]] = distance[better], index[better]
 
@@ -76,7 +75,7 @@ def _by_length(texts: Sequence[str]) -> dict[int, list[int]]:
 
 
 def _find_neighbours(found: _Nearest, targets: Sequence[str]) -> None:
-    """Settle the queries that have a target at distance 0 or 1, by look-up."""
+    """Find targets at distance 0 or 1 by look-up."""
     queries, lengths = _by_length(found.texts), _by_length(targets)
     characters = set().union(*found.texts, *targets)
     blank = next(c for c in map(chr, range(0x110000)) if c not in characters)  # stands for one replaced character
@@ -105,7 +104,7 @@ def _find_neighbours(found: _Nearest, targets: Sequence[str]) -> None:
 
 
 def _compare(found: _Nearest, targets: Sequence[str], bar: tqdm[None]) -> None:
-    """Compare what is left, group by group, with every target that may be nearest to one of the group."""
+    """Compare the other queries, group by group, with every target that may be nearest to one of the group."""
     left = np.flatnonzero(found.distance > 1)
     if not len(left):
         return
@@ -116,7 +115,7 @@ def _compare(found: _Nearest, targets: Sequence[str], bar: tqdm[None]) -> None:
     _measure(found, left, texts, np.arange(min(_SEEDS, len(targets))))
     groups = _groups(found, left.tolist(), codes)
     counted = np.zeros(0x110000, bool)
-    # In random order, so that the time of the first ones tells that of the rest.
+    # In random order, so that the progress bar's estimate is right.
     for g in np.random.default_rng(0).permutation(len(groups)).tolist():
         rows = groups[g]
         own = np.unique(_codes([found.texts[q] for q in rows.tolist()])[0])
@@ -124,7 +123,7 @@ def _compare(found: _Nearest, targets: Sequence[str], bar: tqdm[None]) -> None:
         shared = np.add.reduceat(np.append(counted[codes], False), starts, dtype=np.int64) * (lengths > 0)
         counted[own] = False
         length = len(found.texts[rows[0]])
-        # Every character of the longer text that has no partner costs one edit.
+        # Every character of the longer text that the other text lacks costs one edit.
         least = np.maximum(lengths, length) - np.minimum(shared, length)
         worst = found.distance[rows].max()
         last = found.index[rows][found.distance[rows] == worst].max()
@@ -134,7 +133,7 @@ def _compare(found: _Nearest, targets: Sequence[str], bar: tqdm[None]) -> None:
 
 
 def _groups(found: _Nearest, left: list[int], codes: NDArray[np.uint32]) -> list[NDArray[np.int64]]:
-    """Split queries into groups of one length, of like distance so far and with few characters altogether."""
+    """Split queries into groups of the same length, with the same distance so far and few different characters."""
     count = np.bincount(codes, minlength=0x110000)
 
     def likeness(query: int) -> tuple[int, int, list[tuple[int, str]]]:
@@ -149,7 +148,9 @@ def _groups(found: _Nearest, left: list[int], codes: NDArray[np.uint32]) -> list
     return groups
 
 
-def _measure(found: _Nearest, rows: NDArray[np.int64], texts: NDArray[Any], candidates: NDArray[np.int64]) -> None:
+def _measure(
+    found: _Nearest, rows: NDArray[np.int64], texts: NDArray[np.object_], candidates: NDArray[np.int64]
+) -> None:
     """Compute the distances of some queries to some targets, given in ascending order."""
     from rapidfuzz.distance import Levenshtein
     from rapidfuzz.process import cdist
@@ -175,7 +176,7 @@ def _measure(found: _Nearest, rows: NDArray[np.int64], texts: NDArray[Any], cand
 
 
 def _codes(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """The characters of all texts one after another, and where each text begins."""
+    """The characters of all texts in one array, and where each text begins."""
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     joined = "".join(texts).encode("utf-32-le", "surrogatepass")
     return np.frombuffer(joined, np.uint32), np.cumsum(lengths) - lengths

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from ..reference import StepResult, clean
 from ..vocab.alignment import EOS_CLASS, ID_MASK, VocabAlignment
 from .base import TokenMethod, whole_logits
 
-SHOWN = 16  # entries of a step that its result lists: enough for a trace to show what competed
+SHOWN = 16  # how many entries a step's result lists, for traces
 
 
 class EntryMethod(TokenMethod):
@@ -24,7 +23,7 @@ class EntryMethod(TokenMethod):
     Attributes
     ----------
     entry_ids : Tensor, int64 [E, M]
-        Each member's id of every entry: of the same text, else the first sub-token; -1 for none.
+        Each member's id for every entry: its token of the same text, else the first sub-token; -1 if it has none.
     emits : Tensor, bool [E]
         Entries that the primary can emit.
     """
@@ -37,16 +36,16 @@ class EntryMethod(TokenMethod):
 
     @abstractmethod
     def scores(self, probs: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
-        """[B, E] float32: the entries' combined scores, not negative.
+        """Compute the combined scores of all entries, float32 [B, E], not negative.
 
         Parameters
         ----------
         probs, logits : sequence of Tensor
-            [B, V_m] float32 per member up to its highest eligible id. Probabilities are those in its whole vocabulary.
+            [B, V_m] float32 per member, up to its highest eligible id. The softmax is over its whole vocabulary.
         """
 
     def step(self, scores: Sequence[Scores], states: Sequence[object]) -> StepResult:
-        """See `TokenMethod.step`. Equal scores: the earlier entry. The result lists the best `SHOWN`, best first."""
+        """See `TokenMethod.step`. Of equal scores the earlier entry wins. The result lists the best `SHOWN` entries."""
         return self._decide(*self._scored(whole_logits(scores)))
 
     def likelihood(
@@ -58,10 +57,10 @@ class EntryMethod(TokenMethod):
 
     @abstractmethod
     def entry_of(self, ids: Tensor) -> Tensor:
-        """The entries of eligible ids of the primary, int64 as they are."""
+        """The entries of eligible ids of the primary, int64 of the same shape."""
 
     def _scored(self, logits: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Scores [B, E] with -1 where the primary cannot emit, every member's probabilities, and the status [B]."""
+        """The scores [B, E], -1 if the primary cannot emit the entry; every member's probabilities; the status [B]."""
         values: list[Tensor] = []
         probs: list[Tensor] = []
         status = torch.zeros(logits[0].shape[0], dtype=torch.int32, device=logits[0].device)
@@ -71,7 +70,7 @@ class EntryMethod(TokenMethod):
             eligible = classes[: value.shape[1]] >= 0
             failed = value.masked_fill(~eligible, -torch.inf).amax(dim=1) == -torch.inf
             status = status.masked_fill(failed, 1 + m)
-            value = value.masked_fill(failed[:, None], 0.0)  # its softmax would be NaN; the row is refused anyway
+            value = value.masked_fill(failed[:, None], 0.0)  # its softmax would be NaN; the row has failed anyway
             values.insert(0, value[:, :size])
             probs.insert(0, value.softmax(dim=1)[:, :size])
         return self.scores(probs, values).masked_fill(~self.emits, -1.0), probs, status
@@ -97,14 +96,15 @@ class EntryMethod(TokenMethod):
 
 
 class PrimaryEntryMethod(EntryMethod):
-    """A method whose entries are the primary's ids; all its EOS ids count as the one that represents EOS."""
+    """A method whose entries are the primary's ids. All its EOS ids count as the one that represents EOS."""
 
     @classmethod
-    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, Any]) -> None:
-        """The primary needs an EOS: nothing else could end a text."""
+    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, object]) -> None:
+        """Check that the primary has an EOS id, without which no text would end."""
         if alignment.eos_ids[options.primary] < 0:
             raise ValueError(
-                f"method {cls.name!r} works in the primary's vocabulary, but member {options.primary} has no EOS"
+                f"primary must be a member with an EOS id for method {cls.name!r}, got member {options.primary}, "
+                "which has none"
             )
 
     def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
@@ -126,7 +126,7 @@ class PrimaryEntryMethod(EntryMethod):
         return self._entry[ids]
 
     def gather_eos(self, probs: Tensor) -> Tensor:
-        """[B, V_p]: the same probabilities, those of all EOS ids added up at the one that represents them."""
+        """Add up the probabilities [B, V_p] of all EOS ids at the one that represents EOS."""
         total = probs[:, self._eos_ids].sum(dim=1)
         probs = probs.clone()
         probs[:, self._eos_ids] = 0.0

@@ -1,9 +1,9 @@
-"""EVA: a mapping between vocabularies learned from the tokens they share (Xu et al., NAACL 2024, arXiv 2404.09492)."""
+"""EVA: a map between vocabularies learned from the tokens they share (Xu et al., NAACL 2024, arXiv 2404.09492)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,25 +15,26 @@ from .cosine import nearest_vectors
 from .map_files import digest_of
 from .mapped import MappedMethod
 
-_PART = 16384  # vectors rotated at a time: all at once would take as much memory again
+_PART = 16384  # vectors rotated at a time; all at once would need as much memory again
 
 
 class EVA(MappedMethod):
-    """EVA-style mapping (after arXiv 2404.09492): embeddings are rotated onto the primary's.
+    """EVA-style mapping (after arXiv 2404.09492): every member's embeddings are rotated onto the primary's.
 
-    On the tokens that member m shares with the primary, W_m = argmin |X W - Y| over (semi-)orthogonal W, that is U V^T
-    of the singular value decomposition X^T Y = U S V^T, X and Y their input embeddings, centred and of length 1. Any
-    other token t is mapped to argmax_v cos(x_t W_m, y_v). Probabilities follow the map and are averaged.
+    X and Y are the input embeddings of the tokens that member m shares with the primary, in the two models, centred and
+    scaled to length 1. W_m = argmin |X W - Y| over (semi-)orthogonal W, which is U V^T of the singular value
+    decomposition X^T Y = U S V^T. Any other token t is mapped to argmax_v cos(x_t W_m, y_v). The mapped probabilities
+    are averaged.
 
-    It is EVA-style, not EVA: one target per token instead of a filtered similarity matrix, no top-320 cut and no
-    dropping of members, and plain Procrustes in place of VecMap's re-weighting.
+    It differs from EVA: every token has one target instead of a filtered similarity matrix, there is no top-320 cut, no
+    member is dropped, and plain Procrustes replaces VecMap's re-weighting.
     """
 
     name: ClassVar[str] = "eva"
 
     @classmethod
-    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, Any]) -> None:
-        """Every member shares tokens with the primary."""
+    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, object]) -> None:
+        """Check that every member shares tokens with the primary."""
         super().check(alignment, options, own)
         primary = options.primary
         for m in range(alignment.num_members):
@@ -62,14 +63,14 @@ class EVA(MappedMethod):
 
 
 def shared_ids(alignment: VocabAlignment, m: int, primary: int) -> Tensor:
-    """[N, 2] int64: the ids of the texts that member m and the primary have as one token, EOS aside."""
+    """The ids of the texts that member m and the primary both have as one token, EOS aside: int64 [N, 2]."""
     tagged = alignment.class_ids[EOS_CLASS + 1 :, [m, primary]]
     whole = ((tagged >= 0) & (tagged & FIRST_SUB_TOKEN == 0)).all(dim=1)
     return (tagged[whole] & ID_MASK).long()
 
 
 def procrustes(source: Tensor, target: Tensor) -> Tensor:
-    """[D, E]: the (semi-)orthogonal W that brings source [N, D] closest to target [N, E] (Schoenemann 1966)."""
+    """The (semi-)orthogonal W [D, E] that maps source [N, D] closest to target [N, E] (Schoenemann 1966)."""
     u, _, v = torch.linalg.svd(source.T @ target, full_matrices=False)
     return u @ v
 

@@ -1,4 +1,4 @@
-"""GaC: every token as a classification over the union of all vocabularies (Yu et al. 2024, arXiv 2406.12585)."""
+"""GaC: every step is a classification over the union of all vocabularies (Yu et al. 2024, arXiv 2406.12585)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .entries import EntryMethod
 
 
 class GaC(EntryMethod):
-    """Average of probabilities over the union vocabulary (arXiv 2406.12585).
+    """The average of probabilities over the union vocabulary (arXiv 2406.12585).
 
     V^U is the union of the members' vocabularies and M_i in {0, 1}^{|V_i| x |V^U|} maps member i's tokens into it. A
     step computes q = sum_i alpha_i p_i M_i, with p_i member i's softmax over its whole vocabulary, and takes the token
     with the largest q.
 
-    Two things differ from the authors' scripts. Tokens are the same when their bytes are, not their surface strings,
-    and all EOS tokens are one entry. A winner that the primary has no token for is emitted as its first sub-token, as
-    in UNITE, because the primary's ids drive the decode loop; the rest of its text is up to the next steps.
+    Two things differ from the authors' scripts. Tokens are the same if their bytes are, not their surface strings, and
+    all EOS tokens are one entry. A winner for which the primary has no token is emitted as its first sub-token, as in
+    UNITE, because the text is made of the primary's ids; later steps decide the rest.
 
     Special tokens other than EOS keep the probability that a member gives them, but cannot win.
     """
@@ -36,9 +36,9 @@ class GaC(EntryMethod):
         tagged = alignment.class_ids.long()
         self.entry_ids = torch.where(tagged >= 0, tagged & ID_MASK, -1)
         self.emits = self.entry_ids[:, self.primary] >= 0
-        self.emits[EOS_CLASS] = True  # it ends the text even if the primary has no id for it
+        self.emits[EOS_CLASS] = True  # EOS ends the text even if the primary has no id for it
         self._tokens_per_step = union_size(alignment)
-        # Ineligible ids project nowhere: they are entries of their own, which cannot win.
+        # Ineligible ids have no column: as entries of their own they could not win.
         self._columns = []
         for m in range(alignment.num_members):
             classes = alignment.classes[m][: alignment.vocab_sizes[m]].long()
@@ -47,7 +47,7 @@ class GaC(EntryMethod):
 
     @property
     def tokens_per_step(self) -> float:
-        """Size of the union vocabulary, special tokens included."""
+        """The size of the union vocabulary, special tokens included."""
         return float(self._tokens_per_step)
 
     def entry_of(self, ids: Tensor) -> Tensor:
@@ -55,16 +55,16 @@ class GaC(EntryMethod):
         return self.alignment.classes[self.primary][ids].long()
 
     def scores(self, probs: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
-        """[B, C]: the sparse projection of every member's probabilities onto the classes, averaged."""
+        """Average the members' probabilities over the classes: [B, C]."""
         total = probs[0].new_zeros(len(probs[0]), self.alignment.num_classes)
         for weight, prob, (ids, classes) in zip(self.weights, probs, self._columns):
-            # scatter_add_, because index_add_ takes 20 times as long for a single row on the CPU
+            # index_add_ takes 20 times as long for a single row on the CPU
             total.scatter_add_(1, classes.expand(len(prob), -1), weight * prob[:, ids])
         return total
 
 
 def union_size(alignment: VocabAlignment) -> int:
-    """Number of distinct tokens in all vocabularies: texts by their bytes, special tokens by their names."""
+    """Count the distinct tokens of all vocabularies: texts by their bytes, special tokens by their names."""
     special: set[str] = set()
     for vocabulary in alignment.vocabularies:
         if vocabulary.parts is None:

@@ -1,4 +1,4 @@
-"""Keep maps between vocabularies in the cache folder of alignments: what takes a minute to find is found once."""
+"""Keep maps between vocabularies, which take up to a minute to compute, in the cache folder of alignments."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -25,13 +24,13 @@ from ..vocab.alignment import VocabAlignment
 logger = logging.getLogger(__name__)
 
 FORMAT = "unite_ext.token_map"
-VERSION = 1  # of the file and of the rules that fill it: raise it whenever either changes
+VERSION = 1  # raise it whenever the format or the rules that fill it change
 
 
 def keep_map(
     make: Callable[[], Tensor], method: str, alignment: VocabAlignment, m: int, primary: int, ids: Tensor, source: str
 ) -> Tensor:
-    """Read a map from the cache folder, or make it and keep it there.
+    """Read a map from the cache folder, or make it and store it there.
 
     Parameters
     ----------
@@ -41,7 +40,7 @@ def keep_map(
         The method's name.
     alignment : VocabAlignment
     m, primary : int
-        The members that the map leads from and to.
+        The member whose ids are mapped, and the member that they are mapped to.
     ids : Tensor, int64 [N]
         The ids of member m that are mapped.
     source : str
@@ -49,7 +48,7 @@ def keep_map(
     """
     try:
         folder = alignment_files.cache_folder(True)
-    except (RuntimeError, OSError):  # nobody is at home
+    except (RuntimeError, OSError):  # there is no home folder
         folder = None
     if folder is None:
         return make()
@@ -72,13 +71,13 @@ def digest_of(*tensors: Tensor) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        for part in tensor.detach().split(4096):  # a copy of a whole embedding may take a gigabyte
+        for part in tensor.detach().split(4096):  # a copy of all embeddings may take a gigabyte
             digest.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _read(path: Path, key: str, ids: Tensor, size: int) -> Tensor | None:
-    """The map that was kept, or None when there is none or it cannot be used, which is logged."""
+    """Read a stored map. None if there is none, or, with a line in the log, if it cannot be used."""
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             header = json.loads((file.metadata() or {})[FORMAT])
@@ -98,7 +97,7 @@ def _read(path: Path, key: str, ids: Tensor, size: int) -> Tensor | None:
 
 
 def _write(path: Path, key: str, ids: Tensor, made: Tensor) -> None:
-    """Keep a map: a temporary file in the same folder, then a rename; a folder that cannot be written only warns."""
+    """Store a map atomically. A folder that cannot be written is a warning, not an error."""
     tensors = {"ids": ids.cpu().numpy().astype(np.int32), "targets": made.cpu().numpy().astype(np.int32)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -113,7 +112,7 @@ def _write(path: Path, key: str, ids: Tensor, made: Tensor) -> None:
         warnings.warn(f"a map of tokens could not be kept in the cache folder {path.parent}: {error}", stacklevel=3)
 
 
-def _checksum(tensors: dict[str, NDArray[Any]]) -> str:
+def _checksum(tensors: Mapping[str, NDArray[np.integer]]) -> str:
     digest = hashlib.sha256()
     for name in ("ids", "targets"):
         array = np.ascontiguousarray(tensors[name])

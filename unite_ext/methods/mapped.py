@@ -17,9 +17,9 @@ from .map_files import keep_map
 
 
 class MappedMethod(PrimaryEntryMethod):
-    """Averages in the primary's vocabulary: q(v) = sum_m alpha_m sum_{t: f_m(t) = v} p_m(t).
+    """A method that averages in the primary's vocabulary: q(v) = sum_m alpha_m sum_{t: f_m(t) = v} p_m(t).
 
-    A token that the primary has too, and EOS, are mapped to themselves; `nearest` decides about the others.
+    EOS and tokens that the primary has too are mapped to themselves, the others by `nearest`.
     """
 
     def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
@@ -50,25 +50,25 @@ class MappedMethod(PrimaryEntryMethod):
 
     @abstractmethod
     def nearest(self, members: Sequence[BaseMember], m: int, ids: Tensor) -> Tensor:
-        """[N] int64: the primary's id for each of member m's ids that the primary has no token for."""
+        """Map ids of member m for whose texts the primary has no token to ids of the primary, int64 [N]."""
 
     def source(self, members: Sequence[BaseMember], m: int) -> str:
-        """What `nearest` depends on beside the vocabularies, for the cache of its results; here nothing."""
+        """What `nearest` depends on beside the vocabularies, as part of the key in the cache; by default nothing."""
         return ""
 
     @property
     def tokens_per_step(self) -> float:
-        """Number of tokens of the primary, each of which gets a probability."""
+        """The number of the primary's tokens; every step gives each a probability."""
         return float(int(self.emits.sum()))
 
     def scores(self, probs: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
-        """[B, V_p]: the average."""
+        """Average the mapped probabilities: [B, V_p]."""
         total = torch.zeros_like(probs[self.primary])
         for weight, prob, (ids, targets) in zip(self.weights, probs, self._maps):
             total.scatter_add_(1, targets.expand(len(prob), -1), weight * prob[:, ids])  # faster than index_add_
         return total
 
     def target_ids(self) -> list[int]:
-        """The primary's ids that stand for a text: one per class."""
+        """The primary's ids that may be mapped to: its representative of every class."""
         tagged = self.alignment.class_ids[EOS_CLASS + 1 :, self.primary].long()
         return tagged[(tagged >= 0) & (tagged <= ID_MASK)].sort().values.tolist()

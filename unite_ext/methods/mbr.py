@@ -1,20 +1,21 @@
-"""MBR: the answer that is most like the others."""
+"""MBR: choose the answer that is most similar to the others."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from ..members.base import Prompt
 from .base import AnswerMethod
 
 
 class MBR(AnswerMethod):
     """Minimum Bayes risk decoding with chrF (Freitag et al. 2023, arXiv 2305.09860; chrF: Popovic 2015, W15-3049).
 
-    The members' answers are candidates and pseudo-references at once: argmax_i sum_{j != i} alpha_j chrF(y_i, y_j),
-    with sacrebleu's sentence chrF (character 6-grams, beta 2). With two members every choice is a comparison of one
-    pair, whose chrF differs by direction only.
+    The members' answers are both candidates and pseudo-references: argmax_i sum_{j != i} alpha_j chrF(y_i, y_j), with
+    sacrebleu's sentence chrF (character 6-grams, beta 2). With two members only the two directions of one pair are
+    compared.
     """
 
     name: ClassVar[str] = "mbr"
@@ -26,13 +27,13 @@ class MBR(AnswerMethod):
         self._chrf = CHRF()
 
     @classmethod
-    def check_options(cls, own: Mapping[str, Any]) -> None:
+    def check_options(cls, own: Mapping[str, object]) -> None:
         """See `Method.check_options`."""
         super().check_options(own)
         if importlib.util.find_spec("sacrebleu") is None:
             raise ValueError("method 'mbr' needs sacrebleu: pip install 'unite_ext[eval]'")
 
-    def choose(self, prompt: Any, answers: Sequence[str]) -> int:
+    def choose(self, prompt: Prompt, answers: Sequence[str]) -> int:
         """See `AnswerMethod.choose`."""
         gains = [
             sum(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,18 +17,18 @@ from .unite import emission_probability, unite_scores
 
 
 class PackLLM(TokenMethod):
-    """UNITE with PackLLM-sim's weights, chosen anew for every prompt (arXiv 2404.11531).
+    """UNITE with PackLLM-sim's weights, which depend on the prompt (arXiv 2404.11531).
 
     alpha_m = softmax_m(-log PPL_m / tau), with PPL_m member m's perplexity on the prompt. The step is UNITE's.
 
-    The paper compares perplexities over one tokenization. Members here keep their own, so log PPL_m is member m's
-    negative log-likelihood of the prompt, divided for all members by the number of the primary's tokens: the same text
-    in the same unit. A prompt's first token has no probability; a prompt of one token gives uniform weights.
+    The paper's members share a tokenization. Here they have their own, so log PPL_m is member m's negative
+    log-likelihood of the prompt, divided by the number of the primary's tokens for all members. A prompt's first token
+    has no probability; a prompt of one token gives uniform weights.
 
     Parameters
     ----------
     tau : float
-        Temperature: smaller prefers the best member more.
+        The temperature; a smaller one gives the best member more weight.
     """
 
     name: ClassVar[str] = "packllm"
@@ -44,7 +44,7 @@ class PackLLM(TokenMethod):
         self.tau = tau
 
     @classmethod
-    def check_options(cls, own: Mapping[str, Any]) -> None:
+    def check_options(cls, own: Mapping[str, object]) -> None:
         """See `Method.check_options`."""
         super().check_options(own)
         tau = own.get("tau", 1.0)
@@ -54,19 +54,19 @@ class PackLLM(TokenMethod):
             raise ValueError(f"tau must be above 0, got {tau}")
 
     @classmethod
-    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, Any]) -> None:
-        """Weights come from the prompt, so none may be given."""
+    def check(cls, alignment: VocabAlignment, options: StepOptions, own: Mapping[str, object]) -> None:
+        """Check that no weights are given, because they come from the prompt."""
         if options.weights is not None:
             raise ValueError(f"weights must be None with method 'packllm', got {list(options.weights)}")
 
     def start(self, prompt_ids: Sequence[Sequence[int]]) -> tuple[float, ...]:
-        """The members' weights for a prompt."""
+        """Compute the members' weights for a prompt."""
         losses = [member.negative_log_likelihood(own) for member, own in zip(self.members, prompt_ids)]
         unit = max(1, len(prompt_ids[self.primary]) - 1)
         return tuple(prompt_weights([loss / unit for loss in losses], self.tau))
 
     def step(self, scores: Sequence[Scores], states: Sequence[object]) -> StepResult:
-        """UNITE's step, its members averaged with each request's weights."""
+        """Do UNITE's step, with each request's weights."""
         return self._step(scores, states, None)
 
     def likelihood(
@@ -82,12 +82,12 @@ class PackLLM(TokenMethod):
 
 
 def prompt_weights(log_perplexities: Sequence[float], tau: float) -> list[float]:
-    """softmax(-log PPL / tau)."""
-    return (-torch.tensor(log_perplexities, dtype=torch.float64) / tau).softmax(dim=0).tolist()
+    """Compute softmax(-log PPL / tau)."""
+    return (-torch.tensor(log_perplexities, dtype=torch.float64, device="cpu") / tau).softmax(dim=0).tolist()
 
 
 def reweighed(step: StepResult, weights: Tensor, alignment: VocabAlignment, primary: int) -> StepResult:
-    """The same step with another average: weights [B, M], one row's summing to 1."""
+    """Decide a step again with other weights [B, M], whose rows sum to 1."""
     probs = torch.zeros_like(step.union_probs)
     for m in range(step.member_probs.shape[2]):
         probs = probs + weights[:, m : m + 1] * step.member_probs[:, :, m]

@@ -1,4 +1,4 @@
-"""LLM-Blender's PairRanker: the answer that wins its comparisons (Jiang et al., ACL 2023, arXiv 2306.02561)."""
+"""LLM-Blender's PairRanker: choose the answer that wins its comparisons (Jiang et al. 2023, arXiv 2306.02561)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Model, DebertaV2PreTrainedModel
 
+from ..members.base import Prompt
 from .base import AnswerMethod
 
 ARCHITECTURE = "DebertaV2PairRM"
@@ -22,16 +23,16 @@ _SOURCE_LENGTH, _CANDIDATE_LENGTH = 1224, 412  # tokens, as the published model 
 class PairRanker(AnswerMethod):
     """Pairwise ranking by a reward model (arXiv 2306.02561, section 3).
 
-    The model gives f(x, y_i, y_j), how much better answer i is than j for the prompt x. As it sees the two in order,
-    both orders count: argmax_i sum_{j != i} f(x, y_i, y_j) - f(x, y_j, y_i) (the paper's "MaxLogits").
+    The model gives f(x, y_i, y_j), how much better answer i is than j for the prompt x. It depends on the order of the
+    two, so both orders count: argmax_i sum_{j != i} f(x, y_i, y_j) - f(x, y_j, y_i) (the paper's "MaxLogits").
 
     Parameters
     ----------
     path : str
         Local folder of a model in the format of llm-blender/PairRM-hf: a DeBERTa-v2 encoder `pretrained_model`, a
-        `head_layer` on the encodings of the marks of the prompt and of an answer, and a tokenizer that knows the marks.
+        `head_layer` on the encodings of the marks of the prompt and of an answer, and a tokenizer with the marks.
     device : str
-        Where it runs.
+        The device of the model.
     """
 
     name: ClassVar[str] = "pair-ranker"
@@ -42,12 +43,12 @@ class PairRanker(AnswerMethod):
         self._model = DebertaV2PairRM.from_pretrained(path).eval().to(device)
 
     @classmethod
-    def check_options(cls, own: Mapping[str, Any]) -> None:
-        """The reward model is there, and in the format that this reads."""
+    def check_options(cls, own: Mapping[str, object]) -> None:
+        """Check that the reward model exists and has the right format."""
         super().check_options(own)
         path = own.get("path")
         if path is None:
-            raise ValueError("method 'pair-ranker' needs a reward model: method_options={'path': a local folder}")
+            raise ValueError("path must be the folder of a reward model: method_options={'path': ...}, got none")
         if not isinstance(path, str):
             raise TypeError(f"path must be a string, got {type(path).__name__}")
         config = Path(path) / "config.json"
@@ -61,8 +62,8 @@ class PairRanker(AnswerMethod):
             if name not in settings:
                 raise ValueError(f"path: {config} has no {name!r}, which a {ARCHITECTURE} needs")
 
-    def choose(self, prompt: Any, answers: Sequence[str]) -> int:
-        """See `AnswerMethod.choose`. A chat prompt is the contents of its messages, one below the other."""
+    def choose(self, prompt: Prompt, answers: Sequence[str]) -> int:
+        """See `AnswerMethod.choose`. A chat prompt is the contents of its messages, one per line."""
         source = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
         gains = [0.0] * len(answers)
         for i in range(len(answers)):
@@ -75,7 +76,7 @@ class PairRanker(AnswerMethod):
 
     @torch.no_grad()
     def compare(self, source: str, first: str, second: str) -> float:
-        """f(x, y_1, y_2): positive if the first answer is the better one."""
+        """Compute f(x, y_1, y_2), which is positive if the first answer is the better one."""
         ids = self._encode(MARKS[0], source, _SOURCE_LENGTH)
         left = (_SOURCE_LENGTH + 2 * _CANDIDATE_LENGTH - len(ids)) // 2
         ids = ids + self._encode(MARKS[1], first, left) + self._encode(MARKS[2], second, left)
@@ -83,13 +84,13 @@ class PairRanker(AnswerMethod):
         return float(self._model(input_ids, torch.ones_like(input_ids)))
 
     def _encode(self, mark: str, text: str, length: int) -> list[int]:
-        for foreign in MARKS:  # a second mark in a text would be read as another answer
+        for foreign in MARKS:  # a mark in a text would be read as another answer
             text = text.replace(foreign, "")
         return self._tokenizer.encode(mark + text, max_length=length, truncation=True)
 
 
 class DebertaV2PairRM(DebertaV2PreTrainedModel):
-    """The published model's layers, under the names of its checkpoint."""
+    """The layers of the published model, named as in its checkpoint."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -104,7 +105,7 @@ class DebertaV2PairRM(DebertaV2PreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[B] float: how much better the first answer of each row is; every row holds each mark once."""
+        """How much better the first answer of each row is, float [B]. Every row holds each mark once."""
         states = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         source, first, second = (
             states[input_ids == mark]

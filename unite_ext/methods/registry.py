@@ -1,7 +1,7 @@
-"""The methods by name: where each is, what can be checked before anything is loaded, and making one.
+"""Find, check and make methods by name.
 
-Any of them can be given to `UniteEnsemble` by its name or as an object; docs/methods.md says what each was compared
-with. No other file compares a method's name.
+Any method can be given to `UniteEnsemble` by its name or as an object. docs/methods.md says how each was verified. No
+other file compares a method's name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from .._checks import check_choice
 from ..members.base import BaseMember
@@ -37,14 +36,14 @@ METHODS = (*TOKEN_METHODS, *ANSWER_METHODS)
 
 
 def method_class(name: str) -> type[Method]:
-    """The class behind a method's name."""
+    """Import the class of a method."""
     module, attribute = {**TOKEN_METHODS, **ANSWER_METHODS}[name]
     found: type[Method] = getattr(importlib.import_module(f".{module}", __package__), attribute)
     return found
 
 
-def check_method(method: str | Method, own: Mapping[str, Any] | None, members: int) -> None:
-    """A method and its options, as far as they can be checked without tokenizers.
+def check_method(method: str | Method, own: Mapping[str, object] | None, members: int) -> None:
+    """Check a method and its options, as far as that is possible without tokenizers.
 
     Raises
     ------
@@ -53,7 +52,7 @@ def check_method(method: str | Method, own: Mapping[str, Any] | None, members: i
     """
     if isinstance(method, Method):
         if own:
-            raise TypeError("method_options must be None with a method that is made already")
+            raise TypeError(f"method_options must be None if method is an object, got {dict(own)}")
         return
     check_choice("method", method, METHODS)
     if own is not None and not isinstance(own, Mapping):
@@ -65,27 +64,27 @@ def check_method(method: str | Method, own: Mapping[str, Any] | None, members: i
 
 
 def check_vocabularies(
-    method: str | Method, own: Mapping[str, Any] | None, alignment: VocabAlignment, options: StepOptions
+    method: str | Method, own: Mapping[str, object] | None, alignment: VocabAlignment, options: StepOptions
 ) -> None:
-    """Check whether a method can run on these vocabularies. ValueError says why not."""
+    """Raise ValueError if a method cannot run on these vocabularies."""
     if not isinstance(method, Method):
         method_class(method).check(alignment, options, own or {})
 
 
 def needs_vocabularies(method: str | Method) -> bool:
-    """Whether `check_vocabularies` has anything to look at."""
+    """Whether `check_vocabularies` checks anything for this method."""
     cls = type(method) if isinstance(method, Method) else method_class(method)
     return getattr(cls.check, "__func__", cls.check) is not Method.check.__func__  # type: ignore[attr-defined]
 
 
 def make_method(
     method: str | Method,
-    own: Mapping[str, Any] | None,
+    own: Mapping[str, object] | None,
     alignment: VocabAlignment,
     members: Sequence[BaseMember],
     options: StepOptions,
 ) -> Method:
-    """A method for these members, the primary and the weights from `options`."""
+    """Make a method for these members, with the primary and the weights in `options`."""
     if isinstance(method, Method):
         return method
     cls = method_class(method)
@@ -99,19 +98,19 @@ def make_method(
 
 
 def is_answer_method(method: str | Method) -> bool:
-    """Whether a method chooses among whole answers: it has no steps."""
+    """Whether a method chooses among whole answers, and has no steps."""
     return isinstance(method, AnswerMethod) or method in ANSWER_METHODS
 
 
-def parse_options(text: str | None) -> dict[str, Any] | None:
-    """Method options from a command line: "name:value;name:value", with JSON values where they are JSON.
+def parse_options(text: str | None) -> dict[str, object] | None:
+    """Read method options from a command line: "name:value;name:value". A value that is not JSON is a string.
 
     >>> parse_options("eta:0.1;anchors:1000;path:models/ranker")
     {'eta': 0.1, 'anchors': 1000, 'path': 'models/ranker'}
     """
     if text is None:
         return None
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     for part in text.split(";"):
         name, colon, value = part.partition(":")
         if not colon:

@@ -18,7 +18,7 @@ from .base import TokenMethod
 
 
 class Unite(TokenMethod):
-    """UNITE, see `unite_step`. In one launch where all logits are at hand, else in parts, with the same result."""
+    """UNITE, see `unite_step`: one launch if all members have their logits, else in parts with the same result."""
 
     name: ClassVar[str] = "unite"
     takes_one: ClassVar[bool] = True
@@ -41,7 +41,10 @@ class Unite(TokenMethod):
 def unite_scores(
     scores: Sequence[Scores], alignment: VocabAlignment, options: StepOptions, include: Tensor | None = None
 ) -> StepResult:
-    """One step of UNITE from members' scores; `include` as in `unite_step`. Nothing is checked, nothing waits."""
+    """Do one step of UNITE from members' scores, without checks and without waiting for the device.
+
+    `include` is that of `unite_step`.
+    """
     logits = [x for own in scores if (x := own.logits) is not None]
     if len(logits) == len(scores):
         return fused_step(logits, alignment, options, include=include)
@@ -51,7 +54,7 @@ def unite_scores(
 def step_in_parts(
     scores: Sequence[Scores], alignment: VocabAlignment, options: StepOptions, include: Tensor | None = None
 ) -> StepResult:
-    """`unite_scores` from what members give without their logits: their keys, then their logits of the slots."""
+    """Do one step of UNITE without whole logits: from every member's k best ids, and its logits of the slots."""
     tops = [own.top_k(alignment, m, options) for m, own in enumerate(scores)]
     keys = torch.stack([keys for keys, _ in tops], dim=1)
     union = unite_keys(keys, alignment, primary=options.primary, include=include)
@@ -65,10 +68,10 @@ def step_in_parts(
 
 
 def emission_probability(step: StepResult, targets: Tensor, alignment: VocabAlignment, primary: int) -> Tensor:
-    """The probability that a step emits the text of given ids of the primary.
+    """Compute the probability that a step emits the text of given ids of the primary.
 
-    It is the sum over the slots whose id in the primary has the target's text: a slot of a foreign text counts for its
-    first sub-token, which is what it would emit.
+    It is the sum over the slots whose id in the primary has the target's text. A slot for which the primary has no
+    token counts for its first sub-token, which it would emit.
 
     Parameters
     ----------

@@ -1,11 +1,12 @@
-"""Voting: the answer that most members give."""
+"""Voting: choose the answer that most members give."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from ..members.base import Prompt
 from .base import AnswerMethod
 
 NUMBER = r"(?:[Aa]nswer is|boxed)\D*?(-?\d[\d,]*(?:\.\d+)?)"
@@ -15,15 +16,15 @@ NUMBER = r"(?:[Aa]nswer is|boxed)\D*?(-?\d[\d,]*(?:\.\d+)?)"
 class Voting(AnswerMethod):
     """Majority vote over final answers (the "Voting" of arXiv 2410.03777, Table 3; as self-consistency, 2203.11171).
 
-    With a_m the final answer in member m's text, the winner is argmax_a sum_m alpha_m [a_m = a]; its text is that of
-    the first member, the primary before the others, that gives it. Where nobody agrees that is the primary's text.
+    a_m is the final answer in member m's text. The winner is argmax_a sum_m alpha_m [a_m = a], and the text that of the
+    first member that gives it, the primary before the others. If all answers differ that is the primary's text.
 
     Parameters
     ----------
     pattern : str, optional
         A regular expression whose last match is the final answer (its first group if it has one). A text without a
-        match, and every text without a pattern, is compared as a whole. Blanks, case and thousands separators do not
-        count.
+        match, and every text if there is no pattern, is compared as a whole. Case, thousands separators and the number
+        of blanks do not matter.
     """
 
     name: ClassVar[str] = "voting"
@@ -33,7 +34,7 @@ class Voting(AnswerMethod):
         self._pattern = None if pattern is None else re.compile(pattern)
 
     @classmethod
-    def check_options(cls, own: Mapping[str, Any]) -> None:
+    def check_options(cls, own: Mapping[str, object]) -> None:
         """See `Method.check_options`."""
         super().check_options(own)
         pattern = own.get("pattern")
@@ -45,7 +46,7 @@ class Voting(AnswerMethod):
             except re.error as error:
                 raise ValueError(f"pattern must be a regular expression, got {pattern!r}: {error}") from error
 
-    def choose(self, prompt: Any, answers: Sequence[str]) -> int:
+    def choose(self, prompt: Prompt, answers: Sequence[str]) -> int:
         """See `AnswerMethod.choose`."""
         finals = [self.final(answer) for answer in answers]
         votes: dict[str, float] = {}
@@ -55,7 +56,7 @@ class Voting(AnswerMethod):
         return next(i for i, final in enumerate(finals) if votes[final] > most - 1e-9)
 
     def final(self, answer: str) -> str:
-        """What of an answer is compared."""
+        """The part of an answer that is compared."""
         if self._pattern is not None:
             for match in self._pattern.finditer(answer):
                 answer = match.group(1 if self._pattern.groups else 0) or ""

@@ -1,1 +1,1 @@
-"""Determine: which models to ensemble, and the files their scores are read from."""
+"""Determine which models to ensemble, from files of their scores."""

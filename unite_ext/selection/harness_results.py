@@ -1,4 +1,4 @@
-"""Read the results that lm-evaluation-harness and `unite eval` left in folders: what each model did on each task."""
+"""Read each model's results per task from folders that lm-evaluation-harness and `unite eval` wrote."""
 
 from __future__ import annotations
 
@@ -6,37 +6,36 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .rule import ModelScore
 
-# The harness's names for "the share of right answers", best first.
+# The harness's metrics that are the share of right answers; the first that a task has is used.
 _METRICS = ("acc", "exact_match", "acc_norm")
-# Arguments of lm_eval that make another model of the same name, and what they are when they are not given.
+# Arguments of lm_eval that select another model under the same name, and their defaults.
 _VARIANTS = {"revision": "main", "subfolder": "", "peft": "", "delta": "", "gguf_file": ""}
-# How a task was run, in the results' own words. Accuracies of different settings are not comparable.
+# How a task was run: keys of a result file, and their names in notes. Accuracies of different settings do not compare.
 _SETTINGS = {"n-shot": "examples in the prompt", "versions": "versions of the task"}
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What one model did on one task, once."""
+    """One model's result of one run of one task."""
 
     path: Path
     accuracy: float
     """In points."""
     mean_length: float | None
     problems: int | None
-    settings: Mapping[str, Any]
-    """What was done, by `_SETTINGS`'s words, and whether with a chat template."""
+    settings: Mapping[str, object]
+    """How the task was run, by the names in `_SETTINGS`, and whether with a chat template."""
 
 
 def read_folders(
     folders: Sequence[Path], tasks: Sequence[str] | None, metric: str | None, note: Callable[[str], object]
 ) -> dict[str, ModelScore]:
-    """Read every model's score under some folders, averaged over its tasks.
+    """Read the score of every model under some folders, averaged over its tasks.
 
-    Of several results of one model and task the one on most problems counts, and of these the newest. Results of
+    Of several results of one model and task the one on the most problems counts, and of these the newest. Results of
     ensembles are left out.
 
     Parameters
@@ -47,7 +46,7 @@ def read_folders(
         Use only these.
     metric : str, optional
     note : callable
-        Told in a sentence what was left out, and what makes scores hard to compare.
+        Called with a sentence about what was left out, and about what makes scores hard to compare.
     """
     found: dict[str, dict[str, TaskResult]] = {}
     ensembles: dict[str, None] = {}
@@ -74,25 +73,25 @@ def read_folders(
         wanted = "" if tasks is None else f" for {', '.join(tasks)}"
         alone = " of a model alone" if ensembles else ""
         places = ", ".join(map(str, folders))
-        raise ValueError(f"paths: {places} holds no results_*.json of lm_eval{alone}{wanted}")
+        raise ValueError(f"paths must hold results_*.json of lm_eval{alone}{wanted}, got none in {places}")
     _note_settings(found, note)
     return {name: _score(name, by_task, tasks) for name, by_task in found.items()}
 
 
 def _result_files(folders: Sequence[Path]) -> list[Path]:
-    """All files of results, each once, the newest last: they are named by time."""
+    """All files of results, each once, in the order of their names, which are times: the newest last."""
     files = {path.resolve(): path for folder in folders for path in folder.rglob("results_*.json")}
     return sorted(files.values(), key=lambda path: (path.name, path))
 
 
 def _read_file(path: Path, tasks: Sequence[str] | None, metric: str | None) -> tuple[list[str], dict[str, TaskResult]]:
-    """The models that one file is about, and their result of every task."""
+    """Read the evaluated models and the result of every task from one file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected a result of lm_eval, got {error}") from error
+        raise ValueError(f"{path} must be a result of lm_eval, got {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
-        raise ValueError(f"{path}: expected a result of lm_eval, got JSON without 'results'")
+        raise ValueError(f"{path} must be a result of lm_eval, got JSON without 'results'")
     members = _members(data, path)
     if len(members) != 1:
         return members, {}
@@ -106,7 +105,8 @@ def _read_file(path: Path, tasks: Sequence[str] | None, metric: str | None) -> t
         if not isinstance(values, dict):
             raise ValueError(f"{path}: results of {task} must be an object, got {type(values).__name__}")
         length, answers = _read_samples(path.parent / f"samples_{task}_{path.stem.removeprefix('results_')}.jsonl")
-        problems = _object(_object(data, "n-samples"), task).get("effective")
+        effective = _object(_object(data, "n-samples"), task).get("effective")
+        problems = effective if isinstance(effective, int) else 0
         settings = {words: _object(data, key).get(task) for key, words in _SETTINGS.items()}
         settings["chat templates"] = "with" if data.get("chat_template_sha") or data.get("chat_template") else "without"
         found[task] = TaskResult(
@@ -115,38 +115,39 @@ def _read_file(path: Path, tasks: Sequence[str] | None, metric: str | None) -> t
     return members, found
 
 
-def _members(data: Mapping[str, Any], path: Path) -> list[str]:
+def _members(data: Mapping[str, object], path: Path) -> list[str]:
     """The evaluated models: one, or the members of an ensemble."""
     config = _object(data, "config")
-    arguments = config.get("model_args")
-    if isinstance(arguments, str):
-        arguments = dict(part.split("=", 1) for part in arguments.split(",") if "=" in part)
-    arguments = arguments if isinstance(arguments, dict) else {}
-    # `UniteLM` and the demo name their members. Before they did, they gave them as one string.
+    given = config.get("model_args")
+    if isinstance(given, str):
+        given = dict(part.split("=", 1) for part in given.split(",") if "=" in part)
+    arguments: Mapping[str, object] = given if isinstance(given, dict) else {}
+    # `UniteLM` and the demo list their members. Older results have them as one string.
     named = config.get("members") or _object(data, "measured").get("members") or arguments.get("models")
     if not named and config.get("model") in ("unite", "UniteLM"):
         named = arguments.get("pretrained")
     if named:
-        members = named.split(";") if isinstance(named, str) else list(named)
+        members = named.split(";") if isinstance(named, str) else list(named) if isinstance(named, list) else [named]
     else:
         members = [str(data.get("model_name") or arguments.get("pretrained") or path.parent.name)]
     names = [_same_name(str(name).strip()) for name in members]
     if len(names) == 1:
-        given = {key: str(arguments.get(key) or usual) for key, usual in _VARIANTS.items()}
-        variant = ", ".join(f"{key} {given[key]}" for key, usual in _VARIANTS.items() if given[key] != usual)
+        values = {key: str(arguments.get(key) or usual) for key, usual in _VARIANTS.items()}
+        variant = ", ".join(f"{key} {values[key]}" for key, usual in _VARIANTS.items() if values[key] != usual)
         names = [f"{names[0]} ({variant})" if variant else names[0]]
     return names
 
 
 def _same_name(name: str) -> str:
-    """One name for one model: a folder may be written in several ways."""
+    """Give a model's folder the same name however its path is written."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _score(name: str, by_task: Mapping[str, TaskResult], tasks: Sequence[str] | None) -> ModelScore:
     missing = set(tasks or ()) - by_task.keys()
     if missing:
-        raise ValueError(f"paths: {name!r} has no result for {', '.join(sorted(missing))}")
+        tasks_missing = ", ".join(sorted(missing))
+        raise ValueError(f"paths must hold every task of every model, but {name!r} has no result for {tasks_missing}")
     lengths = [result.mean_length for result in by_task.values()]
     known = [length for length in lengths if length is not None]
     counts = [result.problems for result in by_task.values()]
@@ -159,18 +160,18 @@ def _score(name: str, by_task: Mapping[str, TaskResult], tasks: Sequence[str] | 
 
 
 def _note_settings(found: Mapping[str, Mapping[str, TaskResult]], note: Callable[[str], object]) -> None:
-    """Say where models were given different problems, or the same in another way."""
+    """Note the tasks on which models had different problems, or were run in different ways."""
     for task in sorted({task for by_task in found.values() for task in by_task}):
         results = {name: by_task[task] for name, by_task in found.items() if task in by_task}
-        kinds = {"problems": {name: result.problems for name, result in results.items()}}
+        kinds: dict[str, dict[str, object]] = {"problems": {name: result.problems for name, result in results.items()}}
         for words in next(iter(results.values())).settings:
             kinds[words] = {name: result.settings[words] for name, result in results.items()}
         for words, values in kinds.items():
             note_differing(f"{task}: {words}", values, note)
 
 
-def note_differing(what: str, values: Mapping[str, Any], note: Callable[[str], object]) -> None:
-    """Say which models differ in something that makes accuracies hard to compare; None is unknown."""
+def note_differing(what: str, values: Mapping[str, object], note: Callable[[str], object]) -> None:
+    """Note which models differ in a value that makes accuracies hard to compare; None is an unknown value."""
     groups: dict[str, list[str]] = {}
     for name, value in values.items():
         if value is not None:
@@ -180,8 +181,8 @@ def note_differing(what: str, values: Mapping[str, Any], note: Callable[[str], o
         note(f"{what} differ, so accuracies can hardly be compared: {listed}")
 
 
-def _metric(path: Path, task: str, values: Mapping[str, Any], wanted: str | None) -> float:
-    """One task's accuracy, 0 to 1."""
+def _metric(path: Path, task: str, values: Mapping[str, object], wanted: str | None) -> float:
+    """The accuracy on one task, from 0 to 1."""
     numbers = {
         key: value
         for key, value in values.items()
@@ -202,10 +203,10 @@ def _metric(path: Path, task: str, values: Mapping[str, Any], wanted: str | None
 
 
 def _read_samples(path: Path) -> tuple[float | None, int]:
-    """Mean number of characters of the responses in a task's logged samples, None without text; and their number."""
+    """Read a task's logged samples: the mean number of characters of a response, None without text; and how many."""
     if not path.exists():
         return None, 0
-    lengths: dict[Any, int | None] = {}  # by document: a sample is logged once per filter, with the same response
+    lengths: dict[str, int | None] = {}  # by document: a sample is logged once per filter, with the same response
     with path.open("rb") as file:  # binary, because only \n ends a line of JSON
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -216,14 +217,14 @@ def _read_samples(path: Path) -> tuple[float | None, int]:
             except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError) as error:
                 raise ValueError(f"{path}: line {number} is not a sample of lm_eval: {error!r}") from error
             response = response[0] if isinstance(response, list) and len(response) == 1 else response
-            # Log-likelihoods of given answers are no text: nothing was written.
+            # The response of a multiple-choice task is log-likelihoods, and has no length.
             lengths[str(sample.get("doc_id", number))] = len(response) if isinstance(response, str) else None
     known = [length for length in lengths.values() if length is not None]
     return (_mean(known) if known and len(known) == len(lengths) else None), len(lengths)
 
 
-def _object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """An object inside an object; an empty one where it is missing or something else."""
+def _object(data: Mapping[str, object], key: str) -> Mapping[str, object]:
+    """The object under a key; an empty one if it is missing or no object."""
     value = data.get(key)
     return value if isinstance(value, dict) else {}
 

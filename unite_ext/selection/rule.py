@@ -1,8 +1,8 @@
-"""Determine: which models to ensemble (Yao et al., ICLR 2025, arXiv 2410.03777, section 4.1).
+"""The paper's rule "determine" for choosing the models of an ensemble (arXiv 2410.03777, section 4.1).
 
-The paper finds that an ensemble gains from models of similar skill and style and loses from others, and draws a rule:
-start with the best model, then add the next best whose accuracy is within 10 points of the first's and whose
-responses are neither twice as long nor half as long, until there are enough or nobody is left.
+The paper finds that an ensemble gains from models of similar accuracy and style, and loses from others. Its rule: start
+with the best model. Then add the next best whose accuracy is within 10 points of the best, and whose responses are less
+than twice and more than half as long, until there are enough or no model is left.
 """
 
 from __future__ import annotations
@@ -10,43 +10,42 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from .._checks import check_integer
 
-# Accuracies are printed with two decimals; a difference of 10.00 must not fail by a rounding of floats.
+# A difference of exactly 10 points must not be refused because of the rounding of floats.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class ModelScore:
-    """What is known of one model on the task that the ensemble is meant for."""
+    """One model's scores on the task of the ensemble."""
 
     accuracy: float | None
     """In points, 0 to 100."""
     mean_length: float | None
-    """Mean length of its responses, in one unit for all models. Files of results are read in characters."""
+    """Mean length of its responses, in the same unit for all models; in characters where files are read."""
     task: str | None = None
-    """The task, or the tasks joined by "+"; models of different tasks are not compared."""
+    """The task, or the tasks joined by "+". Models scored on different tasks are not compared."""
     chance: float = 0.0
     """The accuracy of guessing, in points: 25 with four choices."""
     problems: int | None = None
-    """On how many problems it was scored."""
+    """Number of problems on which it was scored."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The models that were chosen, and why the others were not."""
+    """The chosen models, and why the others were refused."""
 
     chosen: list[str]
     """Names, the primary first, then in order of accuracy."""
     refused: dict[str, str]
-    """Name to reason, short enough for a line, in order of accuracy."""
+    """Name to reason, one line each, in order of accuracy."""
     scores: dict[str, ModelScore]
-    """Of all candidates, in order of accuracy."""
+    """All candidates' scores, in order of accuracy."""
 
     def adaptive_weights(self) -> list[float]:
-        """Weights for the chosen models, see :func:`adaptive_weights`."""
+        """The weights of the chosen models, see :func:`adaptive_weights`."""
         return adaptive_weights([self.scores[name] for name in self.chosen])
 
 
@@ -62,13 +61,13 @@ def select_models(
     Parameters
     ----------
     candidates : mapping of str to ModelScore
-        At least two models, scored on the same task. Equal accuracies: the earlier one counts as better.
+        At least two models, scored on the same task. Of equal accuracies the earlier one counts as better.
     max_models : int, optional
         How many to choose at most; no limit by default.
     max_gap : float
-        How many points of accuracy a model may lie below the best, inclusive.
+        By how many points a model's accuracy may lie below the best, inclusive.
     max_length_ratio : float
-        How many times longer or shorter than the best model's its mean response may be, inclusive.
+        By what factor a model's mean response may be longer or shorter than the best model's, inclusive.
 
     Returns
     -------
@@ -77,7 +76,7 @@ def select_models(
     Raises
     ------
     TypeError, ValueError
-        No candidates or one, a missing or impossible score or length, or mixed tasks.
+        Fewer than two candidates, a missing or impossible score or length, or different tasks.
 
     Examples
     --------
@@ -91,7 +90,7 @@ def select_models(
     _number("max_length_ratio", max_length_ratio, low=1.0)
     _check_candidates(candidates)
 
-    # A stable sort keeps the given order.
+    # The sort is stable: equal accuracies keep the given order.
     ranked = sorted(candidates, key=lambda name: -figures(name, candidates[name])[0])
     best, chosen = ranked[0], [ranked[0]]
     refused: dict[str, str] = {}
@@ -107,14 +106,14 @@ def select_models(
 
 
 def adaptive_weights(scores: Sequence[ModelScore]) -> list[float]:
-    """DeePEn-Adapt's weights: alpha_i = s_i / sum_j s_j, s_i = accuracy - chance (Huang et al., arXiv 2404.12715).
+    """Compute DeePEn-Adapt's weights: alpha_i = s_i / sum_j s_j, s_i = accuracy - chance (arXiv 2404.12715).
 
-    A model that does not beat guessing gets weight 0.
+    A model that is not better than guessing gets weight 0.
 
     Raises
     ------
     ValueError
-        There is no score, or no model beats guessing.
+        There is no score, or no model is better than guessing.
     """
     if not scores:
         raise ValueError("scores must hold at least one model, got none")
@@ -131,23 +130,23 @@ def adaptive_weights(scores: Sequence[ModelScore]) -> list[float]:
 
 
 def figures(name: str, score: ModelScore) -> tuple[float, float]:
-    """A model's accuracy and mean length; raises where one is missing or impossible."""
+    """Return a model's accuracy and mean length; ValueError if one is missing or impossible."""
     accuracy = _points(f"accuracy of {name!r}", score.accuracy)
     if score.mean_length is None:
         raise ValueError(
-            f"mean_length of {name!r} is missing: give it, or evaluate with logged samples (lm_eval --log_samples) "
+            f"mean_length of {name!r} must be given, got none: evaluate with logged samples (lm_eval --log_samples) "
             "of a task that generates text"
         )
     length = _number(f"mean_length of {name!r}", score.mean_length, low=0.0)
     if length == 0:
-        raise ValueError(f"mean_length of {name!r} must be above 0, got 0: did it answer nothing at all?")
+        raise ValueError(f"mean_length of {name!r} must be above 0, got 0: all its responses are empty")
     return accuracy, length
 
 
 def _reasons(
     name: str, best: str, scores: Mapping[str, ModelScore], max_gap: float, max_length_ratio: float
 ) -> list[str]:
-    """Why a model does not go with the best one; empty if it does."""
+    """Why a model must not be combined with the best one; empty if it may."""
     reasons = []
     accuracy, length = figures(name, scores[name])
     highest, first = figures(best, scores[best])
@@ -162,7 +161,7 @@ def _reasons(
     return reasons
 
 
-def _check_candidates(candidates: Any) -> None:
+def _check_candidates(candidates: object) -> None:
     if not isinstance(candidates, Mapping):
         raise TypeError(f"candidates must map names to ModelScore, got {type(candidates).__name__}")
     if len(candidates) < 2:
@@ -183,12 +182,12 @@ def _check_candidates(candidates: Any) -> None:
 
 def _points(name: str, value: object) -> float:
     if value is None:
-        raise ValueError(f"{name} is missing: expected points from 0 to 100")
+        raise ValueError(f"{name} must be points from 0 to 100, got none")
     return _number(name, value, low=0.0, high=100.0)
 
 
 def _number(name: str, value: object, *, low: float, high: float = math.inf) -> float:
-    """The value, if it is a number from `low` to `high`."""
+    """Return the value if it is a number from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not (math.isfinite(value) and low <= value <= high):

@@ -1,4 +1,4 @@
-"""What a generation was decided by, token by token: recorded, saved, and shown in a browser or on a terminal."""
+"""Traces: who decided each token of a text, saved to files and shown in a browser or on a terminal."""
 
 from .record import DECISIONS, TraceStep
 from .trace import Trace, load_traces, save_traces

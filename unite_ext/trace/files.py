@@ -1,11 +1,11 @@
-"""Traces as plain data, and reading them."""
+"""Convert traces to plain data and back, and read trace files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .record import DECISIONS, TraceRecord, TraceStep
 
@@ -15,14 +15,14 @@ FORMAT, VERSION = "unite-trace", 1
 
 
 def read_traces(path: str | Path, kind: type[Record]) -> list[Record]:
-    """Read the traces of a `.json` file as objects of a class.
+    """Read the traces of a `.json` file as objects of the class `kind`.
 
     Raises
     ------
     ValueError
-        It is not a trace, or of a later version of this format.
+        The file is not a trace, or has another version of this format.
     OSError
-        It cannot be read.
+        The file cannot be read.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -31,35 +31,33 @@ def read_traces(path: str | Path, kind: type[Record]) -> list[Record]:
     return from_json(data, str(path), kind)
 
 
-def to_json(traces: Sequence[TraceRecord]) -> dict[str, Any]:
-    """Plain data for traces."""
-    # vars, because dataclasses.asdict copies every number: seconds for a long text
+def to_json(traces: Sequence[TraceRecord]) -> dict[str, object]:
+    """Convert traces to plain data."""
+    # Not dataclasses.asdict, which copies every number and takes seconds for a long text
     plain = [{**vars(trace), "steps": [vars(step) for step in trace.steps]} for trace in traces]
     return {"format": FORMAT, "version": VERSION, "traces": plain}
 
 
-def from_json(data: Any, source: str, kind: type[Record]) -> list[Record]:
-    """What `to_json` made, as objects of a class; `source` names it in errors."""
+def from_json(data: object, source: str, kind: type[Record]) -> list[Record]:
+    """Convert what `to_json` made to objects of the class `kind`; `source` is its name in errors."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ValueError(f"{source} is not a trace: expected an object whose format is {FORMAT!r}")
+        raise ValueError(f"{source} is not a trace: it must be an object whose format is {FORMAT!r}")
     if data.get("version") != VERSION:
-        raise ValueError(f"{source} is a trace of version {data.get('version')!r}, this unite_ext reads {VERSION}")
+        raise ValueError(f"{source} must be a trace of version {VERSION}, got version {data.get('version')!r}")
     try:
-        traces = [_trace(fields, kind) for fields in data["traces"]]
-        for trace in traces:
-            _check(trace)
+        traces = []
+        for fields in data["traces"]:
+            tokens = [{int(i): text for i, text in texts.items()} for texts in fields["tokens"]]
+            steps = [TraceStep(**step) for step in fields["steps"]]
+            traces.append(kind(**{**fields, "tokens": tokens, "steps": steps}))
+            _check(traces[-1])
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(f"{source} is a damaged trace: {type(error).__name__}: {error}") from None
     return traces
 
 
-def _trace(fields: dict[str, Any], kind: type[Record]) -> Record:
-    tokens = [{int(i): text for i, text in names.items()} for names in fields["tokens"]]
-    return kind(**{**fields, "tokens": tokens, "steps": [TraceStep(**step) for step in fields["steps"]]})
-
-
 def _check(trace: TraceRecord) -> None:
-    """What showing a trace relies on."""
+    """Check what showing a trace relies on."""
     members = len(trace.members)
     if not 0 <= trace.primary < members or len(trace.tokens) != members or len(trace.eos_token_ids) != members:
         raise ValueError("primary, tokens and eos_token_ids must fit the members")

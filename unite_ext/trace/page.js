@@ -62,7 +62,7 @@ function showTrace(row) {
   showTotals();
   tokens = trace.steps.map((step, i) => {
     const span = element("span", {
-      class: `token ${step.decided}`,
+      class: `token ${step.decided}${step.drafted ? " drafted" : ""}`,
       role: "option",
       "aria-selected": "false",
       tabindex: i ? "-1" : "0",
@@ -219,7 +219,7 @@ function unionTable(step, limit) {
 function sentence(step) {
   const made = element("p", {}, element("span", { class: `mark ${step.decided}` }, NAMES[step.decided]), " ");
   const slot = step.favorites[trace.primary];
-  if (step.decided === "gated") made.append(`${trace.members[trace.primary]} was sure of it; nobody else was asked.`);
+  if (step.decided === "gated") made.append(`${trace.members[trace.primary]} was sure of it; the others were not asked.`);
   if (step.decided === "overruled") {
     const id = step.ids[slot][trace.primary];
     made.append(

@@ -1,4 +1,4 @@
-"""Traces as one HTML page that needs nothing else: no network, no files, no server."""
+"""Write traces as one HTML page that needs no network, no other files and no server."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .record import TraceRecord
 
 
 def render_page(traces: Sequence[TraceRecord]) -> str:
-    """The page for one trace or several.
+    """Render one trace or several as a page.
 
-    Its content security policy lets no script run but its own and loads nothing; texts are data in it, and become text
-    nodes.
+    The page's content security policy runs no script but the page's own and loads nothing. Texts are data, and are only
+    shown as text nodes.
 
     Raises
     ------
@@ -26,7 +26,7 @@ def render_page(traces: Sequence[TraceRecord]) -> str:
         There is no trace.
     """
     if not traces:
-        raise ValueError("traces must hold at least one")
+        raise ValueError("traces must hold at least one trace, got none")
     folder = Path(__file__).parent
     style, script = ((folder / name).read_text(encoding="utf-8").strip() for name in ("page.css", "page.js"))
     data = json.dumps(to_json(traces), ensure_ascii=False, separators=(",", ":"))
@@ -43,5 +43,5 @@ def render_page(traces: Sequence[TraceRecord]) -> str:
 
 
 def _hash(source: str) -> str:
-    """A source as a content security policy names it."""
+    """The hash of a source as a content security policy writes it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()

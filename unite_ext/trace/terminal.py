@@ -1,4 +1,4 @@
-"""Traces on a terminal: the text coloured by who decided each token, totals, and the union of one step."""
+"""Show traces on a terminal: the text coloured by who decided each token, totals, and the union of one step."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ BAR = 6  # columns of a full bar
 
 
 def print_trace(trace: TraceRecord, console: Console) -> None:
-    """The text and its totals. Without colours overruled tokens stand in brackets, ⟦so⟧."""
+    """Print the text and its totals. Without colours overruled tokens are in brackets, ⟦so⟧."""
     plain = console.no_color or not console.is_terminal
     console.print(_text(trace, plain), _totals(trace, plain), sep="\n", soft_wrap=True)
 
 
 def print_step(trace: TraceRecord, number: int, console: Console, *, slots: int = 12) -> None:
-    """The union of step `number`, counted from 1: every member's token and probability, the slot taken first.
+    """Print the union of step `number`, counted from 1: every member's token and probability, the winner first.
 
     Raises
     ------
@@ -28,7 +28,7 @@ def print_step(trace: TraceRecord, number: int, console: Console, *, slots: int 
         There is no such step.
     """
     if not 1 <= number <= len(trace.steps):
-        raise ValueError(f"step must be 1 to {len(trace.steps)}, got {number}")
+        raise ValueError(f"step must be from 1 to {len(trace.steps)}, got {number}")
     step = trace.steps[number - 1]
     order = sorted(range(len(step.averages)), key=lambda s: (s != step.winner, -step.averages[s], s))
     table = Table(title=f"step {number}: {DECISIONS[step.decided]}", title_justify="left")
@@ -47,7 +47,7 @@ def print_step(trace: TraceRecord, number: int, console: Console, *, slots: int 
 
 
 def _cell(text: str, share: float, *, taken: bool) -> Text:
-    """A token, its probability, and that as a bar."""
+    """A token, its probability, and a bar for it."""
     number, bar = f"{share:.3f}".removeprefix("0"), "█" * round(BAR * share)
     return Text.assemble((f"'{visible(text)}'", "bold" if taken else ""), f" {number} ", (bar, "blue"))
 

@@ -1,4 +1,4 @@
-"""A trace as people hold it: a record that can save, load and show itself."""
+"""`Trace`: a record that can be saved, loaded and shown."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SUFFIXES = (".html", ".json")
 
 @dataclass(frozen=True, repr=False)
 class Trace(TraceRecord):
-    """What `UniteEnsemble.trace` returns: everything about one generation, complete without models and tokenizers.
+    """Who decided each token of one text, returned by `UniteEnsemble.trace`. Readable without models and tokenizers.
 
-    In a notebook it shows itself.
+    A notebook shows it as a page.
     """
 
     def save(self, path: str | Path) -> None:
-        """Write it as a self-contained page (`.html`) or as data that `Trace.load` reads (`.json`)."""
+        """Write a self-contained page (`.html`), or data that `Trace.load` reads (`.json`)."""
         save_traces([self], path)
 
     @classmethod
@@ -33,7 +33,7 @@ class Trace(TraceRecord):
         Raises
         ------
         ValueError
-            It holds something else.
+            The file does not hold exactly one trace.
         """
         traces = load_traces(path)
         if len(traces) != 1:
@@ -41,22 +41,22 @@ class Trace(TraceRecord):
         return traces[0]
 
     def to_html(self) -> str:
-        """The page that `save` writes."""
+        """Render the page that `save` writes."""
         return render_page([self])
 
     def _repr_html_(self) -> str:
-        """For notebooks: the page in a frame of its own, so that neither styles the other."""
+        """Show the page in a notebook, in a frame of its own, so that neither styles the other."""
         page = html.escape(self.to_html(), quote=True)
         return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0" title="UNITE trace"></iframe>'
 
 
 def check_path(path: str | Path) -> Path:
-    """A path that a trace can be written to.
+    """Check that a trace can be written to a path, and return it.
 
     Raises
     ------
     ValueError
-        It ends in neither `.html` nor `.json`, or its folder does not exist.
+        The path ends in neither `.html` nor `.json`, or its folder does not exist.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -79,7 +79,7 @@ def save_traces(traces: Sequence[TraceRecord], path: str | Path) -> None:
         text = render_page(traces)
     else:
         text = json.dumps(to_json(traces), ensure_ascii=False, separators=(",", ":")) + "\n"
-    # A prompt from the command line may hold half a character; JSON writes it as an escape.
+    # A prompt from the command line may hold an invalid character, which JSON writes as an escape.
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -89,8 +89,8 @@ def load_traces(path: str | Path) -> list[Trace]:
     Raises
     ------
     ValueError
-        It is not a trace, or of a later version of this format.
+        The file is not a trace, or has another version of this format.
     OSError
-        It cannot be read.
+        The file cannot be read.
     """
     return read_traces(path, Trace)

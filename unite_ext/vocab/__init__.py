@@ -1,1 +1,1 @@
-"""One tokenizer as bytes, several related by bytes, and a growing text's ids kept in step."""
+"""A tokenizer as bytes, an alignment of several, and the ids of a growing text."""

@@ -1,7 +1,7 @@
-"""How the members' vocabularies relate: classes of ids with the same bytes, and the hash map over them.
+"""Align the members' vocabularies: classes of ids with the same bytes, and a hash map over all ids.
 
-A class is EOS, or a byte string that is an id of some member. For every class and member the alignment knows the
-id that stands for it: its representative, or else the first sub-token of its bytes in that member.
+A class is EOS, or a byte string that some member has a token for. For every class and member the alignment holds one
+id: the member's representative of the class, or else the first sub-token of its bytes in that member.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +24,7 @@ from .vocabulary import OpenedTokenizer, Vocabulary
 __all__ = ["EOS_CLASS", "FIRST_SUB_TOKEN", "ID_BITS", "ID_MASK", "NO_CLASS", "NO_ID", "VocabAlignment"]
 
 _STRETCH_WORDS = 16  # the kernels read eligibility 64 bytes at a time
-
-_CHUNK = 16384  # byte strings per call of the tokenizer, so that the progress bar moves
+_CHUNK = 16384  # byte strings per call of the tokenizer; the progress bar moves after each call
 
 
 class VocabAlignment:
@@ -42,18 +40,18 @@ class VocabAlignment:
         The hash map of csrc/core/hash_map.h: key, class, the other members' ids.
     log2_capacity : int
     class_ids : torch.Tensor, int32 [C, M]
-        The id that stands for each class, plus ``FIRST_SUB_TOKEN`` when it is only the first sub-token of the class's
-        bytes; -1 when the member cannot spell the class. Class 0 is EOS.
+        The id of each class in each member, plus ``FIRST_SUB_TOKEN`` when it is only the first sub-token of the
+        class's bytes; -1 when the member cannot spell the class. Class 0 is EOS.
     eligible : torch.Tensor, int32 [words]
-        Bit i of member m's stretch says whether id i is eligible.
+        One bit per id, set if the id is eligible. Every member has a stretch of words of its own.
     eligible_offsets : tuple of int
-        Where each member's stretch starts, in words.
+        The first word of each member's stretch.
     vocab_sizes : tuple of int
         Highest eligible id of each member + 1.
     eos_ids : tuple of int
         The id that represents EOS in each member, -1 if none.
     fingerprints : tuple of str
-        Of the members' tokenizers.
+        The fingerprints of the members' tokenizers.
     """
 
     def __init__(
@@ -79,7 +77,7 @@ class VocabAlignment:
     @classmethod
     def from_tokenizers(
         cls,
-        tokenizers: Sequence[Any],
+        tokenizers: Sequence[object],
         *,
         eos_token_ids: Sequence[Iterable[int] | int | None] | None = None,
         lossy: bool = False,
@@ -92,12 +90,12 @@ class VocabAlignment:
         ----------
         tokenizers : sequence of transformers.PreTrainedTokenizerFast or tokenizers.Tokenizer
         eos_token_ids : sequence with one entry per member, optional
-            Each the ids that end a text beside the tokenizer's own EOS (those of the generation config), or None.
+            The ids that end a text beside the tokenizer's own EOS, such as those of the generation config; or None.
         lossy : bool
             Accept tokenizers that lower-case or strip accents.
         cache : bool or path
-            True keeps finished alignments in ``$UNITE_CACHE``, else ``$XDG_CACHE_HOME/unite_ext``, else
-            ``~/.cache/unite_ext``; a path names another folder; False neither reads nor writes.
+            True keeps alignments in ``$UNITE_CACHE``, else in ``$XDG_CACHE_HOME/unite_ext``, else in
+            ``~/.cache/unite_ext``. A path names another folder. False neither reads nor writes a cache.
         progress : bool, optional
             Whether to show a progress bar; by default only on a terminal.
         """
@@ -113,19 +111,19 @@ class VocabAlignment:
         return alignment
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything that stepping needs into one safetensors file, atomically."""
+        """Write everything that a step needs into one safetensors file, atomically."""
         cache_files.write(Path(path), self._stored())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], tokenizers: Sequence[Any] | None = None) -> VocabAlignment:
-        """Read a file of :meth:`save`; a damaged or stale one raises ValueError.
+    def load(cls, path: str | os.PathLike[str], tokenizers: Sequence[object] | None = None) -> VocabAlignment:
+        """Read a file that :meth:`save` wrote. A damaged or stale file raises ValueError.
 
         Parameters
         ----------
         path : path
         tokenizers : sequence, optional
-            The members' tokenizers. Their fingerprints are compared with the file's; without them the alignment
-            steps, but cannot tokenize continuations.
+            The members' tokenizers. Their fingerprints are compared with the file's. Without tokenizers the alignment
+            is enough for steps, but not for tokenizing continuations.
         """
         return cls(*cache_files.read(Path(path), tokenizers))
 
@@ -135,7 +133,7 @@ class VocabAlignment:
         return self.table.device
 
     def to(self, device: torch.device | str | int) -> VocabAlignment:
-        """The same alignment with its tensors on another device."""
+        """Return the alignment with its tensors on another device."""
         moved = object.__new__(type(self))
         moved.__dict__.update(self.__dict__)
         moved.__dict__.pop("classes", None)
@@ -145,11 +143,11 @@ class VocabAlignment:
 
     @cached_property
     def classes(self) -> list[torch.Tensor]:
-        """Per member int32 [size_m] on the alignment's device: the class of each id, -1 when it is not eligible."""
+        """The class of each id, -1 if it is not eligible: per member int32 [size_m] on the alignment's device."""
         return [torch.from_numpy(c).to(self.device) for c in self._host_classes]
 
     def class_of(self, member: int, id: int) -> int:
-        """The class of one id, -1 when it is not eligible."""
+        """The class of one id, -1 if it is not eligible."""
         classes = self._host_classes[self._check_member(member)]
         return int(classes[id]) if 0 <= id < len(classes) else NO_CLASS
 
@@ -157,11 +155,11 @@ class VocabAlignment:
         """The bytes one id adds to the text; empty for special tokens, EOS and unused ids."""
         vocabulary = self.vocabularies[self._check_member(member)]
         if not 0 <= id < vocabulary.size:
-            raise ValueError(f"id: expected an id of member {member}, 0 to {vocabulary.size - 1}, got {id}")
+            raise ValueError(f"id must be an id of member {member}, 0 to {vocabulary.size - 1}, got {id}")
         return vocabulary.token_bytes[id]
 
     def encode_continuation(self, member: int, data: bytes) -> list[int]:
-        """The member's ids for bytes in the middle of a text; see :meth:`Vocabulary.encode_continuation`."""
+        """Tokenize bytes as they stand inside a text; see :meth:`Vocabulary.encode_continuation`."""
         return self.vocabularies[self._check_member(member)].encode_continuation(data)
 
     def _stored(self) -> cache_files.Stored:
@@ -169,7 +167,7 @@ class VocabAlignment:
 
     def _check_member(self, member: int) -> int:
         if not 0 <= member < self.num_members:
-            raise ValueError(f"member: expected 0 to {self.num_members - 1}, got {member}")
+            raise ValueError(f"member must be from 0 to {self.num_members - 1}, got {member}")
         return member
 
     def __repr__(self) -> str:
@@ -181,17 +179,19 @@ class VocabAlignment:
         )
 
 
-def _open_all(tokenizers: Any, eos_token_ids: Any, lossy: bool) -> list[OpenedTokenizer]:
+def _open_all(
+    tokenizers: Sequence[object], eos_token_ids: Sequence[Iterable[int] | int | None] | None, lossy: bool
+) -> list[OpenedTokenizer]:
     if not isinstance(tokenizers, (list, tuple)):
-        raise TypeError(f"tokenizers: expected a list of tokenizers, got {type(tokenizers).__name__}")
+        raise TypeError(f"tokenizers must be a list of tokenizers, got {type(tokenizers).__name__}")
     if not 1 <= len(tokenizers) <= MAX_MEMBERS:
-        raise ValueError(f"tokenizers: expected 1 to {MAX_MEMBERS} tokenizers, got {len(tokenizers)}")
+        raise ValueError(f"tokenizers must be 1 to {MAX_MEMBERS} tokenizers, got {len(tokenizers)}")
     if eos_token_ids is None:
         eos_token_ids = [None] * len(tokenizers)
     if not isinstance(eos_token_ids, (list, tuple)):
-        raise TypeError(f"eos_token_ids: expected a list with one entry per member, got {type(eos_token_ids).__name__}")
+        raise TypeError(f"eos_token_ids must be a list with one entry per member, got {type(eos_token_ids).__name__}")
     if len(eos_token_ids) != len(tokenizers):
-        raise ValueError(f"eos_token_ids: expected one entry per member, {len(tokenizers)}, got {len(eos_token_ids)}")
+        raise ValueError(f"eos_token_ids must have one entry per member, {len(tokenizers)}, got {len(eos_token_ids)}")
     return [
         OpenedTokenizer(t, eos_token_ids=e, lossy=lossy, name=f"tokenizers[{m}]")
         for m, (t, e) in enumerate(zip(tokenizers, eos_token_ids))
@@ -200,7 +200,7 @@ def _open_all(tokenizers: Any, eos_token_ids: Any, lossy: bool) -> list[OpenedTo
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Half a million strings that all stay alive cost the cycle collector a quarter of the build."""
+    """Switch the cycle collector off: it would spend a quarter of the build on half a million strings that all live."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -212,7 +212,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @_no_garbage_collection()
 def _build(cls: type[VocabAlignment], opened: list[OpenedTokenizer], progress: bool | None) -> VocabAlignment:
-    read: dict[Any, Vocabulary] = {}
+    read: dict[tuple[str, tuple[int, ...], int | None], Vocabulary] = {}
     for o in opened:  # members of one family share a tokenizer: read it once
         if o.identity not in read:
             read[o.identity] = o.read()
@@ -232,13 +232,13 @@ def _build(cls: type[VocabAlignment], opened: list[OpenedTokenizer], progress: b
 
 
 def _classify(vocabularies: list[Vocabulary]) -> tuple[list[NDArray[np.int32]], list[bytes]]:
-    """Number the classes: 0 is EOS, then in order of the first member's ids, then what each later one adds.
+    """Number the classes: 0 is EOS, then follow the first member's in order of ids, then what each later member adds.
 
     Returns
     -------
     classes : list of int32 arrays, shape (size_m,)
     class_bytes : list of bytes
-        Of class 1, 2, ...
+        The bytes of class 1, 2, ...
     """
     numbers: dict[bytes, int] = {}
     number = numbers.setdefault
@@ -260,7 +260,7 @@ def _fill_first_sub_tokens(
     class_ids: NDArray[np.int32],
     progress: bool | None,
 ) -> None:
-    """Tokenize, per member, the classes it has no id for; one it cannot spell keeps -1."""
+    """Tokenize the classes for which a member has no id. A class that it cannot spell keeps -1."""
     from tqdm import tqdm
 
     missing = [np.flatnonzero(class_ids[1:, m] == NO_ID) + 1 for m in range(len(vocabularies))]
@@ -286,7 +286,7 @@ def _fill_first_sub_tokens(
 
 
 def _pack_eligible(classes: list[NDArray[np.int32]]) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """One bit per id; stretches start at multiples of 16 words and end in at least 16 zero words."""
+    """Pack one bit per id. Members' stretches start at multiples of 16 words and end in at least 16 zero words."""
     stretches, offsets, start = [], [], 0
     for class_of in classes:
         words = -(-len(class_of) // 32)
@@ -300,14 +300,14 @@ def _pack_eligible(classes: list[NDArray[np.int32]]) -> tuple[torch.Tensor, tupl
 
 
 def _build_table(classes: list[NDArray[np.int32]], class_ids: NDArray[np.int32]) -> tuple[torch.Tensor, int]:
-    """The hash map at a load of at most one half, larger when some key would need too many probes."""
+    """Build the hash map: at most half full, and larger if some key would need too many probes."""
     from .. import _host
 
     keys = sum(int((c >= 0).sum()) for c in classes)
     log2_capacity = max(4, (2 * keys - 1).bit_length())
     while log2_capacity <= MAX_LOG2_CAPACITY:
-        table = torch.empty((1 << log2_capacity, 4), dtype=torch.int32)
+        table = torch.empty((1 << log2_capacity, 4), dtype=torch.int32, device="cpu")
         if _host.fill_table(classes, class_ids, table.numpy(), log2_capacity):
             return table, log2_capacity
         log2_capacity += 1
-    raise ValueError(f"tokenizers: their {keys:,} ids do not fit into a table of 2^{MAX_LOG2_CAPACITY} entries")
+    raise ValueError(f"tokenizers must have ids for a table of at most 2^{MAX_LOG2_CAPACITY} entries, got {keys:,} ids")

@@ -1,7 +1,7 @@
-"""Alignment files: what is stored, how damage and staleness are noticed, and the cache folder.
+"""Write and read alignment files, detect damaged and stale ones, and keep a cache of them.
 
-A file holds the classes of every member's ids, the id of every class, and the bytes of every id. The hash map and
-the eligibility bits follow from these in a few milliseconds, so they are rebuilt instead of stored.
+A file holds the class of every id, the ids of every class, and the bytes of every id. The hash map and the eligibility
+bits are not stored: they are rebuilt from these in a few milliseconds.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import logging
 import os
 import uuid
 import warnings
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import safetensors
@@ -26,14 +27,26 @@ from .vocabulary import OpenedTokenizer, Vocabulary
 logger = logging.getLogger(__name__)
 
 FORMAT = "unite_ext.alignment"
-VERSION = 1  # of the file and of the rules that fill it: raise it whenever either changes
+VERSION = 1  # raise it whenever the format or the rules that fill it change
+
+Array = NDArray[np.integer]
+Tensors = dict[str, Array]
 
 Stored = tuple[list[Vocabulary], list[NDArray[np.int32]], NDArray[np.int32]]
 """The vocabularies, the class of every member's ids, and the tagged ids of every class."""
 
 
+class StoredMember(TypedDict):
+    """What a file's header says of one member."""
+
+    kind: str
+    eos_token_ids: list[int]
+    eos_token_id: int | None
+    fingerprint: str
+
+
 def cache_folder(cache: bool | str | os.PathLike[str]) -> Path | None:
-    """The folder that ``cache`` means, None for no cache."""
+    """The folder that the argument ``cache`` names, None for no cache."""
     if cache is False or cache is None:
         return None
     if cache is not True:
@@ -49,14 +62,14 @@ def cache_folder(cache: bool | str | os.PathLike[str]) -> Path | None:
 
 
 def cache_path(folder: Path, opened: list[OpenedTokenizer]) -> Path:
-    """One file per list of tokenizers and EOS ids."""
+    """The file of one list of tokenizers and EOS ids."""
     key = [o.identity for o in opened]
     digest = hashlib.sha256(json.dumps([FORMAT, VERSION, key]).encode()).hexdigest()
     return folder / f"alignment-{digest[:32]}.safetensors"
 
 
 def read_cached(folder: Path, opened: list[OpenedTokenizer]) -> Stored | None:
-    """The stored alignment, or None when there is none or it cannot be used (which is logged)."""
+    """Read a cached alignment. None if there is none, or, with a line in the log, if it cannot be used."""
     path = cache_path(folder, opened)
     if not path.exists():
         return None
@@ -68,7 +81,7 @@ def read_cached(folder: Path, opened: list[OpenedTokenizer]) -> Stored | None:
 
 
 def write_cached(folder: Path, opened: list[OpenedTokenizer], stored: Stored) -> None:
-    """Store an alignment; a folder that cannot be written only warns."""
+    """Store an alignment in the cache. A folder that cannot be written is a warning, not an error."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write(cache_path(folder, opened), stored)
@@ -77,10 +90,10 @@ def write_cached(folder: Path, opened: list[OpenedTokenizer], stored: Stored) ->
 
 
 def write(path: Path, stored: Stored) -> None:
-    """Write one alignment file: a temporary file in the same folder, then a rename."""
+    """Write one alignment file atomically: a temporary file in the same folder, then a rename."""
     vocabularies, classes, class_ids = stored
-    tensors = {"class_ids": class_ids}
-    members = []
+    tensors: Tensors = {"class_ids": class_ids}
+    members: list[StoredMember] = []
     for m, vocabulary in enumerate(vocabularies):
         lengths = np.fromiter(map(len, vocabulary.pieces), np.int32, vocabulary.size)
         tensors[f"classes.{m}"] = classes[m]
@@ -95,7 +108,7 @@ def write(path: Path, stored: Stored) -> None:
                 "fingerprint": vocabulary.fingerprint,
             }
         )
-    header = {"format_version": VERSION, "members": members}
+    header: dict[str, object] = {"format_version": VERSION, "members": members}
     header["checksum"] = _checksum(tensors, header)
     # One metadata entry, because safetensors writes several in random order
     metadata = {FORMAT: json.dumps(header)}
@@ -107,15 +120,15 @@ def write(path: Path, stored: Stored) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read(path: Path, tokenizers: Any) -> Stored:
-    """Read one alignment file, checked, and against the tokenizers if there are any."""
+def read(path: Path, tokenizers: Sequence[object] | None) -> Stored:
+    """Read and check one alignment file, and compare it with the tokenizers if they are given."""
     tensors, members = _read_file(path)
     if tokenizers is None:
         return _attach(path, tensors, members, None)
     if not isinstance(tokenizers, (list, tuple)):
-        raise TypeError(f"tokenizers: expected a list of tokenizers, got {type(tokenizers).__name__}")
+        raise TypeError(f"tokenizers must be a list of tokenizers, got {type(tokenizers).__name__}")
     if len(tokenizers) != len(members):
-        raise ValueError(f"tokenizers: expected {len(members)}, as in {path}, got {len(tokenizers)}")
+        raise ValueError(f"tokenizers must be {len(members)}, as in {path}, got {len(tokenizers)}")
     opened = [
         OpenedTokenizer(t, eos_token_ids=member["eos_token_ids"], lossy=True, name=f"tokenizers[{m}]")
         for m, (t, member) in enumerate(zip(tokenizers, members))
@@ -123,25 +136,25 @@ def read(path: Path, tokenizers: Any) -> Stored:
     return _attach(path, tensors, members, opened)
 
 
-def _read_file(path: Path) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
+def _read_file(path: Path) -> tuple[Tensors, list[StoredMember]]:
     if not path.exists():
-        raise FileNotFoundError(f"path: expected an alignment file, {path} does not exist")
+        raise FileNotFoundError(f"path must be an alignment file, but {path} does not exist")
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
             if FORMAT not in metadata:
-                raise ValueError(f"{path}: expected an alignment file, got safetensors metadata {metadata}")
+                raise ValueError(f"{path} must be an alignment file, got safetensors metadata {metadata}")
             header = json.loads(metadata[FORMAT])
             if not isinstance(header, dict):
                 raise ValueError(f"{path}: expected an alignment file, got a damaged one: its header is no JSON object")
             if header.get("format_version") != VERSION:
                 raise ValueError(
-                    f"{path}: expected alignment format version {VERSION}, got {header.get('format_version')}; "
+                    f"{path} must have alignment format version {VERSION}, got {header.get('format_version')}; "
                     "build the alignment again"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected an alignment file, got a damaged one: {error}") from error
+        raise ValueError(f"{path} must be an alignment file, got a damaged one: {error}") from error
     checksum = header.pop("checksum", None)
     if checksum != _checksum(tensors, header):
         raise ValueError(f"{path}: the alignment file is damaged: its content does not match its checksum")
@@ -150,11 +163,11 @@ def _read_file(path: Path) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]
 
 def _attach(
     path: Path,
-    tensors: dict[str, NDArray[Any]],
-    members: list[dict[str, Any]],
+    tensors: Tensors,
+    members: list[StoredMember],
     opened: list[OpenedTokenizer] | None,
 ) -> Stored:
-    """Vocabularies from stored arrays, with the tokenizers they belong to."""
+    """Make vocabularies from stored arrays, with the tokenizers if they are given."""
     vocabularies, classes = [], []
     for m, member in enumerate(members):
         if opened is not None:
@@ -176,31 +189,31 @@ def _attach(
                 name=f"tokenizers[{m}]",
             )
         )
-        classes.append(class_of)
-    return vocabularies, classes, tensors["class_ids"]
+        classes.append(class_of.astype(np.int32, copy=False))
+    return vocabularies, classes, tensors["class_ids"].astype(np.int32, copy=False)
 
 
-def _check_same(path: Path, m: int, member: dict[str, Any], opened: OpenedTokenizer) -> None:
+def _check_same(path: Path, m: int, member: StoredMember, opened: OpenedTokenizer) -> None:
     if opened.fingerprint != member["fingerprint"]:
         raise ValueError(
-            f"tokenizers[{m}]: expected the tokenizer with fingerprint {member['fingerprint'][:12]}, for which {path} "
-            f"was made, got {opened.fingerprint[:12]}; build the alignment again"
+            f"tokenizers[{m}] must have the fingerprint {member['fingerprint'][:12]}, for which {path} was made, "
+            f"got {opened.fingerprint[:12]}; build the alignment again"
         )
     if [list(opened.eos_token_ids), opened.eos_token_id] != [member["eos_token_ids"], member["eos_token_id"]]:
         raise ValueError(
-            f"tokenizers[{m}]: expected EOS ids {member['eos_token_ids']} (first of all {member['eos_token_id']}), for "
-            f"which {path} was made, got {list(opened.eos_token_ids)} ({opened.eos_token_id}); "
-            "build the alignment again"
+            f"tokenizers[{m}] must have the EOS ids {member['eos_token_ids']}, represented by "
+            f"{member['eos_token_id']}, for which {path} was made, got {list(opened.eos_token_ids)}, represented by "
+            f"{opened.eos_token_id}; build the alignment again"
         )
 
 
-def _split_bytes(blob: NDArray[np.uint8], lengths: NDArray[np.integer[Any]]) -> list[bytes]:
+def _split_bytes(blob: Array, lengths: Array) -> list[bytes]:
     data = blob.tobytes()
     ends = np.cumsum(lengths, dtype=np.int64).tolist()
     return [data[a:b] for a, b in zip([0, *ends[:-1]], ends)]
 
 
-def _checksum(tensors: dict[str, NDArray[Any]], header: dict[str, Any]) -> str:
+def _checksum(tensors: Tensors, header: Mapping[str, object]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])

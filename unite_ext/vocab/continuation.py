@@ -1,54 +1,56 @@
-"""Continuation tokenization: from bytes to the ids that spell exactly those bytes, in the middle of a text.
+"""Tokenize bytes in the middle of a text into ids that spell exactly these bytes.
 
-Only the tokenizer's pre-tokenizer and model run. Normalizers and dummy prefixes are off, special strings are
-ordinary text, and what the model cannot spell goes through byte tokens, or becomes the unknown token where a
-vocabulary has none.
+Only the tokenizer's pre-tokenizer and model run. Normalizers and dummy prefixes are off, and special strings are
+ordinary text. What the model cannot spell becomes byte tokens, or the unknown token if the vocabulary has none.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.normalizers import Normalizer
 
 from .tokenizer_kinds import (
     BYTE_LEVEL,
     META_SPACE,
     SENTENCEPIECE,
     WORDPIECE,
+    AddedTokenPart,
+    Part,
     TokenizerParts,
     is_lossy_normalizer,
     is_space_replace,
     unknown_id,
 )
 
-# surrogateescape writes a byte outside valid UTF-8 as one of these characters
+# Python's surrogateescape reads a byte outside valid UTF-8 as one of these characters
 _STRAY = "\udc80-\udcff"
-# Encodings are large objects: batches that stay in the cache are two to three times faster than one large batch
+# Encodings are large objects: batches that fit the processor's cache are two to three times faster than one large batch
 _BATCH = 512
-# A batch wakes the tokenizers' threads, which takes as long as a dozen short texts (3 µs each)
+# A batch wakes the threads of tokenizers, which takes as long as a dozen short texts (3 µs each)
 _FEW = 64
-_KNOWN, _SHORT = 1 << 15, 48  # how many texts are kept, and of how many bytes
-_UNSPELLABLE_COST = 1 << 20  # one more unknown character outweighs any number of pieces
+_KNOWN, _SHORT = 1 << 15, 48  # how many texts are remembered, and of at most how many bytes
+_UNSPELLABLE_COST = 1 << 20  # one more unknown character costs more than any number of pieces
 
 
 class ContinuationEncoder:
-    """Tokenizes byte strings of one member as they stand inside a text.
+    """Tokenizes byte strings of one member as they stand in the middle of a text.
 
     Parameters
     ----------
     parts : TokenizerParts
     pieces : list of bytes
-        Bytes of every id before EOS ids are taken out of the text.
+        The bytes of every id, see `Vocabulary.pieces`.
     is_byte_piece : numpy.ndarray of bool
         Which ids are byte-fallback pieces.
     eos_token_ids : tuple of int
-        Added tokens among these never match: EOS is not text.
+        Added tokens with these ids are not matched, because EOS is not text.
     """
 
     def __init__(
@@ -73,11 +75,11 @@ class ContinuationEncoder:
             self._stray = re.compile(f"([{stray}])")
         self._characters: dict[str, list[int]] = {}
         self._known: dict[bytes, list[int]] = {}
-        # With every byte at hand and nothing folded, ids always spell their text: see _repair
+        # With an id for every byte and no lossy normalizer, ids always spell their text: see _repair
         self.covers: bool = not self.lossy and None not in self.byte_ids
 
     def encode_short(self, data: list[bytes]) -> list[list[int]]:
-        """`encode_batch` for texts of which many come again, such as words; the lists are not to be changed."""
+        """Do the same as `encode_batch`, remembering short texts, for many that come again. Do not change the lists."""
         known = self._known
         missing = [d for d in data if d not in known]
         if missing:
@@ -92,7 +94,7 @@ class ContinuationEncoder:
         return found
 
     def encode_batch(self, data: list[bytes]) -> list[list[int]]:
-        """Ids of every byte string, tokenized alone."""
+        """Tokenize every byte string by itself."""
         texts = [d.decode("utf-8", "surrogateescape") for d in data]
         if self._words is not None:
             return [self._words.encode(t, self.unknown) for t in texts]
@@ -109,13 +111,13 @@ class ContinuationEncoder:
         return self._encode_texts(texts)
 
     def spells(self, data: bytes, ids: list[int]) -> bool:
-        """Whether the ids are the bytes (with a lossy normalizer: whether nothing became unknown)."""
+        """Whether the ids spell the bytes; with a lossy normalizer, whether nothing became unknown."""
         if self.lossy:
             return bool(ids) and self.unknown not in ids
         return b"".join([self.pieces[i] for i in ids]) == data
 
-    def _assemble(self, parts: list[str], stretch_ids: Any) -> list[int]:
-        """Even parts are valid text, odd parts the single characters between them."""
+    def _assemble(self, parts: list[str], stretch_ids: Iterator[list[int]]) -> list[int]:
+        """Join the ids of a text's parts: the even ones are valid text, the odd ones single characters between."""
         ids: list[int] = []
         for i, part in enumerate(parts):
             if i % 2:
@@ -144,10 +146,10 @@ class ContinuationEncoder:
         return batch
 
     def _repair(self, text: str) -> list[int]:
-        """Keep what the tokenizer spelled right; spell the rest character by character."""
+        """Keep the ids that spell their text, and spell the rest character by character."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids: list[int] = []
-        position = 0  # characters of text accounted for
+        position = 0  # how many characters have their ids
         cluster: list[int] = []  # ids that share characters, such as the bytes of one character
         start = end = 0
         spans = [*zip(encoding.ids, encoding.offsets), (-1, (len(text), len(text)))]
@@ -195,9 +197,9 @@ class ContinuationEncoder:
 
 
 class _WordSpeller:
-    """WordPiece as spelling: ``##x`` is x, another piece is a space and the piece, the longest match wins.
+    """Spells words with WordPiece: ``##x`` is x, any other piece is a space and the piece; the longest match wins.
 
-    A word that starts without a space continues the word before it, so it takes the ``##`` pieces throughout.
+    A word that starts without a space continues the word before it, so all its pieces are ``##`` pieces.
     """
 
     def __init__(self, parts: TokenizerParts, pieces: list[bytes], specials: set[int]) -> None:
@@ -213,8 +215,9 @@ class _WordSpeller:
         self._spell = lru_cache(maxsize=1 << 16)(self._spell_word)
 
     def encode(self, text: str, unknown: int | None) -> list[int]:
+        """Tokenize one text, with one unknown token for a run of unknown characters."""
         if self._normalizer is not None and text:
-            # A normalizer puts spaces around Chinese characters; WordPiece itself never sees spaces
+            # A normalizer puts spaces around Chinese characters, and WordPiece itself ignores spaces
             text = self._normalizer.normalize_str(text.encode("utf-8", "replace").decode())
             text = re.sub(" +", " ", text).rstrip(" ")
         ids: list[int] = []
@@ -227,7 +230,7 @@ class _WordSpeller:
         return ids
 
     def _spell_word(self, word: str) -> tuple[int, ...]:
-        """Ids of one word; -1 where no piece fits."""
+        """The ids of one word, -1 where no piece fits."""
         ids: list[int] = []
         position = 0
         while position < len(word):
@@ -242,7 +245,7 @@ class _WordSpeller:
         return tuple(ids)
 
     def _spell_cheapest(self, word: str) -> tuple[int, ...]:
-        """The longest match ran into a dead end: fewest unknown characters, then fewest pieces."""
+        """Spell a word that the longest match cannot: with the fewest unknown characters, then the fewest pieces."""
         cost = [0] * (len(word) + 1)
         step: list[tuple[int, int]] = [(0, 0)] * len(word)
         for a in range(len(word) - 1, -1, -1):
@@ -260,7 +263,7 @@ class _WordSpeller:
 
 
 def _byte_ids(kind: str, pieces: list[bytes], is_byte_piece: NDArray[np.bool_]) -> list[int | None]:
-    """The id that stands for each single byte, None where there is none."""
+    """The id of each single byte, None if there is none."""
     ids: list[int | None] = [None] * 256
     if kind == BYTE_LEVEL:
         candidates = [i for i, p in enumerate(pieces) if len(p) == 1]
@@ -271,8 +274,8 @@ def _byte_ids(kind: str, pieces: list[bytes], is_byte_piece: NDArray[np.bool_]) 
     return ids
 
 
-def _kept_normalizers(parts: TokenizerParts) -> list[dict[str, Any]]:
-    """Only what carries the bytes; a tolerated lossy normalizer also keeps its neighbours."""
+def _kept_normalizers(parts: TokenizerParts) -> list[Part]:
+    """The normalizers that bytes need; all but the dummy prefix where a lossy one was accepted."""
     if any(is_lossy_normalizer(n) for n in parts.normalizers):
         return [n for n in parts.normalizers if n["type"] != "Prepend"]
     if parts.kind == BYTE_LEVEL:
@@ -282,8 +285,8 @@ def _kept_normalizers(parts: TokenizerParts) -> list[dict[str, Any]]:
     return []
 
 
-def _continuing_pre_tokenizers(parts: TokenizerParts) -> list[dict[str, Any]]:
-    """The tokenizer's own, without dummy prefixes and without the removal of spaces that Metaspace marks."""
+def _continuing_pre_tokenizers(parts: TokenizerParts) -> list[Part]:
+    """The tokenizer's own pre-tokenizers, without dummy prefixes and without removing the spaces Metaspace marks."""
     kept = []
     metaspace = any(p["type"] == "Metaspace" for p in parts.pre_tokenizers)
     for part in parts.pre_tokenizers:
@@ -298,14 +301,14 @@ def _continuing_pre_tokenizers(parts: TokenizerParts) -> list[dict[str, Any]]:
     return kept
 
 
-def _sequence(parts: list[dict[str, Any]], members: str) -> dict[str, Any] | None:
+def _sequence(parts: list[Part], members: str) -> Part | None:
     if len(parts) < 2:
         return parts[0] if parts else None
     return {"type": "Sequence", members: parts}
 
 
-def _frame(parts: TokenizerParts) -> dict[str, Any]:
-    """JSON of a tokenizer with the continuation's normalizer and pre-tokenizer, and an empty model."""
+def _frame(parts: TokenizerParts) -> Part:
+    """The JSON of a tokenizer with an empty model, and the normalizer and pre-tokenizer for continuations."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -319,24 +322,24 @@ def _frame(parts: TokenizerParts) -> dict[str, Any]:
     }
 
 
-def _normalizer(parts: TokenizerParts) -> Any:
+def _normalizer(parts: TokenizerParts) -> Normalizer | None:
     return Tokenizer.from_str(json.dumps(_frame(parts))).normalizer
 
 
 def _bare_tokenizer(parts: TokenizerParts, specials: set[int]) -> Tokenizer:
-    """A tokenizer that shares the member's model and runs nothing but what a continuation needs."""
+    """Make a tokenizer that shares the member's model and runs only what a continuation needs."""
     frame = _frame(parts)
-    added = [
-        {**t, "lstrip": False, "rstrip": False, "special": t["id"] in specials}  # stripping would eat text
+    added: list[AddedTokenPart] = [
+        {**t, "lstrip": False, "rstrip": False, "special": t["id"] in specials}  # stripping would remove text
         for t in parts.added_tokens
     ]
     needs_added = any(not t["special"] for t in added)
-    if not parts.model.get("dropout"):  # dropout sits in the shared model, so that one is copied below
+    if not parts.model.get("dropout"):  # a model with dropout is copied below and its dropout removed
         small = Tokenizer.from_str(json.dumps(frame))
         bare = Tokenizer(parts.backend.model)
         bare.normalizer = small.normalizer
         bare.pre_tokenizer = small.pre_tokenizer
-        if not needs_added:  # special strings are ordinary text: none has to be known
+        if not needs_added:  # special strings are ordinary text: no added token is needed
             return bare
         _add_in_order(bare, added)
         if all(bare.token_to_id(t["content"]) == t["id"] for t in added):
@@ -351,8 +354,8 @@ def _bare_tokenizer(parts: TokenizerParts, specials: set[int]) -> Tokenizer:
     return bare
 
 
-def _add_in_order(bare: Tokenizer, added: list[dict[str, Any]]) -> None:
-    """Add tokens in id order; special and other ones need different calls, so runs of each."""
+def _add_in_order(bare: Tokenizer, added: list[AddedTokenPart]) -> None:
+    """Add tokens in order of ids, in runs of special ones and others, which need different calls."""
     run: list[AddedToken] = []
     for i, token in enumerate(added):
         options = {k: v for k, v in token.items() if k not in ("id", "content")}

@@ -1,10 +1,10 @@
-"""What an alignment is made of, in figures and examples: the content of `unite align`."""
+"""Report what an alignment holds, in figures and examples, for `unite align`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Protocol
 
 import torch
 
@@ -24,7 +24,7 @@ class MemberReport:
     eligible: int
     """Ids that may enter a top-k."""
     classes: int
-    """Distinct texts among them, EOS aside."""
+    """Distinct texts of these ids, EOS aside."""
     doubled: int
     """Classes with more than one id."""
     eos_token_ids: list[int]
@@ -32,7 +32,7 @@ class MemberReport:
 
 @dataclass
 class Example:
-    """A token of the first member and what stands for it in the second."""
+    """A token of the first member, and the second member's token for it."""
 
     text: str
     surface: str
@@ -44,7 +44,7 @@ class Example:
 
 @dataclass
 class PairReport:
-    """Two members side by side."""
+    """Two members compared."""
 
     first: str
     second: str
@@ -53,9 +53,9 @@ class PairReport:
     surface_union: int
     """Surface strings in either (GaC's column)."""
     classes_common: int
-    """Texts that both can say with one token, EOS aside."""
+    """Texts for which both have a token, EOS aside."""
     missed_by_surface: int
-    """Of those, the ones whose surface strings differ."""
+    """How many of these have different surface strings in the two."""
     first_sub_token_share: tuple[float, float]
     """Share of the first member's eligible ids that need a first sub-token in the second, and the reverse."""
     missed_examples: list[Example] = field(default_factory=list)
@@ -73,13 +73,22 @@ class AlignmentReport:
     device_bytes: int
     """Memory of the alignment's tensors."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain dictionaries and lists, for JSON."""
         return asdict(self)
 
 
-def report_alignment(alignment: VocabAlignment, tokenizers: Sequence[Any], names: Sequence[str]) -> AlignmentReport:
-    """Count what `alignment`, built from `tokenizers`, holds; `names` are how the members are called."""
+class HasVocab(Protocol):
+    """A tokenizer of transformers or of tokenizers."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every id by its surface string."""
+
+
+def report_alignment(
+    alignment: VocabAlignment, tokenizers: Sequence[HasVocab], names: Sequence[str]
+) -> AlignmentReport:
+    """Count what an alignment of these tokenizers holds; `names` has one name per member."""
     surfaces = [tokenizer.get_vocab() for tokenizer in tokenizers]
     by_id = [{i: piece for piece, i in surface.items()} for surface in surfaces]
     members = []

@@ -1,19 +1,19 @@
-"""A member's ids for a growing text, kept equal to tokenizing all of it again while only its tail is touched.
+"""Keep a member's ids for a growing text, tokenizing only its end again; the ids are those of the whole text.
 
-A *border* is a place between two adjacent characters across which no tokenization of any text can reach: what
-stands before it is tokenized alike whatever follows, and what follows as if it stood alone. Borders are decided from
-the two characters, so one that was found stays one. Everything after the last border is tokenized again at
-every step; where no border can be shown to exist for a tokenizer, that is the whole text.
+A *border* is a place between two adjacent characters that no token reaches across, whatever the text: the ids before
+it do not depend on what follows, and the ids after it are those of the rest alone. A border is decided from the two
+characters, so it stays one when the text grows. Every step tokenizes what follows the last border again. For a
+tokenizer without known borders this is the whole text.
 
-Why a border is one:
+Why these places are borders:
 
-- byte-level BPE splits the text by a regular expression first. Every alternative that `_ALTERNATIVES` lists stops at
-  the borders of `_word_border` whatever the neighbourhood, and none looks behind.
-- SentencePiece BPE has no such step, but its merges only make pieces of the vocabulary: where no piece holds the two
-  characters side by side, nothing reaches across.
-- WordPiece and a splitting Metaspace cut the text before every space.
+- Byte-level BPE first splits the text by a regular expression. No alternative in `_ALTERNATIVES` matches across the
+  borders of `_word_border`, whatever surrounds them, and none looks behind.
+- SentencePiece BPE does not split, but its merges only make pieces of the vocabulary. Two characters that stand side by
+  side in no piece have a border between them.
+- WordPiece and a splitting Metaspace split the text before every space.
 
-Added tokens are matched before all that: no border stands inside what may become one.
+Added tokens are matched before all this, so no place inside the beginning of an added token is a border.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
 from weakref import WeakKeyDictionary
 
-from .tokenizer_kinds import BYTE_LEVEL, META_SPACE, SENTENCEPIECE, WORDPIECE, TokenizerParts
+from .tokenizer_kinds import BYTE_LEVEL, META_SPACE, SENTENCEPIECE, WORDPIECE, Part, TokenizerParts
 from .vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ _ASCII_SPACE = " \t\n\r\f\v"
 
 
 class TextSync:
-    """One member's ids of one row's text.
+    """One member's ids for the text of one request.
 
     Attributes
     ----------
@@ -84,15 +83,23 @@ class TextSync:
         self._borders = _borders_of(vocabulary)
         self._text = bytearray()
         self._border = 0  # bytes of the text before the last border
-        self._settled = 0  # ids of these
-        self._examined = 0  # bytes after the border within which there is no other, as far as is known
+        self._settled = 0  # ids of these bytes
+        self._examined = 0  # bytes after the border that are known to hold no other border
+
+    def copy(self) -> TextSync:
+        """Another one at the same text, which then grows by itself."""
+        other = TextSync.__new__(TextSync)
+        other.__dict__.update(self.__dict__)
+        other.ids = list(self.ids)
+        other._text = bytearray(self._text)
+        return other
 
     def append(self, data: bytes) -> tuple[int, list[int]]:
-        """Grow the text; returns how many ids to drop from the end of the old ones, and the ids to append then."""
+        """Append bytes to the text. Returns how many of the last ids to drop, and the ids to append after that."""
         return append_all([self], [data])[0]
 
     def _grow(self, data: bytes) -> tuple[bytes, int]:
-        """The text after the last border, and where in it the next one stands (0: nowhere)."""
+        """Append bytes. Returns the text after the last border, and where in it the next border is, 0 for none."""
         old_length = len(self._text) - self._border
         self._text += data
         tail = bytes(self._text[self._border :])
@@ -118,14 +125,14 @@ class TextSync:
 
 
 def append_all(syncs: Sequence[TextSync], pieces: Sequence[bytes]) -> list[tuple[int, list[int]]]:
-    """`TextSync.append` for several rows of one member, with one call of its tokenizer."""
+    """Apply `TextSync.append` to several requests of one member, with one call of its tokenizer."""
     if not syncs:
         return []
     vocabulary, borders = syncs[0]._vocabulary, syncs[0]._borders
     grown = [sync._grow(data) for sync, data in zip(syncs, pieces)]
     texts: list[bytes] = []
     for (tail, cut), data in zip(grown, pieces):
-        # Where the border is what was the end, the ids before it are those that stand there.
+        # If the border is the old end of the text, the ids before it are known.
         texts += (tail[:cut], tail[cut:]) if 0 < cut < len(tail) - len(data) else (tail[cut:],)
     batch = iter(vocabulary.encode_continuation_batch(texts))
     edits = []
@@ -141,7 +148,7 @@ def append_all(syncs: Sequence[TextSync], pieces: Sequence[bytes]) -> list[tuple
 
 
 class Borders:
-    """Finds borders in texts of one tokenizer."""
+    """The borders in texts of one tokenizer."""
 
     def __init__(self, is_border: Border | None, unknown: int | None, added: list[str]) -> None:
         self._is_border = None if is_border is None else lru_cache(maxsize=1 << 14)(is_border)
@@ -151,14 +158,19 @@ class Borders:
         self._prefix_lengths = sorted({len(p) for p in self._prefixes})
 
     def last(self, text: bytes, limit: int, examined: int = 0) -> tuple[int, int]:
-        """The last border of `text` at or before byte `limit`, 0 when there is none, and how far it was looked for.
+        """Find the last border of `text` after byte `examined`, at or before byte `limit`.
 
-        Up to byte `examined` none is looked for.
+        Returns
+        -------
+        border : int
+            0 if there is none.
+        reached : int
+            Up to which byte borders were looked for.
         """
         if self._is_border is None or limit <= 0:
             return 0, 0
-        # From a character's start at or before the limit, look back pair by pair. Bytes at the end that may yet
-        # become a character are no neighbours to decide by.
+        # Start at a character at or before the limit and look at pairs backwards. Bytes at the end that may become
+        # part of a longer character decide nothing yet.
         complete = len(text) - incomplete_suffix(text)
         end = min(limit, complete)
         while 0 < end < complete and text[end] & 0xC0 == 0x80:
@@ -178,7 +190,7 @@ class Borders:
         return 0, reached
 
     def may_follow(self, head_ids: list[int]) -> bool:
-        """Whether what comes next is tokenized alone: runs of unknown text are one id, across any border."""
+        """Whether a border may follow these ids: not after the unknown token, which is one id for a run of text."""
         return not head_ids or self._unknown is None or head_ids[-1] != self._unknown
 
     def _inside_added(self, text: bytes, at: int) -> bool:
@@ -186,7 +198,7 @@ class Borders:
 
 
 def incomplete_suffix(text: bytes) -> int:
-    """How many bytes at the end are the beginning of a UTF-8 character that more bytes may complete."""
+    """Count the bytes at the end that begin a UTF-8 character which is not complete."""
     for n in range(1, min(3, len(text)) + 1):
         byte = text[-n]
         if byte & 0xC0 != 0x80:
@@ -214,7 +226,7 @@ def _find_borders(vocabulary: Vocabulary) -> Borders:
         is_border = _border_rule(parts, vocabulary)
     if is_border is None:
         logger.warning(
-            "%s: no place is known where its tokenization can start again; every step tokenizes the whole text",
+            "%s: no borders are known for this tokenizer; every step tokenizes the whole text again",
             vocabulary.name,
         )
     return Borders(is_border, encoder.unknown, [t["content"] for t in matched])
@@ -238,7 +250,7 @@ def _border_rule(parts: TokenizerParts, vocabulary: Vocabulary) -> Border | None
     return None
 
 
-def _is_space_split(pre_tokenizer: dict[str, Any]) -> bool:
+def _is_space_split(pre_tokenizer: Part) -> bool:
     return pre_tokenizer["type"] == "Split" and pre_tokenizer["pattern"] in ({"String": " "}, {"String": META_SPACE})
 
 
@@ -246,15 +258,15 @@ def _before_space(before: str, after: str) -> bool:
     return after == " " and before != " "
 
 
-def _alternatives(pre_tokenizers: list[dict[str, Any]]) -> set[str]:
-    """Every alternative of the regular expressions; an empty string stands for a step that is none."""
+def _alternatives(pre_tokenizers: list[Part]) -> set[str]:
+    """The alternatives of all regular expressions, and an empty string for any other kind of pre-tokenizer."""
     alternatives: set[str] = set()
     for p in pre_tokenizers:
         if p["type"] == "ByteLevel":
             if p.get("use_regex", True):
                 alternatives.update(_GPT2.split("|"))
         elif p["type"] == "Split" and "Regex" in p["pattern"] and p["behavior"] == "Isolated" and not p.get("invert"):
-            # DeepSeek's expression holds line ends as characters
+            # DeepSeek's expression contains line ends unescaped
             escaped = p["pattern"]["Regex"].replace("\r", r"\r").replace("\n", r"\n")
             alternatives.update(top_level_alternatives(escaped))
         elif p["type"] != "Digits":
@@ -263,7 +275,7 @@ def _alternatives(pre_tokenizers: list[dict[str, Any]]) -> set[str]:
 
 
 def top_level_alternatives(pattern: str) -> list[str]:
-    """The parts of a regular expression between its outermost bars."""
+    """Split a regular expression at its outermost bars."""
     parts, depth, in_class, start, i = [], 0, False, 0, 0
     while i < len(pattern):
         c = pattern[i]
@@ -283,14 +295,14 @@ def top_level_alternatives(pattern: str) -> list[str]:
 
 
 def _is_stray(character: str) -> bool:
-    """A byte outside valid UTF-8, which is tokenized alone."""
+    """Whether a character is a byte outside valid UTF-8, which is tokenized alone."""
     return "\udc80" <= character <= "\udcff"
 
 
 def _word_border(before: str, after: str) -> bool:
-    """Where a word, number or symbol ends for good, in every regular expression of `_ALTERNATIVES`.
+    """Whether a word, number or symbol ends between two characters, for all of `_ALTERNATIVES`.
 
-    Unassigned characters are left alone: another version of Unicode may know them.
+    Never beside unassigned characters, which another version of Unicode may assign.
     """
     if _is_stray(before) or _is_stray(after):
         return True
@@ -305,13 +317,13 @@ def _word_border(before: str, after: str) -> bool:
 
 
 def _digit_border(before: str, after: str) -> bool:
-    """`_word_border`, and between digits where every digit is a word of its own."""
+    """Whether there is a `_word_border`, or two digits, for a tokenizer that splits between digits."""
     digits = unicodedata.category(before)[0] == unicodedata.category(after)[0] == "N"
     return digits or _word_border(before, after)
 
 
 def _pair_border(vocabulary: Vocabulary) -> Border:
-    """Between two characters that no piece of the vocabulary holds side by side."""
+    """Make the rule for SentencePiece: a border is between two characters that no piece holds side by side."""
     pairs: set[str] = set()
     for piece in vocabulary.pieces:
         if len(piece) > 1:
@@ -319,7 +331,7 @@ def _pair_border(vocabulary: Vocabulary) -> Border:
             pairs.update(map("".join, pairwise(text)))
 
     def is_border(before: str, after: str) -> bool:
-        # A literal U+2581 is spelled in bytes, alone like a stray byte.
+        # A literal U+2581 is spelled in byte tokens, alone like a byte outside valid UTF-8.
         if META_SPACE in (before, after) or _is_stray(before) or _is_stray(after):
             return True
         return before + after not in pairs

@@ -1,7 +1,7 @@
-"""What kind of tokenizer this is, and which bytes each of its ids stands for.
+"""Find out a tokenizer's kind and the bytes of each of its ids.
 
-Everything is read from the tokenizer's own JSON and from its vocabulary; what cannot be established is
-refused with the name of the part that is not understood. Nothing is guessed from surface strings.
+Everything is read from the tokenizer's own JSON and its vocabulary; nothing is guessed from surface strings. A
+tokenizer with a part that is not understood is refused, and the error names the part.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import tokenizers
@@ -23,6 +23,21 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _LOSSY_NORMALIZERS = ("Lowercase", "StripAccents")
 _MODEL_START = b',"model":{"type":'
 _MODEL_VOCAB = b',"vocab":'
+
+Part = dict[str, Any]
+"""A normalizer, pre-tokenizer, decoder or model, as tokenizers writes it in JSON."""
+
+
+class AddedTokenPart(TypedDict, total=False):
+    """An added token, as tokenizers writes it in JSON."""
+
+    id: int
+    content: str
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+    special: bool
 
 
 @dataclass(frozen=True)
@@ -40,46 +55,46 @@ class TokenizerParts:
     word_prefix : str
         WordPiece's continuation prefix (``"##"``), else empty.
     normalizers, pre_tokenizers : list of dict
-        The tokenizer's own, flattened.
+        The tokenizer's own, sequences flattened.
     model : dict
         The model's options, without vocabulary and merges.
     added_tokens : list of dict
-        ``id``, ``content``, ``special``, ... in id order.
+        In order of ids.
     own_eos_id : int or None
         The ``eos_token_id`` of the transformers tokenizer.
     json_sha256 : str
-        Hash of the JSON without the parts that change neither bytes nor continuation tokenization
-        (truncation, padding, post-processor).
+        Hash of the JSON without the parts that change neither bytes nor continuations (truncation, padding,
+        post-processor).
     """
 
     backend: tokenizers.Tokenizer
     kind: str
     byte_fallback: bool
     word_prefix: str
-    normalizers: list[dict[str, Any]]
-    pre_tokenizers: list[dict[str, Any]]
-    model: dict[str, Any]
-    added_tokens: list[dict[str, Any]]
+    normalizers: list[Part]
+    pre_tokenizers: list[Part]
+    model: Part
+    added_tokens: list[AddedTokenPart]
     own_eos_id: int | None
     json_sha256: str
 
     @property
     def is_lossy(self) -> bool:
-        """Whether a normalizer throws letters' case or accents away."""
+        """Whether a normalizer lower-cases or strips accents."""
         return any(is_lossy_normalizer(n) for n in self.normalizers)
 
 
-def open_tokenizer(tokenizer: Any, argument: str = "tokenizer") -> TokenizerParts:
-    """Read the parts of a fast tokenizer; refuse, by name, what is not understood.
+def open_tokenizer(tokenizer: object, argument: str = "tokenizer") -> TokenizerParts:
+    """Read the parts of a fast tokenizer. A part that is not understood raises ValueError.
 
     Parameters
     ----------
     tokenizer : transformers.PreTrainedTokenizerFast or tokenizers.Tokenizer
     argument : str
-        Name used in error messages.
+        The tokenizer's name in messages.
     """
     backend, own_eos_id = _backend_of(tokenizer, argument)
-    state = backend.__getstate__()  # the JSON as bytes, without the detour over str
+    state = backend.__getstate__()  # the JSON as bytes; to_str would decode it
     head, model, model_json = _split_json(state)
     decoders = _flatten(head.get("decoder"), "decoders")
     kind, byte_fallback, word_prefix = _kind_of(decoders, argument)
@@ -104,13 +119,13 @@ def open_tokenizer(tokenizer: Any, argument: str = "tokenizer") -> TokenizerPart
     )
 
 
-def _backend_of(tokenizer: Any, argument: str) -> tuple[tokenizers.Tokenizer, int | None]:
+def _backend_of(tokenizer: object, argument: str) -> tuple[tokenizers.Tokenizer, int | None]:
     if isinstance(tokenizer, tokenizers.Tokenizer):
         return tokenizer, None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise TypeError(
-            f"{argument}: expected a fast (Rust) tokenizer, that is a transformers.PreTrainedTokenizerFast or a "
+            f"{argument} must be a fast (Rust) tokenizer, a transformers.PreTrainedTokenizerFast or a "
             f"tokenizers.Tokenizer, got {type(tokenizer).__name__}; load it with AutoTokenizer.from_pretrained(...) "
             "from a folder that has a tokenizer.json"
         )
@@ -118,8 +133,8 @@ def _backend_of(tokenizer: Any, argument: str) -> tuple[tokenizers.Tokenizer, in
     return backend, None if eos is None else int(eos)
 
 
-def _split_json(state: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """The JSON without the model, the model's options, and the model's JSON: 7 MB need not be parsed."""
+def _split_json(state: bytes) -> tuple[Part, Part, bytes]:
+    """Split off the model, whose vocabulary of 7 MB need not be parsed: the rest, the model's options, its JSON."""
     start = state.find(_MODEL_START)
     vocab = state.find(_MODEL_VOCAB, start)
     if start >= 0 and vocab >= 0:
@@ -129,15 +144,15 @@ def _split_json(state: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
             options = json.loads(state[start + len(b',"model":') : vocab] + b"}")
             return head, options, model_json
         except json.JSONDecodeError:
-            pass  # another library version writes another order of keys; read it all
+            pass  # another version of the library writes the keys in another order: parse everything
     head = json.loads(state)
     model = head.pop("model")
     options = {k: v for k, v in model.items() if k not in ("vocab", "merges")}
     return head, options, json.dumps(model, sort_keys=True).encode()
 
 
-def _flatten(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
-    """A ``Sequence`` (of sequences) as a flat list; nothing as the empty list."""
+def _flatten(part: Part | None, members: str) -> list[Part]:
+    """Turn a ``Sequence``, which may hold others, into a flat list; None into an empty one."""
     if part is None:
         return []
     if part.get("type") == "Sequence":
@@ -145,11 +160,13 @@ def _flatten(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
     return [part]
 
 
-def is_space_replace(part: dict[str, Any], *, old: str, new: str) -> bool:
+def is_space_replace(part: Part, *, old: str, new: str) -> bool:
+    """Whether a normalizer or decoder replaces `old` by `new`."""
     return part["type"] == "Replace" and old in part["pattern"].values() and part["content"] == new
 
 
-def is_lossy_normalizer(normalizer: dict[str, Any]) -> bool:
+def is_lossy_normalizer(normalizer: Part) -> bool:
+    """Whether a normalizer lower-cases or strips accents."""
     if normalizer["type"] == "BertNormalizer":
         lowercase = bool(normalizer.get("lowercase"))
         strip_accents = normalizer.get("strip_accents")
@@ -157,8 +174,8 @@ def is_lossy_normalizer(normalizer: dict[str, Any]) -> bool:
     return normalizer["type"] in _LOSSY_NORMALIZERS
 
 
-def _kind_of(decoders: list[dict[str, Any]], argument: str) -> tuple[str, bool, str]:
-    """Kind, byte fallback and word prefix, from the decoders alone."""
+def _kind_of(decoders: list[Part], argument: str) -> tuple[str, bool, str]:
+    """Read kind, byte fallback and word prefix from the decoders."""
     types = [d["type"] for d in decoders]
     if types and all(t in ("ByteLevel", "Fuse") for t in types) and "ByteLevel" in types:
         return BYTE_LEVEL, False, ""
@@ -171,49 +188,46 @@ def _kind_of(decoders: list[dict[str, Any]], argument: str) -> tuple[str, bool, 
         if is_metaspace or is_space_replace(decoder, old=META_SPACE, new=" "):
             metaspace = True
         elif decoder["type"] == "Strip" and decoder["content"] == " " and not decoder["stop"]:
-            continue  # undoes the dummy prefix at the start of a text only
+            continue  # it only removes the dummy prefix at the start of a text
         elif decoder["type"] not in ("ByteFallback", "Fuse"):
             rest.append(decoder)
     if metaspace and not rest:
         return SENTENCEPIECE, "ByteFallback" in types, ""
     what = "no decoder" if not types else "decoder " + " + ".join(types)
     raise ValueError(
-        f"{argument}: expected a decoder that spells bytes (ByteLevel; Metaspace, or Replace '{META_SPACE}' -> ' ' "
+        f"{argument} must have a decoder that spells bytes (ByteLevel; Metaspace, or Replace '{META_SPACE}' -> ' ' "
         f"with ByteFallback, Fuse, Strip; WordPiece), got {what}; the bytes of its ids cannot be established"
     )
 
 
 def _check_consistent(
     kind: str,
-    normalizers: list[dict[str, Any]],
-    pre_tokenizers: list[dict[str, Any]],
-    model: dict[str, Any],
+    normalizers: list[Part],
+    pre_tokenizers: list[Part],
+    model: Part,
     argument: str,
 ) -> None:
-    """Encoding must be the inverse of decoding, or continuations would not spell their bytes."""
+    """Check that encoding is the inverse of decoding; otherwise continuations would not spell their bytes."""
     if model.get("end_of_word_suffix") or (kind != WORDPIECE and model.get("continuing_subword_prefix")):
         raise ValueError(
-            f"{argument}: expected a model without word markers, got {model['type']} with "
+            f"{argument} must have a model without word markers, got {model['type']} with "
             f"end_of_word_suffix={model.get('end_of_word_suffix')!r}, "
             f"continuing_subword_prefix={model.get('continuing_subword_prefix')!r}"
         )
     types = [p["type"] for p in normalizers + pre_tokenizers]
     if kind == BYTE_LEVEL and "ByteLevel" not in types:
-        raise ValueError(f"{argument}: expected a ByteLevel pre-tokenizer beside the ByteLevel decoder, got {types}")
+        raise ValueError(f"{argument} must have a ByteLevel pre-tokenizer beside the ByteLevel decoder, got {types}")
     if kind == SENTENCEPIECE:
         replaces = any(is_space_replace(n, old=" ", new=META_SPACE) for n in normalizers)
         if not replaces and "Metaspace" not in types:
             raise ValueError(
-                f"{argument}: expected a Metaspace pre-tokenizer or a Replace ' ' -> '{META_SPACE}' normalizer "
+                f"{argument} must have a Metaspace pre-tokenizer or a Replace ' ' -> '{META_SPACE}' normalizer "
                 f"beside the decoder, got {types}"
             )
 
 
-# --- bytes of every id -------------------------------------------------------------------------------
-
-
 def _byte_level_table() -> NDArray[np.uint16]:
-    """uint16 [65536]: code point -> byte of GPT-2's byte-to-character table, or 256."""
+    """GPT-2's table from code points to bytes, uint16 [65536]; 256 for a code point that is no byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = np.full(65536, 256, np.uint16)
     table[printable] = printable
@@ -223,7 +237,7 @@ def _byte_level_table() -> NDArray[np.uint16]:
 
 
 def surface_tokens(parts: TokenizerParts) -> list[str | None]:
-    """The tokenizer's string of every id, None for ids in no vocabulary; length highest id + 1."""
+    """The tokenizer's string for every id up to the highest, None for ids that are not used."""
     vocab = parts.backend.get_vocab(True)
     highest = max(vocab.values(), default=-1)
     tokens: list[str | None] = [None] * (highest + 1)
@@ -271,7 +285,7 @@ def piece_bytes(parts: TokenizerParts, tokens: list[str | None]) -> tuple[list[b
 
 
 def unknown_id(parts: TokenizerParts) -> int | None:
-    """The id the model uses for text it cannot spell, or None."""
+    """The model's id for text that it cannot spell, or None."""
     if parts.model.get("unk_id") is not None:
         return int(parts.model["unk_id"])
     token = parts.model.get("unk_token") or getattr(parts.backend.model, "unk_token", None)
@@ -287,7 +301,7 @@ def _byte_level_bytes(tokens: list[str | None]) -> list[bytes]:
     ends = np.cumsum([len(s) for s in strings])
     starts = [0, *ends[:-1].tolist()] if strings else []
     pieces = [data[a:b] for a, b in zip(starts, ends.tolist())]
-    # Like the decoder: a token with any character outside the table stands for itself
+    # Like the decoder: a token with a character outside the table is that text itself
     outside = np.unique(np.searchsorted(ends, np.flatnonzero(mapped == 256), side="right"))
     for i in outside.tolist():
         pieces[i] = strings[i].encode()
@@ -297,32 +311,33 @@ def _byte_level_bytes(tokens: list[str | None]) -> list[bytes]:
 def check_against_decode(
     parts: TokenizerParts, tokens: list[str | None], pieces: list[bytes], argument: str, samples: int = 96
 ) -> None:
-    """Compare a spread sample of ids with the tokenizer's own decode; refuse on contradiction."""
+    """Compare a sample of ids from the whole vocabulary with the tokenizer's own decode; ValueError if they differ."""
     added = {t["id"] for t in parts.added_tokens}
     texts = [i for i, p in enumerate(pieces) if p and i not in added]
     if not texts:
         return
     picks = {texts[i] for i in np.linspace(0, len(texts) - 1, samples).astype(int).tolist()}
-    # A dummy prefix or a word start is dropped at the start of a text, so each id is decoded behind an anchor
-    # that is a plain word: neither a byte piece nor a word's continuation
+    # Decoders drop a leading space at the start of a text, so each id is decoded after an anchor that is a plain
+    # word: neither a byte piece nor a word's continuation
     anchor = next((i for i in texts if (tokens[i] or "").lstrip(META_SPACE).isalpha()), None)
     if parts.kind == BYTE_LEVEL or anchor is None:
         before, anchor_text = [], b""
     else:
         before, anchor_text = [anchor], pieces[anchor]
-    # Added tokens stand alone: decoders put a space before them, and mangle those that are not ASCII
+    # Added tokens are decoded alone: decoders put a space before them. Those that are not ASCII are left out,
+    # because decoders mangle them
     alone = [i for i in sorted(added) if pieces[i] and pieces[i].isascii()]
     for i in [*sorted(picks), *alone]:
         if i in added:
             before, anchor_text = [], b""
         got = parts.backend.decode([*before, i], skip_special_tokens=False)
         want = (anchor_text + pieces[i]).decode("utf-8", "replace")
-        if parts.kind == WORDPIECE:  # its decoder tidies spaces before punctuation
+        if parts.kind == WORDPIECE:  # its decoder removes spaces before punctuation
             got, want = got.replace(" ", ""), want.replace(" ", "")
         elif parts.kind == SENTENCEPIECE:
             got, want = got.lstrip(" "), want.lstrip(" ")
         if got != want:
             raise ValueError(
-                f"{argument}: id {i} ({tokens[i]!r}) should spell {want!r} under the {parts.kind} rule, but the "
+                f"{argument}: id {i} ({tokens[i]!r}) must spell {want!r} by the {parts.kind} rule, but the "
                 f"tokenizer's own decode gives {got!r}; its bytes cannot be established"
             )

@@ -1,7 +1,7 @@
-"""One member's tokenizer, seen as bytes.
+"""One tokenizer as bytes.
 
-A :class:`Vocabulary` says for every id which bytes it adds to the text, whether it may enter a top-k, which
-ids mean EOS, which id represents a byte string, and how a byte string is tokenized in the middle of a text.
+A :class:`Vocabulary` knows for every id which bytes it adds to the text, whether it is eligible and whether it is EOS.
+It knows which id represents a byte string, and tokenizes byte strings as they stand in the middle of a text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import warnings
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from .tokenizer_kinds import (
 
 __all__ = ["Vocabulary"]
 
-_FEW = 1024  # texts of a decode loop's step; more are a vocabulary's, which do not come again
+_FEW = 1024  # a step has at most this many texts; a larger batch is a vocabulary, whose texts do not come again
 
 
 class Vocabulary:
@@ -44,19 +43,19 @@ class Vocabulary:
     eligible : numpy.ndarray of bool, shape (size,)
         Ids that may enter a top-k: those with bytes, and the EOS ids.
     is_byte_piece : numpy.ndarray of bool, shape (size,)
-        Byte-fallback pieces (``<0x0A>``), which represent a class only when nothing else does.
+        Byte-fallback pieces (``<0x0A>``). They represent a class only when no other id does.
     eos_token_ids : tuple of int
         Every id that ends a text, ascending; may be empty.
     eos_token_id : int or None
-        The one that represents EOS: the tokenizer's own, else the lowest.
+        The id that represents EOS: the tokenizer's own, else the lowest.
     kind : str
         ``"byte-level"``, ``"sentencepiece"`` or ``"wordpiece"``.
     fingerprint : str
-        SHA-256 of everything that changes bytes or continuation tokenization.
+        SHA-256 of everything that decides the bytes and the tokenization of continuations.
     parts : TokenizerParts or None
         What was read from the tokenizer; None after loading an alignment without tokenizers.
     name : str
-        What messages call the tokenizer.
+        The tokenizer's name in messages.
     """
 
     def __init__(
@@ -88,13 +87,13 @@ class Vocabulary:
             eligible = np.fromiter(map(bool, self.token_bytes), bool, size)
             eligible[list(eos_token_ids)] = True
         if not eligible.any():
-            raise ValueError(f"{name}: expected a vocabulary with at least one text token, got none in {size} ids")
+            raise ValueError(f"{name} must have at least one token with text, got none in {size} ids")
         self.eligible = eligible
         self.highest_eligible_id: int = int(np.flatnonzero(eligible)[-1])
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """Bytes of every id before EOS ids are taken out of the text; ``b""`` for special tokens."""
+        """The bytes of every id, also of EOS ids that are no special tokens; ``b""`` for special tokens."""
         return self._source() if callable(self._source) else self._source
 
     @cached_property
@@ -108,7 +107,7 @@ class Vocabulary:
     @classmethod
     def from_tokenizer(
         cls,
-        tokenizer: Any,
+        tokenizer: object,
         *,
         eos_token_ids: Iterable[int] | int | None = None,
         lossy: bool = False,
@@ -122,15 +121,15 @@ class Vocabulary:
         eos_token_ids : iterable of int, optional
             Further EOS ids, such as those of the model's generation config. The tokenizer's own always counts.
         lossy : bool
-            Accept a tokenizer that lower-cases or strips accents; its continuations then do so too.
+            Accept a tokenizer that lower-cases or strips accents. The ids of continuations then lose the same.
         name : str
-            What error messages call the tokenizer.
+            The tokenizer's name in messages.
         """
         opened = OpenedTokenizer(tokenizer, eos_token_ids=eos_token_ids, lossy=lossy, name=name)
         return opened.read()
 
     def representatives(self) -> dict[bytes, int]:
-        """The id that stands for each byte string: lowest first, byte-fallback pieces last. EOS is not text."""
+        """The id that represents each byte string: the lowest, byte-fallback pieces after all others, EOS left out."""
         found: dict[bytes, int] = {}
         ids = np.flatnonzero(self.eligible)
         for i in [*ids[~self.is_byte_piece[ids]].tolist(), *ids[self.is_byte_piece[ids]].tolist()]:
@@ -141,16 +140,16 @@ class Vocabulary:
     def encode_continuation(self, data: bytes) -> list[int]:
         """Tokenize bytes as they stand inside a text.
 
-        The bytes of the ids are ``data`` wherever the vocabulary can spell it; the rest becomes the unknown
-        token, with one warning per vocabulary.
+        The ids spell ``data``. What the vocabulary cannot spell becomes its unknown token, with one warning per
+        vocabulary.
         """
         return self.encode_continuation_batch([data])[0]
 
     def encode_continuation_batch(self, data: list[bytes]) -> list[list[int]]:
-        """:meth:`encode_continuation` of each element, faster than one by one."""
+        """Apply :meth:`encode_continuation` to every element, faster than one by one."""
         for item in data:
             if not isinstance(item, (bytes, bytearray)):
-                raise TypeError(f"data: expected bytes, got {type(item).__name__}")
+                raise TypeError(f"data must be bytes, got {type(item).__name__}")
         encoder = self.encoder
         batch = encoder.encode_short(data) if len(data) <= _FEW else encoder.encode_batch(data)
         if not (self._warned or encoder.covers):
@@ -167,7 +166,7 @@ class Vocabulary:
 
     @property
     def encoder(self) -> ContinuationEncoder:
-        """The continuation tokenizer, made on first use."""
+        """The tokenizer of continuations, made on first use."""
         if self._encoder is None:
             if self.parts is None:
                 raise ValueError(
@@ -177,7 +176,7 @@ class Vocabulary:
             self._encoder = ContinuationEncoder(self.parts, self.pieces, self.is_byte_piece, self.eos_token_ids)
         return self._encoder
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_encoder": None}  # made again on first use
 
     def __repr__(self) -> str:
@@ -190,20 +189,20 @@ class Vocabulary:
 class OpenedTokenizer:
     """A tokenizer whose fingerprint and EOS ids are known, but whose vocabulary has not been read.
 
-    Opening costs a fraction of reading, which is all that a cached alignment needs.
+    Opening costs a fraction of reading, and a cached alignment needs no more.
     """
 
-    def __init__(self, tokenizer: Any, *, eos_token_ids: Iterable[int] | int | None, lossy: bool, name: str) -> None:
+    def __init__(self, tokenizer: object, *, eos_token_ids: Iterable[int] | int | None, lossy: bool, name: str) -> None:
         self.name = name
         self.parts = open_tokenizer(tokenizer, name)
         if self.parts.is_lossy and not lossy:
             kinds = [n["type"] for n in self.parts.normalizers]
             raise ValueError(
-                f"{name}: expected a tokenizer that keeps the text, got normalizer {kinds}, which lower-cases or "
+                f"{name} must be a tokenizer that keeps the text, got normalizer {kinds}, which lower-cases or "
                 "strips accents; pass lossy=True to accept that its text differs from the other members'"
             )
         self.eos_token_ids, self.eos_token_id = self._eos(eos_token_ids)
-        # EOS ids among ordinary tokens take them out of the text; special ones are out of it anyway
+        # An ordinary token that is an EOS id has no bytes; special tokens have none anyway
         special = {t["id"] for t in self.parts.added_tokens if t["special"]}
         plain_eos = [i for i in self.eos_token_ids if i not in special]
         self.fingerprint = hashlib.sha256(
@@ -212,7 +211,7 @@ class OpenedTokenizer:
 
     @property
     def identity(self) -> tuple[str, tuple[int, ...], int | None]:
-        """Equal for two tokenizers exactly when their vocabularies are."""
+        """A key that is equal for two tokenizers exactly when their vocabularies are."""
         return self.fingerprint, self.eos_token_ids, self.eos_token_id
 
     def read(self) -> Vocabulary:
@@ -237,9 +236,9 @@ class OpenedTokenizer:
         given = [] if given is None else [given] if isinstance(given, (int, np.integer)) else list(given)
         for i in [*given, *([] if own is None else [own])]:
             if isinstance(i, bool) or not isinstance(i, (int, np.integer)):
-                raise TypeError(f"{self.name}: eos_token_ids: expected ints, got {type(i).__name__}")
+                raise TypeError(f"{self.name}: eos_token_ids must be ints, got {type(i).__name__}")
             if i < 0 or self.parts.backend.id_to_token(int(i)) is None:
-                raise ValueError(f"{self.name}: eos_token_ids: expected ids of the tokenizer, got {i}")
+                raise ValueError(f"{self.name}: eos_token_ids must be ids of the tokenizer, got {i}")
         ids = tuple(sorted({int(i) for i in given} | ({own} if own is not None else set())))
         if own is not None:
             return ids, own

@@ -1,8 +1,8 @@
-"""What the task files of the six benchmarks need: reading the data, prompts, and scoring.
+"""Read the data of the six benchmarks, make prompts, and score answers, for the task files.
 
-The data stay where the user has them: a folder with one subfolder per benchmark, as the paper's authors ship them (JSON
-lines), named by ``--metadata '{"benchmarks": "FOLDER"}'``, by `unite eval --benchmarks FOLDER`, or by the
-environment variable UNITE_BENCHMARKS.
+The data are JSON lines in a folder with one subfolder per benchmark, as the paper's authors distribute them. The folder
+is given by ``--metadata '{"benchmarks": "FOLDER"}'``, by `unite eval --benchmarks FOLDER`, or by the environment
+variable UNITE_BENCHMARKS.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ _FEW_SHOT = 5
 _FINAL = re.compile(r"(?:the answer is|boxed|####)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
+Problem = dict[str, Any]
+"""One line of a benchmark's file, as datasets holds it."""
 
-def gsm8k(benchmarks: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+
+def gsm8k(benchmarks: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
     """GSM8K: 4 worked examples from prompt.txt, then the question."""
     examples = _read_text("gsm8k/prompt.txt", benchmarks).rstrip("\n")
     rows = [
@@ -32,17 +35,17 @@ def gsm8k(benchmarks: str | None = None, **_: Any) -> dict[str, datasets.Dataset
     return _dataset(rows)
 
 
-def arc_challenge(benchmarks: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+def arc_challenge(benchmarks: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
     """ARC-Challenge, zero-shot."""
     return _dataset([{**row, "prompt": _choices(row)} for row in _read("arc_challenge/test.jsonl", benchmarks)])
 
 
-def piqa(benchmarks: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+def piqa(benchmarks: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
     """PIQA, zero-shot."""
     return _dataset([{**row, "prompt": _choices(row)} for row in _read("piqa/validation.jsonl", benchmarks)])
 
 
-def mmlu(benchmarks: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+def mmlu(benchmarks: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
     """MMLU, all subjects: 5 examples from a subject's dev file, then the question."""
     rows = []
     for path in sorted((_folder(benchmarks) / "mmlu" / "test").glob("*.jsonl")):
@@ -50,39 +53,39 @@ def mmlu(benchmarks: str | None = None, **_: Any) -> dict[str, datasets.Dataset]
         examples = "".join(f"{_choices(row)} {row['answer']}\n\n" for row in dev)
         rows += [{**row, "prompt": examples + _choices(row)} for row in _read(f"mmlu/test/{path.name}", benchmarks)]
     if not rows:
-        raise ValueError(f"benchmarks: {_folder(benchmarks)} holds no mmlu/test/*.jsonl")
+        raise ValueError(f"benchmarks must hold mmlu/test/*.jsonl, got none in {_folder(benchmarks)}")
     return _dataset(rows)
 
 
-def nq(benchmarks: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+def nq(benchmarks: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
     """Natural Questions: 5 examples from prompt.txt, then the question."""
     return _open_questions("nq", benchmarks)
 
 
-def triviaqa(benchmarks: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+def triviaqa(benchmarks: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
     """TriviaQA: 5 examples from prompt.txt, then the question."""
     return _open_questions("triviaqa", benchmarks)
 
 
-def score_number(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """1 if the last number after "the answer is" or "boxed" is the reference's."""
+def score_number(doc: Problem, results: list[str]) -> dict[str, float]:
+    """Score 1 if the last number after "the answer is" or "boxed" is the reference's."""
     found, wanted = final_number(results[0]), final_number(doc["answer"])
     return {"exact_match": float(found is not None and found == wanted)}
 
 
-def score_letter(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """1 if the answer is the right letter."""
+def score_letter(doc: Problem, results: list[str]) -> dict[str, float]:
+    """Score 1 if the answer begins with the right letter."""
     return {"exact_match": float(results[0].strip()[:1] == doc["answer"])}
 
 
-def score_alias(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """1 if the first line of the answer equals one of the references, without case, punctuation and articles."""
+def score_alias(doc: Problem, results: list[str]) -> dict[str, float]:
+    """Score 1 if the first line of the answer equals a reference, ignoring case, punctuation and articles."""
     first = results[0].strip().split("\n")[0]
     return {"exact_match": float(normalized(first) in {normalized(alias) for alias in doc["answer"]})}
 
 
 def final_number(text: str) -> float | None:
-    """The last number after the last "the answer is", "boxed" or "####" that has one; None without any."""
+    """Find the last number after the last "the answer is", "boxed" or "####" with a number after it, else None."""
     for start in reversed([match.end() for match in _FINAL.finditer(text)]):
         numbers = _NUMBER.findall(text[start:])
         if numbers:
@@ -91,7 +94,7 @@ def final_number(text: str) -> float | None:
 
 
 def normalized(text: str) -> str:
-    """As the official scripts of both data sets: lower case, no punctuation, no articles, single blanks."""
+    """Normalize as the official scripts of both data sets: lower case, no punctuation, no articles, single blanks."""
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
@@ -106,7 +109,7 @@ def _open_questions(name: str, benchmarks: str | None) -> dict[str, datasets.Dat
     )
 
 
-def _choices(row: dict[str, Any]) -> str:
+def _choices(row: Problem) -> str:
     letters = [letter for letter in "ABCD" if row.get(letter) is not None]
     listed = ", ".join(letters[:-1]) + f" or {letters[-1]}"
     lines = [f"Answer the question by replying {listed}.", f"Question: {row['question']}"]
@@ -117,8 +120,8 @@ def _folder(benchmarks: str | None) -> Path:
     folder = benchmarks or os.environ.get("UNITE_BENCHMARKS")
     if not folder:
         raise ValueError(
-            'benchmarks: name the folder with the data sets by --metadata \'{"benchmarks": "FOLDER"}\' or by the '
-            "environment variable UNITE_BENCHMARKS"
+            'benchmarks must be the folder with the data sets, given by --metadata \'{"benchmarks": "FOLDER"}\' or by '
+            "the environment variable UNITE_BENCHMARKS, got none"
         )
     return Path(folder)
 
@@ -126,7 +129,7 @@ def _folder(benchmarks: str | None) -> Path:
 def _path(name: str, benchmarks: str | None) -> Path:
     path = _folder(benchmarks) / name
     if not path.exists():
-        raise ValueError(f"benchmarks: {path} does not exist")
+        raise ValueError(f"benchmarks must hold {name}, but {path} does not exist")
     return path
 
 
@@ -134,12 +137,12 @@ def _read_text(name: str, benchmarks: str | None) -> str:
     return decode(_path(name, benchmarks).read_bytes(), place=name).replace("\r\n", "\n")
 
 
-def _read(name: str, benchmarks: str | None) -> list[dict[str, Any]]:
+def _read(name: str, benchmarks: str | None) -> list[Problem]:
     try:
         return [record for _, record in read_records(_path(name, benchmarks), expected="a JSON object")]
     except ValueError as error:
         raise ValueError(f"benchmarks: {error}") from error
 
 
-def _dataset(rows: list[dict[str, Any]]) -> dict[str, datasets.Dataset]:
+def _dataset(rows: list[Problem]) -> dict[str, datasets.Dataset]:
     return {"test": datasets.Dataset.from_list(rows)}

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .members.base import BaseMember, Context, Prompt, Scores
-from .members.context import LogitScores
-from .options import StepOptions
-from .step_parts import gather_logits, top_k_keys
-from .vocab.alignment import VocabAlignment
+from ..members.base import BaseMember, Context, Prompt, Scores
+from ..members.context import LogitScores
+from ..options import StepOptions
+from ..step_parts import gather_logits, top_k_keys
+from ..vocab.alignment import VocabAlignment
 
 __all__ = ["RecordedMember", "Recorder"]
 
@@ -230,4 +230,4 @@ class _PartScores(Scores):
         return gather_logits(self._logits, ids)
 
     def select(self, rows: Sequence[int]) -> _PartScores:
-        return _PartScores(self._logits[torch.tensor(rows)])
+        return _PartScores(self._logits[torch.tensor(rows, device=self._logits.device)])

@@ -4,7 +4,7 @@
 // decides, so that core/hash_map.h's probing does not run. benchmarks/bench_step_cuda.py fills the array.
 #define UNITE_MAP_SLOT(key, log2_capacity) \
   (static_cast<void>(log2_capacity), static_cast<uint32_t>((key) >> kIdBits << 18 | ((key) & kIdMask)))
-#include "../tests/gpu/driver.cu"
+#include "../../tests/gpu/driver.cu"
 
 static __global__ void empty_kernel() {}
 

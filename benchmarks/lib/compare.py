@@ -1,7 +1,7 @@
 """Compares two measurements and exits with 1 if something became slower.
 
-    python benchmarks/compare.py results/step_cpu.csv                    the last two measurements in one file
-    python benchmarks/compare.py results/step_cpu.csv@00feed1 new.csv    one of a commit with the newest of a file
+    python benchmarks/lib/compare.py results/step_cpu.csv                    the last two measurements in one file
+    python benchmarks/lib/compare.py results/step_cpu.csv@00feed1 new.csv    one of a commit with the newest of a file
 
 OLD and NEW are CSV files (their newest measurement counts) or FILE@COMMIT. A measurement is all rows with one date,
 commit and machine. Its rows are matched on every column that is neither a fact about the run nor a result. A row is
@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from records import FACTS, Rows, duration, measured_on, measurements, pick_measurement, read_rows
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, to find lib
+
+from lib.records import FACTS, Rows, duration, measured_on, measurements, pick_measurement, read_rows
 
 TIMES = ("p10_us", "p50_us", "p90_us")
 RESULTS = (*TIMES, "mean_us", "over_amax", "gb_per_s", "sets", "calls", "samples", "note")

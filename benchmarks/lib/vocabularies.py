@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-
-from step_cases import alignment_from_classes
-
 from unite_ext import VocabAlignment
+from unite_ext.testing import alignment_from_classes
 from unite_ext.vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, NO_CLASS, NO_ID
 
 FOLDERS = ("llama-3", "qwen2", "mistral-7b-v0.3", "deepseek-v3")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from cuda_backend import EAGER, GRAPH
+
+from lib.cuda_backend import EAGER, GRAPH
 
 PEAKS = 40  # per row: tokens that every member has and likes
 SHORT = (("unite_step", GRAPH), ("amax", GRAPH), ("topk", GRAPH))

@@ -1,8 +1,8 @@
 """Draws the CSV files in results/ into docs/figures/, each from its newest measurement.
 
-    python benchmarks/plot.py                       every figure whose CSV file is there
-    python benchmarks/plot.py --commit 1a2b3c4      the newest measurement of that commit
-    python benchmarks/plot.py --results FOLDER --out FOLDER
+    python benchmarks/lib/plot.py                       every figure whose CSV file is there
+    python benchmarks/lib/plot.py --commit 1a2b3c4      the newest measurement of that commit
+    python benchmarks/lib/plot.py --results FOLDER --out FOLDER
 
 sweep_cpu.svg    the step on the CPU against batch, vocabulary, members and k     (sweep_cpu.csv, bench_sweep.py)
 step_cuda.svg    the same on a GPU, as far as it was measured                     (step_cuda.csv, bench_step.py)
@@ -15,6 +15,7 @@ The same CSV gives the same bytes with one version of matplotlib. Needs `pip ins
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from statistics import mean
 
 import matplotlib
 import numpy as np
-from records import Rows, duration, measured_on, pick_measurement, read_rows
 
 matplotlib.use("Agg")
 
@@ -31,7 +31,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, to find lib
+
+from lib.records import Rows, duration, measured_on, pick_measurement, read_rows
+
+ROOT = Path(__file__).resolve().parents[2]
 STYLE = {
     "figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "unite_ext",
     "svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Verdana"],

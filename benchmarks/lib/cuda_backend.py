@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GRAPH, EAGER = "graph", "eager"
 
 
@@ -66,7 +66,7 @@ class CudaBackend:
             return {}
         arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
         flags = ["-std=c++17", "-O3", f"-arch={arch}", "-Xcompiler", "-fPIC", "-shared"]
-        sources = {"hash_map": "tests/gpu/driver.cu", "plain_array": "benchmarks/plain_array.cu"}
+        sources = {"hash_map": "tests/gpu/driver.cu", "plain_array": "benchmarks/lib/plain_array.cu"}
         folder = Path(tempfile.mkdtemp())
         builds = [
             subprocess.Popen([nvcc, *flags, ROOT / source, "-o", folder / f"{name}.so"])

@@ -1,7 +1,7 @@
 """Writes the tables of the documents from the CSV files in results/, or checks that they are up to date.
 
-    python benchmarks/tables.py            rewrite what stands between <!-- table: NAME --> and <!-- end -->
-    python benchmarks/tables.py --check    exit with 1 if something would change
+    python benchmarks/lib/tables.py            rewrite what stands between <!-- table: NAME --> and <!-- end -->
+    python benchmarks/lib/tables.py --check    exit with 1 if something would change
 
 Each file's newest measurement (its last rows with one commit, machine and date) counts.
 """
@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import records
-from records import Rows, duration
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, to find lib
 
-ROOT = Path(__file__).resolve().parent.parent
+from lib import records
+from lib.records import Rows, duration
+
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def interleaved(
@@ -49,7 +49,7 @@ def percentiles(samples: list[float]) -> dict[str, float]:
 
 def machine(device: str = "cpu") -> dict[str, str]:
     """What a figure depends on besides the code."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=here
     ).stdout.strip()

@@ -1,6 +1,6 @@
 """Run one benchmark of two checkouts in turn, and compare their medians.
 
-    python benchmarks/against.py FOLDER bench_decode.py --quick
+    python benchmarks/lib/against.py FOLDER bench_decode.py --quick
 
 FOLDER is another checkout, with its compiled modules built in place (`python setup.py build_ext --inplace`). Each
 round runs the named script of the other checkout, then of this one, in processes of their own; a drifting machine hits
@@ -17,9 +17,11 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from records import FACTS, read_rows
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, to find lib
 
-HERE = Path(__file__).resolve().parent
+from lib.records import FACTS, read_rows
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(checkout: Path, script: str, arguments: list[str], out: Path) -> dict[tuple[str, ...], float]:
@@ -41,7 +43,7 @@ def main() -> None:
     parser.add_argument("script", help="a bench_*.py that takes --out")
     parser.add_argument("--rounds", type=int, default=3)
     arguments, rest = parser.parse_known_args()
-    checkouts = {"other": arguments.folder.resolve(), "this": HERE.parent}
+    checkouts = {"other": arguments.folder.resolve(), "this": ROOT}
     found: dict[str, dict[tuple[str, ...], list[float]]] = {name: {} for name in checkouts}
     with tempfile.TemporaryDirectory() as scratch:
         for _ in range(arguments.rounds):

@@ -1,6 +1,6 @@
 """How threads per CTA and slices per row change the fused step: one row per launch shape, appended to a CSV.
 
-    python benchmarks/sweep_launch.py [--out FILE]
+    python benchmarks/bench_launch.py [--out FILE]
 
 Calls the launcher itself (tests/gpu/driver.cu), so that shapes other than choose_launch's can be timed. Every shape is
 checked against the chosen one first. Times are CUDA-graph replays, cold: over input sets of five times the L2.
@@ -17,14 +17,15 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from cuda_on_cpu.emulator import launch_config, step_params  # noqa: E402
 from gpu.conftest import Driver  # noqa: E402
-from measure import RESULTS, append_csv, machine, percentiles  # noqa: E402
-from step_cases import assert_same_step  # noqa: E402
+from lib.measure import RESULTS, append_csv, machine, percentiles  # noqa: E402
 from test_cuda_on_cpu import real_widths  # noqa: E402
 from test_nvcc import find_nvcc  # noqa: E402
+
+from unite_ext.testing import assert_same_step  # noqa: E402
 
 WIDTHS = (128_256, 152_064)
 BATCHES = (1, 8, 64, 128, 256)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 import torch
-from dictionary_step import CLEAR, DictionaryStep, assert_same_winners
-from vocabularies import Family
 
+from lib.dictionary_step import CLEAR, DictionaryStep, assert_same_winners
+from lib.vocabularies import Family
 from unite_ext import reference, unite_step
 
 CALLS = ("amax", "unite_step", "topk", "reference", "dictionary")

@@ -1,0 +1,207 @@
+"""Speculation and scoring: against plain decoding, and against a step per token.
+
+    python benchmarks/bench_speculation.py --models FOLDER      appended to results/speculation_cpu.csv
+
+Texts: the bundled models on the demo's development problems, and with --models real ones (folders smollm2, gemma3 and
+qwen25-coder) on word problems and code, with two and three members. Plain decoding and every kind of draft run in turn,
+over the same prompts; their ids are compared, up to the first near-tie. Besides tokens per second: passes of a member
+other than the primary per token, drafted and accepted tokens, and what the gain would be if a pass over several places
+cost no more than one over a single place, from the passes alone.
+
+Scoring: the continuations of yes-or-no questions, in one pass and by a step per token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from lib.measure import RESULTS, append_csv, machine
+
+from unite_ext import Member, UniteEnsemble
+from unite_ext.decoding.likelihood import score_continuations
+from unite_ext.demo import COMPARABLE, load_member
+from unite_ext.demo.problems import problem_set
+from unite_ext.demo.run import DEV_SEED
+
+KINDS = (2, 4, 8, "auto", "ngram")
+CLEAR = 1e-5
+CODE = (
+    'def mean(values):\n    """The mean of a list of numbers."""\n',
+    "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n",
+    "import csv\n\n\ndef read_rows(path):\n",
+    "for i in range(10):\n    if i % 2 == 0:\n",
+)
+WORD_PROBLEMS = (
+    "Question: Tom has 12 boxes with 8 pens each. He gives away 20 pens. How many pens are left?\nAnswer: Tom has",
+    "Question: A train goes 60 miles an hour for 3 hours. How far does it go?\nAnswer: The train",
+    "Question: Ann reads 15 pages a day. How many days does she need for 120 pages?\nAnswer: She needs",
+    "Question: A shirt costs 20 dollars and is 25 percent off. What does it cost now?\nAnswer: The",
+)
+SENTENCES = (
+    "To open a jar that is stuck,", "To keep bread fresh,", "To dry wet shoes,", "To clean a window,",
+)  # fmt: skip
+ENDINGS = (
+    " hold it under warm water for a minute, and then turn the lid with a dry cloth.",
+    " put it into the oven at the highest temperature and wait until it begins to melt.",
+)
+
+
+class PassClock:
+    """Counts the passes of every member, and adds up their seconds."""
+
+    def __init__(self, ensemble: UniteEnsemble) -> None:
+        self.passes = [0] * len(ensemble.members)
+        self._handles = [
+            member.model.register_forward_pre_hook(lambda *_, m=m: self._count(m))
+            for m, member in enumerate(ensemble.members)
+        ]
+
+    def _count(self, m: int) -> None:
+        self.passes[m] += 1
+
+    def close(self) -> None:
+        """Stop counting."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def same_up_to_ties(plain, fast) -> bool:
+    """Whether all ids agree, up to each text's first step that is too close to compare."""
+    for row, records in enumerate(plain.records):
+        tops = [sorted(record.union_probs)[-2:] for record in records]
+        clear = next((i for i, top in enumerate(tops) if len(top) == 2 and top[1] - top[0] < CLEAR), len(tops))
+        if fast.token_ids[row][0][:clear] != plain.token_ids[row][0][:clear]:
+            return False
+    return True
+
+
+def measure_texts(name: str, ensemble: UniteEnsemble, prompts: list[str], batch: int, length: int, rounds: int) -> list:
+    """One row per kind of draft, plain decoding first."""
+    plain = ensemble.generate(prompts, max_new_tokens=length, batch_size=batch, return_dict=True)
+    samples: dict[object, list[float]] = {}
+    counted: dict[object, tuple] = {}
+    for _ in range(rounds):
+        for kind in (False, *KINDS):
+            clock = PassClock(ensemble)
+            start = time.perf_counter()
+            output = ensemble.generate(
+                prompts, max_new_tokens=length, batch_size=batch, speculate=kind, return_dict=True
+            )
+            samples.setdefault(kind, []).append(sum(output.num_steps) / (time.perf_counter() - start))
+            clock.close()
+            if not same_up_to_ties(plain, output):
+                raise SystemExit(f"{name}: speculate={kind} changed a text")
+            counted[kind] = (output, clock.passes)
+    rows = []
+    base = median(samples[False])
+    members = len(ensemble.members)
+    for kind, found in samples.items():
+        output, passes = counted[kind]
+        steps, others = sum(output.num_steps), passes[1:] or passes
+        _, plain_passes = counted[False]
+        gain = median(a / b for a, b in zip(found, samples[False]))
+        rows.append(
+            {
+                "case": name,
+                "members": members,
+                "batch": batch,
+                "draft": "none" if kind is False else str(kind),
+                "tokens_per_s": round(median(found), 2),
+                "gain": round(gain, 3),
+                "passes_per_token": round(sum(others) / len(others) / steps, 3),
+                "drafted": sum(output.drafted),
+                "accepted": sum(output.accepted),
+                "free_places_gain": round(sum(plain_passes) / sum(passes), 3),
+            }
+        )
+        r = rows[-1]
+        print(
+            f"{name:24} M={members} B={batch} {r['draft']:6} {r['tokens_per_s']:8.2f} tokens/s {r['gain']:6.3f}x  passes "
+            f"{r['passes_per_token']:.3f}  accepted {r['accepted']}/{r['drafted']}  free places "
+            f"{r['free_places_gain']:.2f}x",
+            flush=True,
+        )
+    assert base > 0
+    return rows
+
+
+def measure_scoring(name: str, ensemble: UniteEnsemble, rounds: int) -> list:
+    """Scoring continuations in one pass, and by generating one token per step."""
+    encode = ensemble.alignment.encode_continuation
+    requests = [(s, encode(0, e.encode())) for s in SENTENCES for e in ENDINGS]
+    tokens = sum(len(ids) for _, ids in requests)
+    times: dict[str, list[float]] = {"one pass": [], "a step per token": []}
+    for _ in range(rounds):
+        start = time.perf_counter()
+        whole = {f.index: f.log_prob for f in score_continuations(ensemble, requests, batch_size=8)}
+        times["one pass"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        steps = step_per_token(ensemble, requests)
+        times["a step per token"].append(time.perf_counter() - start)
+        if max(abs(whole[i] - steps[i]) for i in whole) > 1e-2:
+            raise SystemExit(f"{name}: the two ways of scoring differ")
+    gain = median(a / b for a, b in zip(times["a step per token"], times["one pass"]))
+    rows = []
+    for kind, found in times.items():
+        figure = gain if kind == "one pass" else 1.0
+        rows.append(
+            {
+                "case": f"{name}, scoring", "members": len(ensemble.members), "batch": 8, "draft": kind,
+                "tokens_per_s": round(tokens / median(found), 2), "gain": round(figure, 3), "passes_per_token": "",
+                "drafted": "", "accepted": "", "free_places_gain": "",
+            }
+        )  # fmt: skip
+        print(
+            f"{name:24} M={len(ensemble.members)} scoring, {kind:18} {tokens / median(found):8.2f} tokens/s {figure:.2f}x"
+        )
+    return rows
+
+
+def step_per_token(ensemble: UniteEnsemble, requests: list) -> dict[int, float]:
+    """Log-probabilities with one target at a time: every token is a step of its own."""
+    plan = ensemble.plan({})
+    engine = ensemble.new_engine(plan, max_requests=8)
+    engine.runner.max_places = 1
+    made = [
+        engine.submit(prompt, plan.token_method, plan.generation, index=i, targets=ids)
+        for i, (prompt, ids) in enumerate(requests)
+    ]
+    for _ in engine.run():
+        pass
+    return {request.index: sum(score.log_prob for score in request.scores) for request in made}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, help="folder with smollm2, gemma3 and qwen25-coder")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--length", type=int, default=96, help="tokens per text of the real models")
+    parser.add_argument("--out", type=Path, help="CSV file to append to")
+    arguments = parser.parse_args()
+    facts, rows = machine(), []
+    demo = UniteEnsemble([load_member(name) for name in COMPARABLE])
+    problems = [problem.prompt for problem in problem_set("dev", DEV_SEED, 360)[:8]]
+    for batch in (1, 4):
+        rows += measure_texts("bundled, problems", demo, problems, batch, 90, arguments.rounds)
+    rows += measure_scoring("bundled", demo, arguments.rounds)
+    if arguments.models:
+        loaded = {
+            name: Member.from_pretrained(str(arguments.models / name), dtype=torch.float32)
+            for name in ("qwen25-coder", "smollm2", "gemma3")
+        }
+        for names in (("qwen25-coder", "smollm2"), ("qwen25-coder", "smollm2", "gemma3")):
+            ensemble = UniteEnsemble([loaded[name] for name in names])
+            for case, prompts in (("real, word problems", WORD_PROBLEMS), ("real, code", CODE)):
+                for batch in (1, 4):
+                    rows += measure_texts(case, ensemble, list(prompts), batch, arguments.length, arguments.rounds)
+            rows += measure_scoring("real", ensemble, arguments.rounds)
+    append_csv(arguments.out or RESULTS / "speculation_cpu.csv", [facts | row for row in rows])
+
+
+if __name__ == "__main__":
+    main()

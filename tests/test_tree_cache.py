@@ -1,0 +1,199 @@
+"""Many places of a text in one pass give the logits that each gives alone, and what was fed along the way is kept."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+import toy_tokenizers
+from toy_models import KINDS, toy_model
+
+from unite_ext.members import tree_cache
+from unite_ext.members.base import JoinedScores
+from unite_ext.members.cache_probe import probe_reuse, probe_trees
+from unite_ext.members.context import LogitScores, TransformersContext
+from unite_ext.members.kv_cache import RaggedCache
+from unite_ext.members.token_tree import TokenTree, tree_mask
+from unite_ext.members.tree_cache import TreeCache, layer_windows
+
+
+@pytest.fixture(scope="module")
+def models():
+    tokenizer = toy_tokenizers.byte_level()
+    return {kind: toy_model(kind, tokenizer, seed=5) for kind in KINDS}
+
+
+def alone(model, ids: list[int]) -> torch.Tensor:
+    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+
+
+def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-4 * float(expected.std()) + 1e-5)
+
+
+def test_a_tree_holds_every_path_once():
+    tree = TokenTree(3)
+    ends = [tree.add(path) for path in ([7, 8, 9], [7, 8], [7, 5], [6])]
+    assert ends == [2, 1, 3, 4]
+    assert tree.tokens == [7, 8, 9, 5, 6]
+    assert tree.parents == [-1, 0, 1, 0, -1]
+    assert tree.depths == [3, 4, 5, 4, 3]
+    assert not tree.is_chain
+    assert tree.follow([7, 5, 1]) == [0, 3]
+    assert tree.follow([1]) == []
+    assert tree.ancestors().astype(int).tolist() == [
+        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 1],
+    ]  # fmt: skip
+
+
+def test_masks_by_hand():
+    """Two cached ids with a hole between them, then a fork; the other row only fills up."""
+    fork, other = TokenTree(2), TokenTree(1)
+    fork.add([7, 8])
+    fork.add([7, 5])
+    other.add([4])
+    mask = np.array([[True, False, True], [True, False, False]])
+    allowed = tree_mask([fork, other], mask, [[0, 2], [0]], 3, None).astype(int).tolist()
+    assert allowed[0] == [[1, 0, 1, 1, 0, 0], [1, 0, 1, 1, 1, 0], [1, 0, 1, 1, 0, 1]]
+    assert allowed[1] == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, 1]]
+    # A window of two positions, itself included: ids 0 and 1 stand in columns 0 and 2, the nodes at 2 and 3.
+    narrow = tree_mask([fork, other], mask, [[0, 2], [0]], 3, 2).astype(int).tolist()
+    assert narrow[0] == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_places_give_the_logits_of_each_alone(models, kind, rows):
+    """Between edits, holes and rows that stop; windows are masked by position."""
+    model = models[kind]
+    reuse = probe_reuse(model)
+    assert probe_trees(model, reuse)
+    rng = random.Random(rows)
+    cache = TreeCache(model, rows, reuse=reuse)
+    expected = [[rng.randrange(1, 200) for _ in range(rng.randint(2, 18))] for _ in range(rows)]
+    for r, ids in enumerate(expected):
+        cache.edit(r, 0, ids)
+    for step in range(14):
+        places = []
+        for r, ids in enumerate(expected):
+            for _ in range(rng.choice([0, 1, 4])):
+                drop = rng.choice([0, 0, 1, 2, 5])
+                drop = min(drop, len(ids) - 1)
+                places.append((r, drop, [rng.randrange(1, 4) for _ in range(rng.randint(0, 5))]))
+        if places and step % 4 != 3:
+            got = cache.place_logits(places)
+            for (r, drop, append), row in zip(places, got):
+                assert_close(row, alone(model, expected[r][: len(expected[r]) - drop] + append))
+            r, drop, append = rng.choice(places)  # one row goes on along one of its paths
+            cache.edit(r, drop, append)
+            expected[r] = expected[r][: len(expected[r]) - drop] + append
+        else:
+            for r, row in enumerate(cache.next_logits()):
+                assert_close(row, alone(model, expected[r]))
+        assert cache.ids == expected
+        for r, ids in enumerate(expected):
+            if rng.random() < 0.3:
+                drop, append = min(rng.choice([0, 1, 3]), len(ids) - 1), [rng.randrange(1, 200)]
+                cache.edit(r, drop, append)
+                expected[r] = ids[: len(ids) - drop] + append
+        if step == 7 and len(expected) > 1:
+            cache.select([2, 0])
+            expected = [expected[2], expected[0]]
+
+
+def test_the_path_that_was_taken_is_not_fed_again(models):
+    cache = TreeCache(models["llama"], 1, reuse="holes")
+    cache.edit(0, 0, [1, 2, 3, 4])
+    cache.place_logits([(0, 0, [5]), (0, 0, [5, 6, 7]), (0, 0, [9])])
+    cache.edit(0, 0, [5, 6, 8])
+    assert cache.computed(0) == 6
+    assert not cache.trees
+    fed = []
+    handle = models["llama"].register_forward_pre_hook(
+        lambda _, __, keywords: fed.append(keywords["input_ids"].tolist()), with_kwargs=True
+    )
+    try:
+        got = cache.next_logits()
+    finally:
+        handle.remove()
+    assert fed == [[[8]]]
+    assert_close(got[0], alone(models["llama"], [1, 2, 3, 4, 5, 6, 8]))
+
+
+def test_a_chain_needs_no_mask_of_its_own(models, monkeypatch):
+    """Places that are prefixes of each other, in rows of different lengths too."""
+    monkeypatch.setattr(tree_cache, "tree_mask", lambda *_: pytest.fail("a mask was made"))
+    cache = TreeCache(models["qwen2"], 2, reuse="holes")
+    ids = [[1, 2, 3, 4, 5, 6], [7, 8, 9]]
+    for r in range(2):
+        cache.edit(r, 0, ids[r])
+    cache.next_logits()
+    places = [(0, 0, []), (0, 0, [5]), (0, 0, [5, 6]), (1, 0, [4])]
+    for (r, _, append), got in zip(places, cache.place_logits(places)):
+        assert_close(got, alone(models["qwen2"], ids[r] + append))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_both_kinds_of_mask(implementation):
+    model = toy_model("mistral-window", toy_tokenizers.byte_level(), seed=5, attn_implementation=implementation)
+    assert model.config._attn_implementation == implementation
+    assert probe_trees(model, probe_reuse(model))
+
+
+def test_windows_of_layers():
+    def config(**values):
+        return type("Config", (), values)()
+
+    assert layer_windows(config()) == {"full": None}
+    assert layer_windows(config(sliding_window=4)) == {"sliding": 4}
+    assert layer_windows(config(sliding_window=4, use_sliding_window=False)) == {"full": None}
+    mixed = config(sliding_window=4, layer_types=["sliding_attention", "full_attention"])
+    assert layer_windows(mixed) == {"sliding_attention": 4, "full_attention": None}
+
+
+def test_a_model_whose_attention_takes_no_masks_has_one_place_per_pass(models):
+    model = models["llama"]
+    forward = model.forward
+
+    def refuse(**arguments):
+        if getattr(arguments.get("attention_mask"), "ndim", 2) == 4:
+            raise ValueError("attention_mask must be 2-D")
+        return forward(**arguments)
+
+    model.forward = refuse
+    try:
+        assert not probe_trees(model, "holes")
+        model.forward = lambda **arguments: forward(**{k: v for k, v in arguments.items() if k != "attention_mask"})
+        assert not probe_trees(model, "holes")  # or swallows them
+    finally:
+        del model.forward
+    assert not probe_trees(model, "recompute")
+
+
+@pytest.mark.parametrize("trees", [False, True])
+def test_contexts_give_places_either_way(models, trees):
+    """One pass over a tree, and one place at a time, are the same; no request's ids change."""
+    model = models["mistral"]
+    kind = TreeCache if trees else RaggedCache
+    context = TransformersContext(
+        lambda: kind(model, 0, reuse="holes"), lambda: RaggedCache(model, 1, reuse="holes"), reads_apart=True
+    )
+    ids = {3: [1, 2, 3, 4], 8: [9, 8, 7]}
+    for key, own in ids.items():
+        context.join(key, own)
+    context.prefill(100)
+    context.evaluate([3, 8])
+    places = [(8, 0, [5]), (3, 1, [5, 6]), (3, 0, []), (8, 2, []), (3, 0, [7])]
+    scores = context.evaluate_places(places)
+    assert isinstance(scores, LogitScores if trees else JoinedScores)
+    for (key, drop, append), got in zip(places, scores.logits):
+        assert_close(got, alone(model, ids[key][: len(ids[key]) - drop] + append))
+    assert {key: context.ids(key) for key in ids} == ids
+    picked = scores.select([3, 1])
+    assert_close(picked.logits[1], alone(model, [1, 2, 3, 5, 6]))
+    wanted = torch.tensor([[4, 9], [0, -1]], dtype=torch.int32)
+    gathered = picked.gather(wanted)
+    assert gathered[0].tolist() == picked.logits[0, [4, 9]].tolist()
+    assert gathered[1].tolist() == [float(picked.logits[1, 0]), -float("inf")]

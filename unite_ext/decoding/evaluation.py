@@ -1,0 +1,101 @@
+"""The members' scores for running requests, processed and on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from ..members.base import BaseMember, Context, Place, Scores
+from ..members.context import LogitScores
+from ..vocab.alignment import VocabAlignment
+from .processors import Processors, ScoredRow
+from .request import Request
+
+Result = TypeVar("Result")
+
+
+class MemberOutOfMemory(Exception):
+    """A member ran out of memory in a pass; which one, and torch's error as the cause."""
+
+    def __init__(self, member: int) -> None:
+        super().__init__(member)
+        self.member = member
+
+
+def guarded(member: int, call: Callable[[], Result]) -> Result:
+    """What a call returns; a lack of memory in it is that of the member."""
+    try:
+        return call()
+    except torch.OutOfMemoryError as error:
+        raise MemberOutOfMemory(member) from error
+
+
+class Evaluator:
+    """Asks the members of one engine for scores.
+
+    Parameters
+    ----------
+    members : sequence of BaseMember
+    contexts : sequence of Context
+        One per member.
+    alignment : VocabAlignment
+        On the device where the steps run.
+    """
+
+    def __init__(self, members: Sequence[BaseMember], contexts: Sequence[Context], alignment: VocabAlignment) -> None:
+        self.members = members
+        self.contexts = contexts
+        self.alignment = alignment
+        self._processors = Processors([v.eos_token_ids for v in alignment.vocabularies])
+
+    def next_scores(self, m: int, requests: Sequence[Request]) -> Scores:
+        """A member's scores for every request's next token.
+
+        Raises
+        ------
+        MemberOutOfMemory
+        """
+        context = self.contexts[m]
+        scores = guarded(m, lambda: context.evaluate([request.key for request in requests]))
+        return self.processed(m, scores, [[(request.key, 0, ())] for request in requests], requests)
+
+    def place_scores(self, m: int, requests: Sequence[Request], places: Sequence[Sequence[Place]]) -> Scores:
+        """A member's scores at several places of every request, all of the first request's, then the next one's.
+
+        Raises
+        ------
+        MemberOutOfMemory
+        """
+        wanted = [place for own in places for place in own]
+        scores = guarded(m, lambda: self.contexts[m].evaluate_places(wanted))
+        return self.processed(m, scores, places, requests)
+
+    def processed(
+        self, m: int, scores: Scores, places: Sequence[Sequence[Place]], requests: Sequence[Request]
+    ) -> Scores:
+        """Scores after the member's processors, on the alignment's device.
+
+        The n-th place of a request is where n more of its tokens stand than now.
+        """
+        rows = [
+            ScoredRow(request.options, len(request.ids) + n, partial(self._place_ids, m, place))
+            for request, own in zip(requests, places)
+            for n, place in enumerate(own)
+        ]
+        scores = self._processors.apply(m, scores, rows)
+        logits = scores.logits
+        if logits is None:
+            return scores
+        if logits.dtype == torch.float64:
+            return LogitScores(logits.float().to(self.alignment.device))
+        if logits.device != self.alignment.device:
+            return LogitScores(logits.to(self.alignment.device))
+        return scores
+
+    def _place_ids(self, m: int, place: Place) -> list[int]:
+        key, drop, append = place
+        ids = self.contexts[m].ids(key)
+        return [*ids[: len(ids) - drop], *append]

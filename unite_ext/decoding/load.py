@@ -1,0 +1,54 @@
+"""The members of an ensemble by name: everything that can be wrong is found before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._core import MAX_MEMBERS
+from ..members.loading import prepare_all
+from ..members.transformers import Member
+from ..methods.registry import UNITE, check_method, check_vocabularies, needs_vocabularies
+from ..options import STEP_FIELDS, StepOptions, step_options
+from ..vocab.alignment import VocabAlignment
+from .plan import METHOD_FIELDS
+
+
+def load_members(
+    names: Sequence[str | MemberSource], given: Mapping[str, Any], *, lossy: bool
+) -> tuple[list[Member], dict[str, Any]]:
+    """Load models, see `UniteEnsemble.from_pretrained`.
+
+    Parameters
+    ----------
+    names : sequence of str or MemberSource
+    given : mapping
+        Options of the ensemble's steps and method, and of the members.
+    lossy : bool
+
+    Returns
+    -------
+    members : list of Member
+    ours : dict
+        The options that are the ensemble's.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"names must be a list of model names, got the string {names!r}")
+    if not 1 <= len(names) <= MAX_MEMBERS:
+        raise ValueError(f"names must hold 1 to {MAX_MEMBERS} models, got {len(names)}")
+    options = dict(given)
+    ours = {name: options.pop(name) for name in (*STEP_FIELDS, *METHOD_FIELDS) if name in options}
+    method, own = ours.get("method", UNITE), ours.get("method_options")
+    step = step_options(ours, StepOptions()).check(len(names))
+    check_method(method, own, len(names))
+    for name, value in options.items():
+        if isinstance(value, (list, tuple)) and len(value) != len(names):
+            raise ValueError(f"{name} must be one value or one per member, {len(names)}, got {len(value)}")
+    each = [{o: v[m] if isinstance(v, (list, tuple)) else v for o, v in options.items()} for m in range(len(names))]
+    sources = prepare_all(names, each, known=(*STEP_FIELDS, *METHOD_FIELDS, "lossy", "compile"))
+    if needs_vocabularies(method):
+        alignment = VocabAlignment.from_tokenizers([source.tokenizer for source in sources], lossy=lossy)
+        device = sources[step.primary].device
+        check_vocabularies(method, own, alignment if device is None else alignment.to(device), step)
+    members = [Member.from_source(source) for source in sources]
+    return members, ours

@@ -1,0 +1,175 @@
+"""A ragged KV cache that gives the logits of many places of a text in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import Place
+from .forward import cache_argument, uses_window
+from .kv_cache import RaggedCache, new_cache
+from .token_tree import TokenTree, tree_mask
+
+
+class TreeCache(RaggedCache):
+    """`RaggedCache` with `place_logits`: the ids of all places form a tree, and every node is fed once.
+
+    What was fed stays in the cache until the next pass: if a row has then grown along a path of the tree, its nodes on
+    that path are kept, and the others become holes.
+    """
+
+    def __init__(self, model: Any, rows: int, *, reuse: str) -> None:
+        super().__init__(model, rows, reuse=reuse)
+        self.trees: dict[int, TokenTree] = {}
+
+    @torch.no_grad()
+    def place_logits(self, places: Sequence[Place]) -> Tensor:
+        """[P, V]: the logits after each place, in the model's dtype and on its device. No row's ids change.
+
+        Rows are named by their number in place of a request's key.
+        """
+        self.adopt()
+        trees, ends = self._grow(places)
+        feed = max(len(tree.tokens) for tree in trees)
+        chained = self._as_chains(trees, feed) if all(tree.is_chain for tree in trees) else None
+        if chained is not None:
+            ends = [(r, node + len(chained[r].tokens) - len(trees[r].tokens)) for r, node in ends]
+            trees = chained
+        for r, tree in enumerate(trees):
+            if tree.base < len(self.columns[r]):
+                self.keep(r, tree.base)
+        self.trim()
+        if chained is not None and self.has_to_move():
+            self.compact()
+        logits = self._feed_trees(trees, feed, masked=chained is None)
+        self.trees = dict(enumerate(trees))
+        rows = torch.tensor([r for r, _ in ends], device=logits.device)
+        at = torch.tensor([feed - len(trees[r].tokens) + node for r, node in ends], device=logits.device)
+        return logits[rows, at]
+
+    def adopt(self) -> None:
+        """Keep the nodes that rows have grown along since they were fed; let go of the others."""
+        trees, self.trees = self.trees, {}
+        for r, tree in trees.items():
+            self.mask[r, tree.columns] = False
+            if len(self.columns[r]) == tree.base:
+                kept = [tree.columns[node] for node in tree.follow(self.ids[r][tree.base :])]
+                self.columns[r] += kept
+                self.mask[r, kept] = True
+
+    def _grow(self, places: Sequence[Place]) -> tuple[list[TokenTree], list[tuple[int, int]]]:
+        """Every row's tree, and per place its row and last node. A row without a place feeds its last id again."""
+        bases = [min(len(columns), len(ids) - 1) for columns, ids in zip(self.columns, self.ids)]
+        for r, drop, append in places:
+            kept = len(self.ids[r]) - drop
+            bases[r] = min(bases[r], kept if append else kept - 1)
+        trees = [TokenTree(base) for base in bases]
+        ends = []
+        for r, drop, append in places:
+            ids = self.ids[r]
+            ends.append((r, trees[r].add([*ids[bases[r] : len(ids) - drop], *append])))
+        for r, tree in enumerate(trees):
+            if not tree.tokens:
+                tree.add(self.ids[r][tree.base :])
+        return trees, ends
+
+    def _as_chains(self, trees: Sequence[TokenTree], feed: int) -> list[TokenTree] | None:
+        """The same paths, all of one length, which need no mask of their own: shorter ones begin earlier.
+
+        None where a row is too short for that.
+        """
+        chains = []
+        for r, tree in enumerate(trees):
+            lack = feed - len(tree.tokens)
+            if lack > tree.base:
+                return None
+            chain = TokenTree(tree.base - lack)
+            chain.add([*self.ids[r][tree.base - lack : tree.base], *tree.tokens])
+            chains.append(chain)
+        return chains
+
+    def _feed_trees(self, trees: Sequence[TokenTree], feed: int, *, masked: bool) -> Tensor:
+        """[B, feed, V]: one pass over all nodes, which stand at the right end of the new columns."""
+        past, width = self.width, self.width + feed
+        if width > self.mask.shape[1]:
+            self.mask = np.pad(self.mask, ((0, 0), (0, max(width, 64))))
+        input_ids, positions = [], []
+        for r, tree in enumerate(trees):
+            padding = [0] * (feed - len(tree.tokens))
+            input_ids.append(padding + tree.tokens)
+            positions.append(padding + tree.depths)
+            tree.columns = list(range(past + len(padding), width))
+            self.mask[r, past:width] = False
+        device = self.model.device
+        arguments: dict[str, Any] = {
+            "input_ids": torch.tensor(input_ids, device="cpu").to(device, non_blocking=True),
+            "position_ids": torch.tensor(positions, device="cpu").to(device, non_blocking=True),
+        }
+        if masked:
+            arguments["attention_mask"] = self._tree_masks(trees, feed)
+        elif any(len(columns) + feed < width for columns in self.columns):
+            for r, tree in enumerate(trees):
+                self.mask[r, tree.columns] = True
+            arguments["attention_mask"] = torch.from_numpy(self.mask[:, :width]).to(device, non_blocking=True)
+        if self.kv is None:
+            self.kv = new_cache()
+        arguments[cache_argument(self.model)] = self.kv
+        logits = self.model(**arguments, use_cache=True, logits_to_keep=feed).logits
+        self.width = width
+        return logits
+
+    def _tree_masks(self, trees: Sequence[TokenTree], feed: int) -> Tensor | dict[str, Tensor]:
+        """The model's masks, one per type of its layers where it has several."""
+        windows = layer_windows(self.model.config)
+        masks: dict[int | None, Tensor] = {}
+        for window in set(windows.values()):
+            allowed = tree_mask(trees, self.mask[:, : self.width], self.columns, feed, window)
+            masks[window] = self._as_model_mask(torch.from_numpy(allowed)[:, None])
+        if len(windows) == 1:
+            return next(iter(masks.values()))
+        return {kind: masks[window] for kind, window in windows.items()}
+
+    def _as_model_mask(self, allowed: Tensor) -> Tensor:
+        """[B, 1, Q, KV] on the model's device: bool for torch's attention, else 0 and the lowest number."""
+        allowed = allowed.to(self.model.device, non_blocking=True)
+        if getattr(self.model.config, "_attn_implementation", "") == "sdpa":
+            return allowed
+        lowest = torch.finfo(self.model.dtype).min
+        return torch.zeros(allowed.shape, dtype=self.model.dtype, device=allowed.device).masked_fill(~allowed, lowest)
+
+    def next_logits(self) -> Tensor:
+        """See `RaggedCache.next_logits`."""
+        self.adopt()
+        return super().next_logits()
+
+    def select(self, rows: list[int]) -> None:
+        """See `RaggedCache.select`."""
+        self.adopt()
+        super().select(rows)
+
+    def absorb(self, other: RaggedCache) -> None:
+        """See `RaggedCache.absorb`."""
+        self.adopt()
+        super().absorb(other)
+
+    def take(self, row: int, count: int) -> RaggedCache:
+        """See `RaggedCache.take`."""
+        self.adopt()
+        return super().take(row, count)
+
+    def computed(self, row: int) -> int:
+        """See `RaggedCache.computed`."""
+        self.adopt()
+        return super().computed(row)
+
+
+def layer_windows(config: Any) -> dict[str, int | None]:
+    """Per type of a model's layers how many positions its attention sees, None for all."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["sliding" if uses_window(config) else "full"])
+    return {kind: window if "sliding" in kind else None for kind in kinds}
