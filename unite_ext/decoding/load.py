@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._core import MAX_MEMBERS
-from ..members.loading import prepare_all
+from ..members.loading import MemberSource, prepare_all
 from ..members.transformers import Member
 from ..methods.registry import UNITE, check_method, check_vocabularies, needs_vocabularies
 from ..options import STEP_FIELDS, StepOptions, step_options
