@@ -212,7 +212,12 @@ def test_chat_goes_through_every_members_own_template(folders):
     got = model.generate_until([request(context, {"max_gen_toks": 4})])
     assert got == [ensemble.generate(history, max_new_tokens=4)]
     assert got != ensemble.generate(["Hi é"], max_new_tokens=4)
-    with pytest.raises(ValueError, match="gen_prefix is not offered"):
+    started = [*history, {"role": "assistant", "content": "Well,"}]  # as a task's gen_prefix
+    context = model.apply_chat_template(started, add_generation_prompt=False)
+    got = model.generate_until([request(context, {"max_gen_toks": 4})])
+    assert got == [ensemble.generate(started, max_new_tokens=4)]
+    assert all(m.tokenizer.decode(m.encode_prompt(started)).endswith("Well,") for m in ensemble.members)
+    with pytest.raises(ValueError, match="must end with an assistant's message"):
         model.apply_chat_template(history, add_generation_prompt=False)
 
 

@@ -176,6 +176,8 @@ def write_gguf(path, tokenizer, model) -> None:
 def gguf_file(folder, tmp_path_factory) -> str:
     """The model of `folder` as one file."""
     pytest.importorskip("accelerate")
+    if not loading._reads_gguf():
+        pytest.skip("this transformers takes byte-level tokenizers of GGUF files for SentencePiece")
     path = tmp_path_factory.mktemp("gguf") / "toy.gguf"
     tokenizer = toy_tokenizers.byte_level()
     write_gguf(path, tokenizer, toy_model("llama", tokenizer))
@@ -202,3 +204,11 @@ def test_gguf_without_its_packages_says_what_to_install(gguf_file, monkeypatch, 
     monkeypatch.setattr(loading, "find_spec", lambda name: None if name == "gguf" else object())
     with pytest.raises(ValueError, match=r"toy\.gguf needs gguf: pip install 'unite_ext\[gguf\]'"):
         Member.from_pretrained(gguf_file)
+
+
+def test_gguf_needs_a_transformers_that_reads_its_tokenizers(tmp_path, monkeypatch, no_weights):
+    (tmp_path / "toy.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(loading, "find_spec", lambda name: object())
+    monkeypatch.setattr(loading, "_reads_gguf", lambda: False)
+    with pytest.raises(ValueError, match=r"toy\.gguf needs transformers 5\.18 or newer: pip install"):
+        load_tokenizer(str(tmp_path / "toy.gguf"))

@@ -50,7 +50,7 @@ class UniteEnsemble:
         Made from exactly these tokenizers; built (or read from the cache folder) by default.
     compile : bool
         Run the members through `torch.compile` on caches of fixed shape, and on CUDA devices as CUDA graphs. The first
-        steps compile for a while; worth it for many or long texts. Needs transformers 5.
+        steps compile for a while; worth it for many or long texts. Needs transformers 5.4.
 
     Attributes
     ----------

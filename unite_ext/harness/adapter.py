@@ -172,9 +172,12 @@ class UniteLM(LM):
         return results
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The messages themselves, marked: every member applies its own template to them."""
-        if not add_generation_prompt:
-            raise ValueError("gen_prefix is not offered with chat templates: members' templates end differently")
+        """The messages themselves, marked: every member applies its own template to them.
+
+        Without a generation prompt the last message is an assistant's (a task's gen_prefix), which members continue.
+        """
+        if not add_generation_prompt and (not chat_history or chat_history[-1]["role"] != "assistant"):
+            raise ValueError(f"chat_history must end with an assistant's message to continue, got {chat_history}")
         return _CHAT + json.dumps(chat_history, ensure_ascii=False)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:

@@ -143,7 +143,7 @@ def load_tokenizer(name: str, options: Mapping[str, Any] | None = None) -> Any:
     """The tokenizer that `Member.from_pretrained(name, **options)` uses: `name` may be a .gguf file."""
     options = dict(options or {})
     tokenizer = options.pop("tokenizer", None)
-    place, options = _place(name, options) if tokenizer is None else (name, options)
+    place, options = _place(name, options, ("gguf",)) if tokenizer is None else (name, options)
     return _tokenizer(name, place, tokenizer, options)
 
 
@@ -213,8 +213,13 @@ def _with_dtype(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _place(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` is given for a name: a .gguf file is its folder and `gguf_file`."""
+def _place(
+    name: str, options: dict[str, Any], needs: Sequence[str] = ("gguf", "accelerate")
+) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` is given for a name: a .gguf file is its folder and `gguf_file`.
+
+    `needs` are the packages without which a GGUF file cannot be read.
+    """
     if not isinstance(name, str):
         name = str(name)
     path = Path(name)
@@ -231,10 +236,19 @@ def _place(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     elif path.is_file():
         raise ValueError(f"model must be a folder, a .gguf file or a Hugging Face name, got the file {name}")
     if options.get("gguf_file") is not None:
-        missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+        missing = [package for package in needs if find_spec(package) is None]
+        if not _reads_gguf():
+            missing.append("transformers 5.18 or newer")
         if missing:
             raise ValueError(f"{name} needs {' and '.join(missing)}: pip install 'unite_ext[gguf]'")
     return place, options
+
+
+def _reads_gguf() -> bool:
+    """Whether this transformers reads tokenizers of GGUF files right: older ones take byte-level for SentencePiece."""
+    import transformers
+
+    return tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (5, 18)
 
 
 def _config(name: str, place: str, options: Mapping[str, Any]) -> Any:

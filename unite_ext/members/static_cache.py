@@ -186,7 +186,7 @@ def _static_cache(config: Any, capacity: int) -> Any:
     from transformers.cache_utils import Cache, StaticLayer
 
     if not hasattr(StaticLayer(1), "cumulative_length"):
-        raise RuntimeError("compile=True needs transformers 5 or newer, whose static caches can be cut back")
+        raise RuntimeError("compile=True needs transformers 5.4 or newer, whose static caches can be cut back")
     layers = config.get_text_config().num_hidden_layers
     with torch.device("cpu"):  # a layer makes its counter where the default is, and moves it to its keys later
         return Cache(layers=[StaticLayer(capacity) for _ in range(layers)])
