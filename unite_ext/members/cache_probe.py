@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 SEEDS = 3  # of the comparison in 16 bits; in float32 one decides
 EXACT = 1e-3  # of the logits' spread: what float32 rounding stays below
 ROUNDING = 4.0  # times what rounding alone was seen to do
-NEVER = 0.25  # of the spread: no rounding excuses more
+NEVER = 0.5  # of the spread: no rounding excuses more; six ids forgotten of 24 move logits by 0.8 to 1.1
 WIDENED_BYTES = 2 << 30  # of weights that are kept in float32 during the comparison; others are widened at every use
 SLOW_ELEMENTS = 2_000_000_000  # a CPU would take minutes to widen more weights than these
 
 _LOW = (torch.bfloat16, torch.float16)
-_START = (12, 7)  # ids of two rows, then (drop, append) of each
-_EDITS = (((3, 4), (0, 2)), ((1, 1), (4, 6)), ((0, 1), (0, 1)))
+_START = (9, 5)  # ids of two rows, then (drop, append) of each
+_EDITS = (((3, 4), (0, 2)), ((1, 1), (4, 6)))
 
 
 @torch.no_grad()
