@@ -147,7 +147,7 @@ def test_the_test_problems_are_fixed_held_out_and_different():
     assert set(Counter(p.kind for p in test).values()) == {run.TEST_SIZE // len(KINDS)}
     seen = {p.skeleton for p in drawn("train", 5000)} | {p.skeleton for p in problem_set("dev", run.DEV_SEED, 360)}
     assert not seen & {p.skeleton for p in test}
-    with pytest.raises(ValueError, match="size must be smaller"):
+    with pytest.raises(ValueError, match="size must be at most the number of different problems"):
         problem_set("test-1", 1, 5000)
 
 
