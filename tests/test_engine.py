@@ -321,6 +321,36 @@ def test_out_of_memory_sends_the_newer_half_back(pair, caplog):
     assert_empty(engine)
 
 
+def test_what_ended_before_a_lack_of_memory_has_ended(pair):
+    """Requests of several kinds are asked in turn: one that drafts has ended when the plain ones run out of memory."""
+    options = GenerationOptions(max_new_tokens=4)
+    expected = [alone(pair, prompt, options, unite(pair)) for prompt in PROMPTS[:2]]
+    first = alone(pair, "A", GenerationOptions(max_new_tokens=1), unite(pair))[0]
+    engine = new_engine(pair)
+    plain = [engine.submit(prompt, unite(pair), options) for prompt in PROMPTS[:2]]
+    drafting = engine.submit("A", unite(pair), GenerationOptions(max_new_tokens=1, speculate=1))
+    scoring = engine.submit("A", unite(pair), targets=pair.alignment.encode_continuation(0, b" the"))
+    calls = [0]
+
+    def third_pass_fails(*_):
+        calls[0] += 1
+        if calls[0] == 3:
+            raise torch.OutOfMemoryError("out of memory, as a test wants it")
+
+    handle = pair.members[0].model.register_forward_pre_hook(third_pass_fails)
+    try:
+        events = run(engine)
+    finally:
+        handle.remove()
+    assert calls[0] > 3
+    assert drafting.ids == first.ids
+    for request in (drafting, scoring):
+        assert [type(event) for event in events if event.request is request] == [Finished]
+    for request, (reference, clear) in zip(plain, expected):
+        assert_same(request, reference, clear)
+    assert_empty(engine)
+
+
 def test_requests_wait_for_cache_memory(pair):
     options = GenerationOptions(max_new_tokens=6)
     lengths = [max(len(m.encode_prompt(p)) for m in pair.members) + 6 for p in PROMPTS[:4]]

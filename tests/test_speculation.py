@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from toy_models import cached_toy_model, toy_model
 
 from unite_ext import GenerationOptions, StepOptions, UniteEnsemble
-from unite_ext.decoding.drafts import LENGTHS, DraftLengths, repeated
+from unite_ext.decoding.drafts import LENGTHS, DraftLengths
+from unite_ext.decoding.ngrams import NGRAMS, Ngrams
 from unite_ext.decoding.request import Request
 from unite_ext.demo import COMPARABLE, load_member
 from unite_ext.demo.problems import problem_set
@@ -265,17 +266,25 @@ def test_out_of_memory_in_a_round(demo):
     ],
 )
 def test_ngrams(ids, length, draft):
-    assert repeated(ids, length) == draft
+    assert Ngrams(ids).following(length) == draft
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 8))
-def test_an_ngram_draft_is_what_stood_there(ids, length):
-    draft = repeated(ids, length)
-    assert len(draft) <= length
-    if draft:
-        text, wanted = bytes(ids), bytes(ids[-2:] + draft)
-        assert wanted in text
+def looked_for(ids: list[int], length: int) -> list[int]:
+    """The same, by looking through the whole text every time."""
+    for n in NGRAMS:
+        for at in range(len(ids) - n - 1, -1, -1):
+            if ids[at : at + n] == ids[-n:]:
+                return ids[at + n : at + n + length]
+    return []
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=20), st.integers(0, 8))
+def test_the_index_finds_what_looking_finds(ids, more, length):
+    index = Ngrams(ids)
+    for n in range(len(more) + 1):
+        assert index.following(length) == looked_for(ids + more[:n], length)
+        index.extend(more[n : n + 1])
 
 
 def automatic(acceptance: float) -> Request:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 import toy_tokenizers
+from test_kv_cache import alone
 from toy_models import KINDS, toy_model
 
-from unite_ext.members import tree_cache
+from unite_ext.members import kv_cache, tree_cache
 from unite_ext.members.base import JoinedScores
 from unite_ext.members.cache_probe import probe_reuse, probe_trees
 from unite_ext.members.context import LogitScores, TransformersContext
@@ -23,10 +24,6 @@ from unite_ext.members.tree_cache import TreeCache, layer_windows
 def models():
     tokenizer = toy_tokenizers.byte_level()
     return {kind: toy_model(kind, tokenizer, seed=5) for kind in KINDS}
-
-
-def alone(model, ids: list[int]) -> torch.Tensor:
-    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
 
 
 def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -120,6 +117,18 @@ def test_the_path_that_was_taken_is_not_fed_again(models):
         handle.remove()
     assert fed == [[[8]]]
     assert_close(got[0], alone(models["llama"], [1, 2, 3, 4, 5, 6, 8]))
+
+
+def test_branches_that_were_not_taken_do_not_pile_up(models, monkeypatch):
+    monkeypatch.setattr(kv_cache, "MIN_HOLES", 3)
+    cache = TreeCache(models["llama"], 1, reuse="holes")
+    cache.edit(0, 0, [1, 2, 3])
+    for step in range(40):
+        places = [(0, 0, [4 + step, 5]), (0, 0, [6, 7, 8, 9])]
+        for (_, _, append), got in zip(places, cache.place_logits(places)):
+            assert_close(got, alone(models["llama"], cache.ids[0] + append))
+        cache.edit(0, 0, [6, 7])  # the other branch stands before it in the cache
+    assert cache.width < 2 * len(cache.ids[0]) + 10
 
 
 def test_a_chain_needs_no_mask_of_its_own(models, monkeypatch):

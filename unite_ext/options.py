@@ -123,6 +123,11 @@ class GenerationOptions:
             raise ValueError("speculate must be False with a gate, which leaves members out")
 
     @property
+    def processes(self) -> bool:
+        """Whether members' logits are changed before a step."""
+        return self.logits_processor is not None or self.repetition_penalty != 1.0 or self.min_new_tokens > 0
+
+    @property
     def stops(self) -> tuple[bytes, ...]:
         """The stop strings as bytes; half characters of a command line stay what they are."""
         return tuple(s.encode("utf-8", "surrogatepass") for s in self.stop or ())

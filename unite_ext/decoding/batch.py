@@ -59,7 +59,8 @@ class StepRunner:
         Raises
         ------
         MemberOutOfMemory
-            Texts and ids are as they were; what the contexts have read is not.
+            Requests of one kind (scoring, each drafter, plain) have all taken their step or none of them has. What the
+            contexts have read is lost.
         """
         scoring = [request for request in requests if request.targets is not None]
         generating = [request for request in requests if request.targets is None]

@@ -16,14 +16,15 @@ from ..exchange import key_ids
 from ..members.base import JoinedScores, Place, Scores
 from ..options import StepOptions
 from .evaluation import Evaluator, guarded
+from .ngrams import Ngrams
 from .request import NGRAM, Request
 
 NGRAM_LENGTH = 8
-NGRAMS = (4, 3, 2)  # how many ids must stand there before, for what followed them then to be a draft
 LENGTHS = (0, 2, 4, 8)
 """What "auto" chooses among; 0 is plain decoding."""
 _FIRST = (0, 4)  # lengths that are timed at first; others are estimated from these
 _WARM, _AGAIN = 2, 64  # rounds of each at first, and rounds between looks at the second best
+_BEST = StepOptions(k=1)
 _KEEP = 0.8  # of the old estimate when a new figure comes
 
 
@@ -83,10 +84,17 @@ class Drafter:
         ]
         drafter = requests[0].drafter
         if drafter == NGRAM:
-            return Drafts([repeated(r.prompt_ids[self._primary] + r.ids, n) for r, n in zip(requests, lengths)])
+            return Drafts([self._repeated(request, n) for request, n in zip(requests, lengths)])
         if drafter == self._primary:
             return self._by_primary(requests, lengths)
         return self._by_member(int(drafter or 0), requests, lengths)
+
+    def _repeated(self, request: Request, length: int) -> list[int]:
+        """What followed the text's last ids before, in the prompt or the text."""
+        if request.ngrams is None:
+            request.ngrams = Ngrams(request.prompt_ids[self._primary])
+        request.ngrams.extend(request.ids[len(request.ngrams.ids) - len(request.prompt_ids[self._primary]) :])
+        return request.ngrams.following(length)
 
     def _by_primary(self, requests: Sequence[Request], lengths: Sequence[int]) -> Drafts:
         m = self._primary
@@ -140,9 +148,9 @@ class Drafter:
             going = [r for r in going if len(written[r]) < lengths[r]]
             if not going:
                 return
-            best, _ = scores.select([keys.index(requests[r].key) for r in going]).top_k(
-                self._alignment, m, StepOptions(k=1)
-            )
+            if len(going) < len(keys):
+                scores = scores.select([keys.index(requests[r].key) for r in going])
+            best, _ = scores.top_k(self._alignment, m, _BEST)
             following = []
             for r, i in zip(going, key_ids(best)[:, 0].tolist()):
                 if i >= 0 and i not in eos:
@@ -150,18 +158,6 @@ class Drafter:
                     context.edit(requests[r].key, 0, [i])
                     following.append(r)
             going = following
-
-
-def repeated(ids: Sequence[int], length: int) -> list[int]:
-    """What followed the last ids where they stood before, the longest match first; empty where they are new."""
-    if length <= 0:
-        return []
-    for n in NGRAMS:
-        end = list(ids[-n:])
-        for at in range(len(ids) - n - 1, -1, -1):
-            if ids[at : at + n] == end:
-                return list(ids[at + n : at + n + length])
-    return []
 
 
 class DraftLengths:

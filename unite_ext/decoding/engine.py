@@ -51,7 +51,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Advanced:
-    """A request has one token more."""
+    """A request goes on: its text has grown, or some of its targets have been scored."""
 
     request: Request
 
@@ -223,9 +223,11 @@ class Engine:
     def step(self) -> list[Event]:
         """Admit, read prompts, and take one step of all running requests; returns what has happened.
 
-        A request appears once: with its new token, or at its end. Nothing is returned while only prompts are read.
+        A request appears once: with its new tokens, or at its end. Nothing is returned while only prompts are read.
         """
         events: list[Event] = []
+        lack: MemberOutOfMemory | None = None
+        before = {key: request.num_steps for key, request in self._running.items()}
         try:
             self._admit(events)
             for m, context in enumerate(self.contexts):
@@ -235,17 +237,20 @@ class Engine:
             if running:
                 self.runner.step(running)
         except MemberOutOfMemory as error:
-            self._make_room(error, events)
-            return events
-        for request in running:
+            lack = error
+        # Requests of several kinds are asked one kind after the other: before a lack of memory some may have advanced.
+        for request in list(self._running.values()):
             if request.error is not None:
                 events.append(Failed(request))
             elif request.finish_reason:
                 events.append(Finished(request))
             else:
-                events.append(Advanced(request))
+                if request.num_steps > before.get(request.key, 0):
+                    events.append(Advanced(request))
                 continue
             self._leave(request)
+        if lack is not None:
+            self._make_room(lack, events)
         return events
 
     def run(self, *, progress: bool = False) -> Iterator[Request]:
@@ -322,8 +327,9 @@ class Engine:
         member, lengths = self.members[error.member], [len(r.context_ids(error.member)) for r in active]
         for request in active:
             self._leave(request)
+        if not active:  # the last ones ended in the same step
+            return
         if len(active) == 1:
-            self._room = self._max_requests
             active[0].error = RuntimeError(
                 f"{member.name} is out of memory on {member.device} with one request of {lengths[0]} ids: try a "
                 "shorter prompt, a 16-bit dtype, quantization_config, or another device for this member"

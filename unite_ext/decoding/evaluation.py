@@ -80,20 +80,20 @@ class Evaluator:
 
         The n-th place of a request is where n more of its tokens stand than now.
         """
-        rows = [
-            ScoredRow(request.options, len(request.ids) + n, partial(self._place_ids, m, place))
-            for request, own in zip(requests, places)
-            for n, place in enumerate(own)
-        ]
-        scores = self._processors.apply(m, scores, rows)
+        if any(request.options.processes for request in requests):
+            rows = [
+                ScoredRow(request.options, len(request.ids) + n, partial(self._place_ids, m, place))
+                for request, own in zip(requests, places)
+                for n, place in enumerate(own)
+            ]
+            scores = self._processors.apply(m, scores, rows)
         logits = scores.logits
         if logits is None:
             return scores
         if logits.dtype == torch.float64:
-            return LogitScores(logits.float().to(self.alignment.device))
-        if logits.device != self.alignment.device:
-            return LogitScores(logits.to(self.alignment.device))
-        return scores
+            logits = logits.float()
+        # Joined rows are stacked whenever they are asked for: once is enough.
+        return LogitScores(logits.to(self.alignment.device))
 
     def _place_ids(self, m: int, place: Place) -> list[int]:
         key, drop, append = place

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..methods.base import TokenMethod
     from ..options import GenerationOptions
     from ..vocab.text_sync import TextSync
+    from .ngrams import Ngrams
 
 
 NGRAM = "ngram"
@@ -90,6 +91,8 @@ class Request:
     """Drafted tokens that were taken."""
     acceptance: float = 0.8
     """Running share of drafted tokens that are taken."""
+    ngrams: Ngrams | None = None
+    """What `NGRAM` drafts from, made when it is first asked."""
     state: object = None
     """What the method knows of this request."""
     stops: tuple[bytes, ...] = field(init=False)

@@ -26,7 +26,13 @@ MIN_SHARED = 32  # ids in common for which copying columns and waiting for anoth
 
 
 class LogitScores(Scores):
-    """Scores whose logits are at hand."""
+    """Scores whose logits are at hand.
+
+    Parameters
+    ----------
+    logits : Tensor [N, V]
+        float32, bfloat16 or float16.
+    """
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits

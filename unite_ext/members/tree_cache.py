@@ -43,7 +43,8 @@ class TreeCache(RaggedCache):
             if tree.base < len(self.columns[r]):
                 self.keep(r, tree.base)
         self.trim()
-        if chained is not None and self.has_to_move():
+        # Masks by position see through holes, which then only cost time; a 2-D mask of a window does not.
+        if (chained is not None or self.reuse == "holes") and self.has_to_move():
             self.compact()
         logits = self._feed_trees(trees, feed, masked=chained is None)
         self.trees = dict(enumerate(trees))
