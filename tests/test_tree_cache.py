@@ -128,7 +128,7 @@ def test_branches_that_were_not_taken_do_not_pile_up(models, monkeypatch):
         for (_, _, append), got in zip(places, cache.place_logits(places)):
             assert_close(got, alone(models["llama"], cache.ids[0] + append))
         cache.edit(0, 0, [6, 7])  # the other branch stands before it in the cache
-    assert cache.width < 2 * len(cache.ids[0]) + 10
+    assert cache.width < 1.4 * len(cache.ids[0])
 
 
 def test_a_chain_needs_no_mask_of_its_own(models, monkeypatch):
