@@ -231,6 +231,21 @@ def test_samples_follow_the_averaged_distribution(pair):
     assert chi2 < freedom + 5 * (2 * freedom) ** 0.5
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot spell")
+def test_a_slot_that_the_primary_cannot_emit_is_never_drawn():
+    tokenizers = [toy_tokenizers.wordpiece(), toy_tokenizers.byte_level()]
+    models = [toy_model("llama", tokenizers[0], seed=1), toy_model("qwen2", tokenizers[1], seed=2)]
+    ens = UniteEnsemble(models, tokenizers, weights=[1, 20])
+    eos = set(ens.alignment.vocabularies[1].eos_token_ids)
+    output = ens.generate(["the fox"] * 30, max_new_tokens=8, do_sample=True, seed=3, temperature=2.0, return_dict=True)
+    offered = 0.0
+    for record in (record for records in output.records for record in records):
+        missing = [i for i, ids in enumerate(record.union_ids) if ids[0] < 0 and ids[1] not in eos]
+        offered += sum(record.union_probs[i] for i in missing)
+        assert record.winner not in missing
+    assert offered > 5
+
+
 def test_gate_takes_the_primarys_token_and_skips_the_others(pair):
     always = pair.generate(PROMPTS[:2], max_new_tokens=30, gate=0.0, return_dict=True)
     alone = UniteEnsemble([pair.members[0]]).generate(PROMPTS[:2], max_new_tokens=30)
