@@ -27,9 +27,9 @@ def step():
     return unite_step(make_logits(alignment, 3), alignment, k=4)
 
 
-def test_needs_no_test_runner():
+def test_needs_no_test_runner(tmp_path):
     code = "import sys, unite_ext.testing; assert not {'pytest', '_pytest', 'hypothesis'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)  # not the source, which is not compiled
 
 
 @pytest.mark.parametrize("field", reference.StepResult._fields)

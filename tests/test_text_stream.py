@@ -67,10 +67,10 @@ for piece in ensemble.stream("James met", max_new_tokens=12):
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(0)"])
-def test_an_open_stream_at_exit_says_nothing(text, end):
+def test_an_open_stream_at_exit_says_nothing(text, end, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
     command = [sys.executable, "-W", "ignore", "-c", CODE.format(end=end)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Exception ignored" not in done.stderr
     assert "Traceback" not in done.stderr

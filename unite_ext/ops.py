@@ -80,8 +80,7 @@ def unite_step(
     if include is not None:
         _arguments.check_include(include, first.shape[0], first.device)
     _backend.require_cuda_for(first)
-    options = StepOptions(k, primary, tuple(normalized), score, duplicates)
-    step = fused_step(logits, alignment, options, include=include, workspace=workspace)
+    step = _launch(logits, alignment, k, primary, normalized, score, duplicates, include, workspace)
     if first.is_cpu and not torch.compiler.is_compiling():
         step.check()
     return step
@@ -93,9 +92,25 @@ def fused_step(
     options: StepOptions,
     *,
     include: Tensor | None = None,
-    workspace: Tensor | None = None,
 ) -> StepResult:
     """`unite_step` with options that were checked before: the arguments are not looked at, rows do not raise."""
+    weights = options.normalized_weights(len(logits))
+    return _launch(
+        logits, alignment, options.k, options.primary, weights, options.score, options.duplicates, include, None
+    )
+
+
+def _launch(
+    logits: Sequence[Tensor],
+    alignment: VocabAlignment,
+    k: int,
+    primary: int,
+    weights: Sequence[float],
+    score: str,
+    duplicates: str,
+    include: Tensor | None,
+    workspace: Tensor | None,
+) -> StepResult:
     return StepResult(
         *torch.ops.unite_ext.fused_step(
             logits,
@@ -104,11 +119,11 @@ def fused_step(
             alignment.eligible,
             alignment.eligible_offsets,
             alignment.vocab_sizes,
-            options.k,
-            options.primary,
-            options.normalized_weights(len(logits)),
-            options.score,
-            options.duplicates,
+            k,
+            primary,
+            weights,
+            score,
+            duplicates,
             include,
             workspace,
         )

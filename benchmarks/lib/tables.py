@@ -138,6 +138,65 @@ def holes() -> str:
     )
 
 
+def engine_arrivals() -> str:
+    """Requests that arrive one by one against one offline batch."""
+    rows = [r for r in newest("engine_cpu") if r["ratio"]]
+    table = [[r["case"], f"{float(r['tokens_per_s']):,.0f}", f"{float(r['ratio']):.2f}"] for r in rows]
+    return markdown([f"{rows[0]['requests']} requests", "tokens/s", "of the batch"], table, measured_on(rows))
+
+
+def engine_prompt() -> str:
+    """How long running requests wait for a step while a long prompt is read."""
+    rows = [r for r in newest("engine_cpu") if r["p50_us"]]
+    table = [[r["case"], *(duration(float(r[name])) for name in ("p50_us", "p90_us", "worst_us"))] for r in rows]
+    return markdown(["a step", "median", "p90", "worst"], table, records.measured_on(rows) + ".")
+
+
+def speculation() -> str:
+    """Gain of every kind of draft over plain decoding, and how many passes a token takes."""
+    rows = [r for r in newest("speculation_cpu") if r["passes_per_token"]]
+    kinds = list(dict.fromkeys(r["draft"] for r in rows if r["draft"] != "none"))
+    cases: dict[tuple[str, str, str], Rows] = {}
+    for r in rows:
+        cases.setdefault((r["case"], r["members"], r["batch"]), []).append(r)
+    table = []
+    for (case, members, batch), found in cases.items():
+        by = {r["draft"]: r for r in found}
+        cells = [f"{float(by[kind]['gain']):.2f}× ({float(by[kind]['free_places_gain']):.2f}×)" for kind in kinds]
+        plain = f"{float(by['none']['tokens_per_s']):.1f}"
+        table.append([f"{case}, {members} members, B = {batch}", plain, *cells])
+    header = ["", "plain, tokens/s", *(k if not k.isdigit() else f"drafts of {k}" for k in kinds)]
+    return markdown(header, table, measured_on(rows))
+
+
+def scoring() -> str:
+    """Given continuations: one pass against a step per token."""
+    rows = [r for r in newest("speculation_cpu") if not r["passes_per_token"]]
+    table = [
+        [
+            f"{r['case'].split(',')[0]}, {r['members']} members, {r['draft']}",
+            r["tokens_per_s"],
+            f"{float(r['gain']):.1f}×",
+        ]
+        for r in rows
+    ]
+    return markdown(["", "tokens/s", ""], table, measured_on(rows))
+
+
+def decode_before() -> str:
+    """The decode loop against an earlier commit, both measured in turn."""
+    rows = [r for r in newest("decode_against") if r["call"] in ("ensemble", "outside forwards")]
+    table = [
+        [
+            f"{r['call']}, B = {r['batch']}, after {r['length']}",
+            duration(float(r["other_us"])), duration(float(r["this_us"])),
+            f"{float(r['this_us']) / float(r['other_us']):.2f}×",
+        ]
+        for r in rows
+    ]  # fmt: skip
+    return markdown(["2 members", f"commit {rows[0]['other']}", "now", ""], table, measured_on(rows))
+
+
 def trace_page() -> str:
     """The page of a long trace."""
     rows = newest("trace_page")
@@ -200,6 +259,11 @@ TABLES: dict[str, Callable[[], str]] = {
         alignment,
         text_sync,
         holes,
+        engine_arrivals,
+        engine_prompt,
+        speculation,
+        scoring,
+        decode_before,
         trace_page,
     )
 }
