@@ -23,11 +23,11 @@ STABLE_TORCH_LIBRARY(unite_ext, m) {
       "-> (Tensor keys, Tensor log_sums)");
   m.def(
       "unite_keys(Tensor keys, Tensor table, Tensor class_ids, int[] vocab_sizes, int primary, Tensor? include=None) "
-      "-> (Tensor slots, Tensor slot_classes, Tensor union_size, Tensor status)");
+      "-> (Tensor slots, Tensor slot_classes, Tensor union_size, Tensor status, Tensor key_slots)");
   m.def("gather_logits(Tensor logits, Tensor ids) -> Tensor");
   m.def(
-      "score_slots(Tensor values, Tensor slots, Tensor union_size, Tensor keys, Tensor log_sums, str score, "
-      "str duplicates) -> Tensor");
+      "score_slots(Tensor values, Tensor slots, Tensor union_size, Tensor keys, Tensor key_slots, Tensor log_sums, "
+      "str score, str duplicates) -> Tensor");
   m.def(
       "combine_slots(Tensor member_probs, Tensor slots, Tensor slot_classes, Tensor union_size, Tensor status, "
       "int primary, float[] weights"

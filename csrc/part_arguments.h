@@ -12,8 +12,9 @@
 
 namespace unite {
 
-using TopKeysOutputs = std::tuple<Tensor, Tensor>;                // keys, log_sums
-using UnionOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // slots, slot_classes, union_size, status
+using TopKeysOutputs = std::tuple<Tensor, Tensor>;  // keys, log_sums
+// slots, slot_classes, union_size, status, key_slots
+using UnionOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 namespace detail {
 
@@ -90,12 +91,13 @@ struct UnionArguments {
     const int32_t i32 = aoti_torch_dtype_int32();
     outputs = UnionOutputs(detail::empty({p.batch, p.num_slots, p.members}, i32, keys),
                            detail::empty({p.batch, p.num_slots}, i32, keys), detail::empty({p.batch}, i32, keys),
-                           detail::empty({p.batch}, i32, keys));
+                           detail::empty({p.batch}, i32, keys), detail::empty({p.batch, p.members, p.k}, i32, keys));
     part.keys = detail::data_of<const uint64_t>(keys);
     part.slots = detail::data_of<int32_t>(std::get<0>(outputs));
     part.slot_classes = detail::data_of<int32_t>(std::get<1>(outputs));
     p.union_size = detail::data_of<int32_t>(std::get<2>(outputs));
     p.status = detail::data_of<int32_t>(std::get<3>(outputs));
+    part.key_slots = detail::data_of<int32_t>(std::get<4>(outputs));
   }
 };
 
@@ -125,7 +127,8 @@ struct ScoreArguments {
   Tensor probs;
 
   ScoreArguments(const Tensor& values, const Tensor& slots, const Tensor& union_size, const Tensor& keys,
-                 const Tensor& log_sums, const std::string& score, const std::string& duplicates)
+                 const Tensor& key_slots, const Tensor& log_sums, const std::string& score,
+                 const std::string& duplicates)
       : probs(values) {
     if (values.dim() != 2) fail("values must have 2 dimensions, got ", values.dim());
     if (keys.dim() != 2) fail("keys must have 2 dimensions, got ", keys.dim());
@@ -140,6 +143,7 @@ struct ScoreArguments {
     p.slots = detail::matrix<int32_t>("slots", slots, ScalarType::Int, p.batch, p.num_slots, values);
     p.union_size = detail::per_row<int32_t>("union_size", union_size, ScalarType::Int, p.batch, values);
     p.keys = detail::matrix<int64_t>("keys", keys, ScalarType::Long, p.batch, p.k, values);
+    p.key_slots = detail::matrix<int32_t>("key_slots", key_slots, ScalarType::Int, p.batch, p.k, values);
     p.log_sums = detail::per_row<float>("log_sums", log_sums, ScalarType::Float, p.batch, values);
     probs = detail::empty({p.batch, p.num_slots}, aoti_torch_dtype_float32(), values);
     p.probs = detail::data_of<float>(probs);

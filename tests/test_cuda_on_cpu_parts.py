@@ -116,11 +116,11 @@ def test_what_came_over_a_network_is_not_trusted_with_memory(checked):
         assert torch.equal(checked.gather_logits(logits[0], ids), reference.gather_logits(logits[0], ids))
     union = exchange.UnionSlots(
         torch.full((2, 3, 2), 2**31 - 1).int(), torch.full((2, 3), 9).int(), torch.tensor([99, -99]).int(),
-        torch.zeros(2).int(),
+        torch.zeros(2).int(), torch.tensor([[[0, 2**31 - 1, -7, 0, 99, 2, 3, -1]] * 2] * 2).int(),
     )  # fmt: skip
     probs = checked.score_slots(
-        torch.rand(2, 3), union.slots[:, :, 0], union.union_size, keys[:2, 0], torch.zeros(2), score="logits",
-        duplicates="drop",
+        torch.rand(2, 3), union.slots[:, :, 0], union.union_size, keys[:2, 0], union.key_slots[:, 0], torch.zeros(2),
+        score="logits", duplicates="drop",
     )  # fmt: skip
     assert not probs[1].any()
     step = checked.combine_slots(torch.rand(2, 3, 2), union)

@@ -140,3 +140,18 @@ def test_include_adds_its_class_and_nothing_else(case, data):
         slots = step.union_ids[row, : int(step.union_size[row])]
         assert wanted in {alignment.class_of(primary, int(i)) for i in slots[:, primary] if i >= 0}
         assert int(step.union_size[row]) - size in (0, 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(9, 80), st.integers(0, 3), st.integers(0, 10**6))
+def test_alone_with_all_its_ids_a_member_gives_every_text_the_sum_over_its_ids(size, alignment_seed, seed):
+    alignment = synthetic_alignment((size,), alignment_seed)
+    (logits,) = make_logits(alignment, 2, seed=seed)
+    step = unite_step([logits], alignment, k=size)
+    classes = alignment.classes[0].long()
+    eligible = logits[:, :size].masked_fill(classes < 0, -torch.inf).softmax(dim=1)
+    of_class = torch.zeros(2, alignment.num_classes).index_add(1, classes.clamp(min=0), eligible)
+    for row in range(2):
+        ids = step.union_ids[row, : int(step.union_size[row]), 0]
+        assert len({int(c) for c in classes[ids]}) == len(ids) == len(set(classes[classes >= 0].tolist()))
+        torch.testing.assert_close(step.union_probs[row, : len(ids)], of_class[row, classes[ids]], rtol=0, atol=2e-6)

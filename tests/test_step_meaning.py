@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from unite_ext import VocabAlignment, reference, unite_step
@@ -47,6 +47,18 @@ def sentencepiece(*pieces: str):
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens(["<unk>", "</s>"])
+    return tokenizer
+
+
+def gemma_like():
+    """Like Gemma, where a newline is a piece and a byte: the 256 bytes, then the pieces, the newline among them."""
+    pieces = ["<unk>", "<eos>", "\n", *(f"<0x{b:02X}>" for b in range(256)), "▁the"]
+    tokenizer = Tokenizer(
+        models.BPE({p: i for i, p in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(["<unk>", "<eos>"])
     return tokenizer
 
 
@@ -178,6 +190,44 @@ def test_duplicate_bytes_take_the_highest_ranked_id_then_the_normal_piece():
     assert world.slots(step) == [world.ids("a", "a"), world.ids("b", "<0x62>")]
 
 
+@pytest.mark.parametrize(("score", "newline"), [("logits", math.log(6)), ("probs", 6 / 8)])
+def test_ids_of_one_text_count_together(score, newline):
+    """Gemma's two newlines: a piece and a byte. What the member gives to the text is the sum over both."""
+    world = World(byte_level("\n", " the"), gemma_like())
+    # exp(logit): newline as a piece 2, as a byte 4, " the" 2. The byte ranks higher, so its id stands for the text.
+    theirs = {"\n": math.log(2), "<0x0A>": math.log(4), "▁the": math.log(2)}
+    step = world.step({"\n": 0.0, " the": 0.0}, theirs, k=3, score=score)
+    assert world.slots(step) == [world.ids("\n", "<0x0A>"), world.ids(" the", "▁the")]
+    other = math.log(2) if score == "logits" else 2 / 8
+    assert probs(step, 1) == pytest.approx(softmax(newline, other), abs=1e-6)
+    assert step.winner.tolist() == [0]
+    # Only ids in the member's own top-k are summed: at k = 1 the piece does not count.
+    step = world.step({"\n": 0.0}, theirs, k=1, score=score)
+    assert probs(step, 1) == [1.0]
+    step = world.step({" the": 0.0}, theirs, k=1, score=score)
+    assert world.slots(step) == [world.ids(" the", "▁the"), world.ids("\n", "<0x0A>")]
+    only_byte = math.log(4) if score == "logits" else 4 / 8
+    assert probs(step, 1) == pytest.approx(softmax(other, only_byte), abs=1e-6)
+
+
+def test_ids_of_one_text_win_together_what_each_would_lose():
+    world = World(byte_level("\n", " the"), gemma_like())
+    theirs = {"\n": math.log(3), "<0x0A>": math.log(3), "▁the": math.log(4)}
+    step = world.step({"\n": 0.0, " the": 0.0}, theirs, k=3)
+    assert world.slots(step) == [world.ids("\n", "\n"), world.ids(" the", "▁the")], "equal logits: the lower id"
+    assert probs(step, 1) == pytest.approx([0.6, 0.4], abs=1e-6)
+    assert step.next_ids[0].tolist() == list(world.ids("\n", "\n"))
+
+
+def test_a_text_that_begins_with_a_summed_one_keeps_the_logit_of_its_first_sub_token():
+    world = World(byte_level("\n", "\nX"), gemma_like())
+    theirs = {"\n": math.log(3), "<0x0A>": math.log(3)}
+    for duplicates, second in (("repeat", math.log(3)), ("drop", -INF)):
+        step = world.step({"\n": 0.0, "\nX": -1.0}, theirs, k=2, duplicates=duplicates)
+        assert world.slots(step) == [world.ids("\n", "\n"), world.ids("\nX", "\n")]
+        assert probs(step, 1) == pytest.approx(softmax(math.log(6), second), abs=1e-6)
+
+
 def test_eos_is_one_class_whatever_its_ids():
     first = byte_level("x", eos=("<eos>", "<end_of_turn>"))
     second = byte_level("y", eos=("</s>",))
@@ -186,6 +236,10 @@ def test_eos_is_one_class_whatever_its_ids():
     # The first member's two ids are one slot, with the better ranked; the other's EOS is not its text "</s>".
     assert world.slots(step)[0] == (257, 256)
     assert step.winner.tolist() == [0]
+    assert probs(step, 0) == pytest.approx([1.0, 0.0], abs=1e-6)
+    step = world.step({"<end_of_turn>": 2.0, "<eos>": 1.0, "x": 0.0}, {"</s>": 1.0, "y": 0.0}, k=3)
+    first = math.log(math.exp(2.0) + math.exp(1.0))
+    assert probs(step, 0)[:2] == pytest.approx(softmax(first, 0.0, -INF)[:2], abs=1e-6)
     step = world.step({"x": 2.0}, {"</s>": 3.0}, k=1)
     assert world.slots(step)[1] == (256, 256), "without a proposal, the tokenizer's own or lowest EOS id stands in"
 

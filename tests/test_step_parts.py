@@ -191,12 +191,12 @@ def test_values_of_own_proposals_come_from_the_keys(score, duplicates):
         in_keys = ((slots & ID_MASK)[:, :, None] == exchange.key_ids(keys)[:, None]).any(dim=2) & (slots >= 0)
         assert in_keys.any()
         rules = {"score": score, "duplicates": duplicates}
-        want = step_parts.score_slots(values, slots, union.union_size, keys, log_sums, **rules)
+        given_keys = (slots, union.union_size, keys, union.key_slots[:, m], log_sums)
+        want = step_parts.score_slots(values, *given_keys, **rules)
         for wrong in (torch.nan, 1e9, -torch.inf):
-            given_values = values.masked_fill(in_keys, wrong)
-            got = step_parts.score_slots(given_values, slots, union.union_size, keys, log_sums, **rules)
+            got = step_parts.score_slots(values.masked_fill(in_keys, wrong), *given_keys, **rules)
             assert torch.equal(got, want)
-        told = reference.score_slots(values, slots, union.union_size, keys, log_sums, **rules)
+        told = reference.score_slots(values, *given_keys, **rules)
         torch.testing.assert_close(got, told, rtol=0, atol=ATOL)
 
 
@@ -217,8 +217,9 @@ def test_combining_what_no_union_gives_is_safe():
     """Sizes past the slots are clamped, and a row whose slots the primary cannot emit fails."""
     slots = torch.tensor([[[NO_ID, 5], [NO_ID, 6]]] * 2).int()
     union = exchange.UnionSlots(
-        slots, torch.tensor([[3, 4]] * 2).int(), torch.tensor([9, -9]).int(), torch.zeros(2).int()
-    )
+        slots, torch.tensor([[3, 4]] * 2).int(), torch.tensor([9, -9]).int(), torch.zeros(2).int(),
+        torch.zeros(2, 2, 1).int(),
+    )  # fmt: skip
     step = step_parts.combine_slots(torch.full((2, 2, 2), 0.5), union)
     assert step.winner.tolist() == [-1, -1]
     assert step.status.tolist() == [1, 1]
@@ -244,7 +245,8 @@ def test_strided_arguments():
         [
             step_parts.score_slots(
                 step_parts.gather_logits(x, union.slots[:, :, m]).T.contiguous().T, union.slots[:, :, m],
-                union.union_size, gathered.transpose(0, 1)[:, m], tops[m][1], score="logits", duplicates="repeat",
+                union.union_size, gathered.transpose(0, 1)[:, m], union.key_slots[:, m], tops[m][1],
+                score="logits", duplicates="repeat",
             )
             for m, x in enumerate(logits)
         ]
@@ -274,14 +276,14 @@ def operator_calls(device="cpu"):
     tables = (alignment.table, alignment.class_ids, alignment.vocab_sizes)
     union = step_parts.unite_keys(keys, alignment)
     column = union.slots[:, :, 0]
-    values = step_parts.gather_logits(logits[0], column)
+    values, sums = step_parts.gather_logits(logits[0], column), tops[0][1]
     include = torch.full((3,), -1, device=device)
     return {
         "top_k_keys": [first],
         "unite_keys": [(keys, *tables, 0), (keys, *tables, 1, include)],
         "gather_logits": [(logits[0], column), (logits[0], column.long())],
-        "score_slots": [(values, column, union.union_size, *tops[0], "probs", "drop")],
-        "combine_slots": [(torch.rand(union.slots.shape, device=device), *union, 0, [0.5, 0.5])],
+        "score_slots": [(values, column, union.union_size, keys[:, 0], union.key_slots[:, 0], sums, "probs", "drop")],
+        "combine_slots": [(torch.rand(union.slots.shape, device=device), *union[:4], 0, [0.5, 0.5])],
     }
 
 

@@ -14,7 +14,7 @@ X, Y = make_logits(ALIGNMENT, 2)
 KEYS, SUMS = step_parts.top_k_keys(X, ALIGNMENT, 0, k=4)
 BOTH = torch.stack([KEYS, step_parts.top_k_keys(Y, ALIGNMENT, 1, k=4)[0]], dim=1)
 UNION = step_parts.unite_keys(BOTH, ALIGNMENT)
-COLUMN, SIZE = UNION.slots[:, :, 0], UNION.union_size
+COLUMN, SIZE, KEY_SLOTS = UNION.slots[:, :, 0], UNION.union_size, UNION.key_slots[:, 0]
 VALUES = step_parts.gather_logits(X, COLUMN)
 PROBS = torch.rand(UNION.slots.shape)
 RULES = {"score": "logits", "duplicates": "repeat"}
@@ -43,12 +43,33 @@ CASES = {
         ((X, COLUMN[:, :0]), {}, ValueError, "the number of slots in ids must be from 1 to 1025, got 0"),
     ],
     "score_slots": [
-        ((VALUES.half(), COLUMN, SIZE, KEYS, SUMS), RULES, TypeError, "values must be float32, got torch.float16"),
-        ((VALUES, COLUMN.long(), SIZE, KEYS, SUMS), RULES, TypeError, "slots must be int32, got torch.int64"),
-        ((VALUES, COLUMN, SIZE[:1], KEYS, SUMS), RULES, ValueError, r"union_size must have shape \[2\], got \[1\]"),
-        ((VALUES, COLUMN, SIZE, KEYS[:1], SUMS), RULES, ValueError, r"keys must have shape \[2, any\]"),
-        ((VALUES, COLUMN, SIZE, KEYS, SUMS.double()), RULES, TypeError, "log_sums must be float32"),
-        ((VALUES, COLUMN, SIZE, KEYS, SUMS), RULES | {"duplicates": "keep"}, ValueError, "duplicates must be one of"),
+        (
+            (VALUES.half(), COLUMN, SIZE, KEYS, KEY_SLOTS, SUMS),
+            RULES,
+            TypeError,
+            "values must be float32, got torch.float16",
+        ),
+        (
+            (VALUES, COLUMN.long(), SIZE, KEYS, KEY_SLOTS, SUMS),
+            RULES,
+            TypeError,
+            "slots must be int32, got torch.int64",
+        ),
+        (
+            (VALUES, COLUMN, SIZE[:1], KEYS, KEY_SLOTS, SUMS),
+            RULES,
+            ValueError,
+            r"union_size must have shape \[2\], got \[1\]",
+        ),
+        ((VALUES, COLUMN, SIZE, KEYS[:1], KEY_SLOTS, SUMS), RULES, ValueError, r"keys must have shape \[2, any\]"),
+        ((VALUES, COLUMN, SIZE, KEYS, KEY_SLOTS[:1], SUMS), RULES, ValueError, r"key_slots must have shape \[2, 4\]"),
+        ((VALUES, COLUMN, SIZE, KEYS, KEY_SLOTS, SUMS.double()), RULES, TypeError, "log_sums must be float32"),
+        (
+            (VALUES, COLUMN, SIZE, KEYS, KEY_SLOTS, SUMS),
+            RULES | {"duplicates": "keep"},
+            ValueError,
+            "duplicates must be one of",
+        ),
     ],
     "combine_slots": [
         ((PROBS[0], UNION), {}, ValueError, r"member_probs must have shape \[any, any, any\]"),
@@ -84,7 +105,8 @@ OPERATOR_CASES = [
     ("gather_logits", 1, lambda ids: ids.repeat(1, 60), "the number of slots must be from 1 to 1025, got 1200"),
     ("score_slots", 1, lambda slots: slots[:, :5], r"slots must be \[3, 20\], got \[3, 5\]"),
     ("score_slots", 2, lambda size: size[:2], "union_size must have 3 entries, got 2"),
-    ("score_slots", 6, lambda duplicates: "keep", "duplicates must be one of 'repeat', 'drop', got 'keep'"),
+    ("score_slots", 4, lambda key_slots: key_slots.long(), "key_slots has the wrong dtype"),
+    ("score_slots", 7, lambda duplicates: "keep", "duplicates must be one of 'repeat', 'drop', got 'keep'"),
     ("combine_slots", 1, lambda slots: slots[:, :5].contiguous(), "slots must have the shape of member_probs"),
     ("combine_slots", 4, lambda status: status.long(), "status has the wrong dtype"),
     ("combine_slots", 5, lambda primary: 2, "primary must be from 0 to 1, got 2"),

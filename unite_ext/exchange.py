@@ -45,3 +45,5 @@ class UnionSlots(NamedTuple):
     """[B] int32: number of slots."""
     status: Tensor
     """[B] int32: as in `StepResult`."""
+    key_slots: Tensor
+    """[B, M, k] int32: the slot of every key's class, -1 where it has none."""

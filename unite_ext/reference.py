@@ -5,7 +5,8 @@ choose every next token together:
 
 1. each model proposes its k most likely tokens;
 2. the proposals are united into *slots*, one per distinct text (its *class*);
-3. every model gives every slot a logit: of the same token if it has it, else of the first sub-token of its text;
+3. every model gives every slot a logit: of the same text if it has that (several tokens of its own proposals that
+   stand for one text count together), else of the first sub-token of the text;
 4. per model, a softmax over the slots; 5. the weighted average over models; 6. the most likely slot wins.
 
 The compiled kernels do the same in one pass, or part by part, and are tested against this file, id for id.
@@ -49,7 +50,7 @@ def unite_step(
     member_probs = []
     for m, (keys, log_sums) in enumerate(tops):
         slots = union.slots[:, :, m]
-        given = (gather_logits(logits[m], slots), slots, union.union_size, keys, log_sums)
+        given = (gather_logits(logits[m], slots), slots, union.union_size, keys, union.key_slots[:, m], log_sums)
         member_probs.append(score_slots(*given, score=score, duplicates=duplicates))
     return combine_slots(torch.stack(member_probs, dim=2), union, primary=primary, weights=weights)
 
@@ -107,12 +108,14 @@ def unite_keys(
     size = size.masked_fill(status != 0, 0)
     slot_classes = slot_classes.masked_fill(status[:, None] != 0, NO_CLASS)
 
+    key_slots = torch.full_like(classes, -1)
     slots = alignment.class_ids[slot_classes.clamp(min=0)].masked_fill((slot_classes < 0)[:, :, None], NO_ID)
     for m in range(members):
         own = (slot_classes[:, :, None] == classes[:, m, None]) & (slot_classes >= 0)[:, :, None]  # [B, U, k]
         own_ids = ids[:, m].gather(1, own.int().argmax(dim=2))  # highest rank first
         slots[:, :, m] = torch.where(own.any(dim=2), own_ids, slots[:, :, m])
-    return UnionSlots(slots, slot_classes.int(), size.int(), status.int())
+        key_slots[:, m] = torch.where(own.any(dim=1), own.int().argmax(dim=1), -1)
+    return UnionSlots(slots, slot_classes.int(), size.int(), status.int(), key_slots.int())
 
 
 def gather_logits(logits: Tensor, ids: Tensor) -> Tensor:
@@ -122,15 +125,32 @@ def gather_logits(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def score_slots(
-    values: Tensor, slots: Tensor, union_size: Tensor, keys: Tensor, log_sums: Tensor, *, score: str, duplicates: str
+    values: Tensor,
+    slots: Tensor,
+    union_size: Tensor,
+    keys: Tensor,
+    key_slots: Tensor,
+    log_sums: Tensor,
+    *,
+    score: str,
+    duplicates: str,
 ) -> Tensor:
-    """4. A member's softmax over its slots [B, U], from their logits, its own keys [B, k] and its log-sums [B]."""
-    is_slot = torch.arange(slots.shape[1], device=slots.device) < union_size[:, None]
+    """4. A member's softmax over its slots [B, U], from their logits, its own keys [B, k] and its log-sums [B].
+
+    The logit of a class in its own top-k is the log-sum-exp over the class's ids there. All are taken relative to its
+    largest, beside which a logarithm could be lost.
+    """
+    positions = torch.arange(slots.shape[1], device=slots.device)
+    is_slot = positions < union_size[:, None]
     ids = torch.where(is_slot & (slots >= 0), slots & ID_MASK, -1)
-    own = (ids[:, :, None] == key_ids(keys)[:, None]) & (ids >= 0)[:, :, None]
-    values = clean(torch.where(own.any(dim=2), key_values(keys).gather(1, own.int().argmax(dim=2)), values))
+    own = (ids[:, :, None] == key_ids(keys)[:, None]) & (ids >= 0)[:, :, None]  # [B, U, k]
+    largest = torch.where(key_values(keys).isfinite(), key_values(keys), 0.0)[:, :1]
+    values = torch.where(own.any(dim=2), key_values(keys).gather(1, own.int().argmax(dim=2)), values)
+    same_text = (key_slots[:, None] == positions[:, None]) & (ids >= 0)[:, :, None]
+    sums = (key_values(keys) - largest)[:, None].masked_fill(~same_text, -torch.inf).logsumexp(dim=2)
+    values = clean(torch.where(same_text.any(dim=2), sums, clean(values) - largest))
     if score == "probs":
-        values = ((values - key_values(keys)[:, :1]) - log_sums[:, None]).exp()
+        values = (values - log_sums[:, None]).exp()
     values = values.masked_fill(ids < 0, -torch.inf)
     if duplicates == "drop":
         values = values.masked_fill(loses_its_id(ids, slots >= FIRST_SUB_TOKEN), -torch.inf)

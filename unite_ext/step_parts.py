@@ -5,7 +5,8 @@ Together they are `unite_step`, bit for bit on one kind of device, and only a fe
     keys, log_sums = top_k_keys(logits, alignment, m, k=k, score=score)            # each member, where it runs
     union = unite_keys(torch.stack(all_keys, dim=1), alignment, primary=primary)   # anywhere: the same everywhere
     values = gather_logits(logits, union.slots[:, :, m])                           # each member
-    probs = score_slots(values, union.slots[:, :, m], union.union_size, keys, log_sums, score=score, duplicates=rule)
+    probs = score_slots(values, union.slots[:, :, m], union.union_size, keys, union.key_slots[:, m], log_sums,
+                        score=score, duplicates=rule)
     step = combine_slots(torch.stack(all_probs, dim=2), union, primary=primary)    # anywhere
 
 A member that has no logits, only a server's answers, makes its keys with `unite_ext.exchange.make_keys` and fills
@@ -129,7 +130,15 @@ def gather_logits(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def score_slots(
-    values: Tensor, slots: Tensor, union_size: Tensor, keys: Tensor, log_sums: Tensor, *, score: str, duplicates: str
+    values: Tensor,
+    slots: Tensor,
+    union_size: Tensor,
+    keys: Tensor,
+    key_slots: Tensor,
+    log_sums: Tensor,
+    *,
+    score: str,
+    duplicates: str,
 ) -> Tensor:
     """One member's softmax over the slots, [B, U] float32, padded with 0.
 
@@ -137,13 +146,15 @@ def score_slots(
     ----------
     values : Tensor
         [B, U] float32: the member's logits of its slots' ids. Of ids that are in its own `keys` the key's logit counts,
-        so these need not be filled.
+        so these need not be filled. Several keys of one slot's class count together, by log-sum-exp.
     slots : Tensor
         [B, U] int32: the member's column of `UnionSlots.slots`.
     union_size : Tensor
         [B] int32, of `UnionSlots`.
     keys : Tensor
         [B, k] int64: the member's own keys.
+    key_slots : Tensor
+        [B, k] int32: the member's part of `UnionSlots.key_slots`.
     log_sums : Tensor
         [B] float32: those that came with the keys; read with `score="probs"` only.
     score, duplicates : str
@@ -161,12 +172,13 @@ def score_slots(
     _arguments.check_tensor("union_size", union_size, torch.int32, (rows,), device)
     _arguments.check_tensor("keys", keys, torch.int64, (rows, None), device)
     _checks.check_proposals(1, keys.shape[1])
+    _arguments.check_tensor("key_slots", key_slots, torch.int32, tuple(keys.shape), device)
     _arguments.check_tensor("log_sums", log_sums, torch.float32, (rows,), device)
     _checks.check_choice("score", score, _checks.SCORES)
     _checks.check_choice("duplicates", duplicates, _checks.DUPLICATES)
     _backend.require_cuda_for(values)
     return torch.ops.unite_ext.score_slots(
-        values, slots, union_size.contiguous(), keys, log_sums.contiguous(), score, duplicates
+        values, slots, union_size.contiguous(), keys, key_slots, log_sums.contiguous(), score, duplicates
     )
 
 
@@ -195,13 +207,14 @@ def combine_slots(
     _arguments.check_slots("member_probs", member_probs)
     rows, _, members = member_probs.shape
     _checks.check_integer("the number of members", members, 1, MAX_MEMBERS)
+    used = (union.slots, union.slot_classes, union.union_size, union.status)
     shapes = (tuple(member_probs.shape), tuple(member_probs.shape[:2]), (rows,), (rows,))
-    for (name, tensor), shape in zip(union._asdict().items(), shapes):
+    for name, tensor, shape in zip(union._fields, used, shapes):
         _arguments.check_tensor(f"union.{name}", tensor, torch.int32, shape, member_probs.device)
     _checks.check_integer("primary", primary, 0, members - 1)
     normalized = _checks.normalize_weights(weights, members)
     _backend.require_cuda_for(member_probs)
-    given = [tensor.contiguous() for tensor in (member_probs, *union)]
+    given = [tensor.contiguous() for tensor in (member_probs, *used)]
     return StepResult(*torch.ops.unite_ext.combine_slots(*given, primary, normalized))
 
 
@@ -224,7 +237,7 @@ def _(
 ) -> tuple[Tensor, ...]:
     rows, members, k = keys.shape
     slots = members * k + (include is not None)
-    shapes = ((rows, slots, members), (rows, slots), (rows,), (rows,))
+    shapes = ((rows, slots, members), (rows, slots), (rows,), (rows,), (rows, members, k))
     return tuple(keys.new_empty(shape, dtype=torch.int32) for shape in shapes)
 
 
@@ -235,7 +248,14 @@ def _(logits: Tensor, ids: Tensor) -> Tensor:
 
 @torch.library.register_fake("unite_ext::score_slots")
 def _(
-    values: Tensor, slots: Tensor, union_size: Tensor, keys: Tensor, log_sums: Tensor, score: str, duplicates: str
+    values: Tensor,
+    slots: Tensor,
+    union_size: Tensor,
+    keys: Tensor,
+    key_slots: Tensor,
+    log_sums: Tensor,
+    score: str,
+    duplicates: str,
 ) -> Tensor:
     return values.new_empty(values.shape)
 

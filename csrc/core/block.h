@@ -34,8 +34,10 @@ struct SerialBlock {
     if (old == expected) *address = desired;
     return old;
   }
-  UNITE_HOST_DEVICE void fetch_min(int32_t* address, int32_t value) const {
-    if (value < *address) *address = value;
+  UNITE_HOST_DEVICE int32_t fetch_min(int32_t* address, int32_t value) const {
+    const int32_t old = *address;
+    if (value < old) *address = value;
+    return old;
   }
 };
 

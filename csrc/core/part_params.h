@@ -31,6 +31,7 @@ struct UnionPart {
   const uint64_t* keys;   // [batch, members, k] in member order
   int32_t* slots;         // [batch, num_slots, members] tagged ids, -1 padded
   int32_t* slot_classes;  // [batch, num_slots], -1 padded
+  int32_t* key_slots;     // [batch, members, k] the slot of every key's class, -1 if it has none
 };
 
 // One member's logits of given ids. logits.vocab_size is the width of a row; `eligible` is not read.
@@ -51,6 +52,7 @@ struct ScorePart {
   Matrix<int32_t> slots;      // [batch, num_slots] its tagged ids
   const int32_t* union_size;  // [batch]
   Matrix<int64_t> keys;       // [batch, k] its own top-k
+  Matrix<int32_t> key_slots;  // [batch, k] the slots of their classes
   const float* log_sums;      // [batch]
   float* probs;               // [batch, num_slots], 0 padded
 };

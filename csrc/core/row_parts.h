@@ -30,14 +30,21 @@ UNITE_HOST_DEVICE inline float gathered_logit(const MemberLogits& logits, int64_
   return slot_logit(logits, row, id < logits.vocab_size ? static_cast<int32_t>(id) : kNoId);
 }
 
-// The logit of one slot: from the key if the id is in the member's own top-k.
-UNITE_HOST_DEVICE inline float own_or_given(const ScorePart& p, int64_t row, int slot, int32_t tagged) {
+// The logit of one slot: from the keys of its class, else from the key of its id, else the given one. Relative to
+// `largest`.
+UNITE_HOST_DEVICE inline float own_or_given(const ScorePart& p, int64_t row, int slot, int32_t tagged, float largest) {
   float logit = p.values.at(row, slot);
-  for (int rank = p.k - 1; rank >= 0; --rank) {  // the best of several
+  LogitSum sum;
+  bool has_key = false;
+  for (int rank = 0; rank < p.k; ++rank) {
     const uint64_t key = static_cast<uint64_t>(p.keys.at(row, rank));
-    if (key_id(key) == untag(tagged)) logit = key_value(key);
+    if (p.key_slots.at(row, rank) == slot) sum.add(key_value(key));
+    if (has_key || key_id(key) != untag(tagged)) continue;  // the best of several
+    logit = key_value(key);
+    has_key = true;
   }
-  return sanitize(logit, largest_finite(Dtype::kFloat32));
+  const float most = largest_finite(Dtype::kFloat32);
+  return sanitize(sum.empty() ? sanitize(logit, most) - largest : sum.minus(largest), most);
 }
 
 }  // namespace detail
@@ -55,6 +62,10 @@ UNITE_HOST_DEVICE void unite_row(Block& block, const UnionPart& u, int64_t row, 
 
   const int32_t status = detail::find_slots(block, p, row, s);
   const int slots = status == kOk ? *s.size : 0;
+  for (int w = block.thread_rank(); w < p.members * p.k; w += block.size()) {
+    const int member = walk_member(w / p.k, p.primary);
+    u.key_slots[(row * p.members + member) * p.k + w % p.k] = status == kOk ? detail::entry_slot(s, w) : -1;
+  }
   for (int i = block.thread_rank(); i < slots * p.members; i += block.size()) {
     const int32_t field = s.slot_id[i];
     if (detail::holds_rank(field)) s.slot_id[i] = key_id(detail::own_key(p, s, i % p.members, field));
@@ -81,14 +92,14 @@ UNITE_HOST_DEVICE void score_row(const Block& block, const ScorePart& p, int64_t
                                  const IndexTable& table) {
   const int slots = detail::clamp_slots(p.union_size[row], p.num_slots);
   float* scores = p.probs + row * p.num_slots;
+  const float first = key_value(static_cast<uint64_t>(p.keys.at(row, 0)));
+  const float largest = fabsf(first) <= largest_finite(Dtype::kFloat32) ? first : 0.0f;
   for (int slot = block.thread_rank(); slot < p.num_slots; slot += block.size()) {
     const int32_t tagged = slot < slots ? p.slots.at(row, slot) : kNoId;
     ids[slot] = tagged;
     float score = slot < slots ? negative_infinity() : 0.0f;
-    if (tagged >= 0) {
-      const float largest = key_value(static_cast<uint64_t>(p.keys.at(row, 0)));
-      score = detail::slot_score(p.score, detail::own_or_given(p, row, slot, tagged), largest, p.log_sums[row]);
-    }
+    if (tagged >= 0)
+      score = detail::slot_score(p.score, detail::own_or_given(p, row, slot, tagged, largest), p.log_sums[row]);
     scores[slot] = score;
   }
   block.sync();  // all scores are there

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "block.h"
+#include "logit_sum.h"
 #include "softmax.h"
 #include "step_params.h"
 #include "union.h"
@@ -40,17 +41,29 @@ UNITE_HOST_DEVICE inline uint64_t own_key(const StepParams& p, const RowScratch&
   return s.top[walk_position(member, p.primary) * p.k + (field - kRankBase)];
 }
 
+// The logit of a slot whose class is in the member's own top-k, from the rank in its field on: the sum over the class's
+// ids there, of which there is nearly always only one. Relative to `largest`.
+UNITE_HOST_DEVICE inline float own_logit(const StepParams& p, const RowScratch& s, int member, int slot, int32_t field,
+                                         float largest) {
+  const int first = walk_position(member, p.primary) * p.k;
+  LogitSum sum;
+  sum.add(key_value(s.top[first + (field - kRankBase)]));
+  if (*s.shared_class < 0)
+    for (int rank = field - kRankBase + 1; rank < p.k; ++rank)
+      if (entry_slot(s, first + rank) == slot) sum.add(key_value(s.top[first + rank]));
+  return sum.minus(largest);
+}
+
 // The logit of a slot whose id is not in the member's own top-k.
 UNITE_HOST_DEVICE inline float slot_logit(const MemberLogits& logits, int64_t row, int32_t tagged) {
   if (tagged < 0) return negative_infinity();
   return load_logit(row_pointer(logits, row), logits.dtype, untag(tagged));
 }
 
-// The input of the softmax over the slots. `largest` is the member's largest eligible logit.
-UNITE_HOST_DEVICE inline float slot_score(Score score, float logit, float largest, float log_sum) {
-  if (score == Score::kLogits) return logit;
-  // Subtracted separately: the sum of the largest logit and the log would lose the log's digits.
-  return expf((logit - largest) - log_sum);
+// The input of the softmax over the slots. `logit` and `log_sum` are relative to the member's largest eligible logit: a
+// logarithm added to a large logit would lose its digits.
+UNITE_HOST_DEVICE inline float slot_score(Score score, float logit, float log_sum) {
+  return score == Score::kLogits ? logit : expf(logit - log_sum);
 }
 
 // Rules 1 to 3 of the fill: every field of slot_id becomes a tagged id, every field of slot_score its score.
@@ -59,18 +72,15 @@ UNITE_HOST_DEVICE void fill(const Block& block, const StepParams& p, int64_t row
   for (int i = block.thread_rank(); i < slots * p.members; i += block.size()) {
     const int member = i % p.members;
     const int32_t field = s.slot_id[i];
+    const float largest = key_value(s.top[walk_position(member, p.primary) * p.k]);
     float logit;
     if (holds_rank(field)) {
-      const uint64_t key = own_key(p, s, member, field);
-      s.slot_id[i] = key_id(key);
-      logit = key_value(key);
+      s.slot_id[i] = key_id(own_key(p, s, member, field));
+      logit = own_logit(p, s, member, i / p.members, field, largest);
     } else {
-      logit = slot_logit(p.logits[member], row, field);
+      logit = slot_logit(p.logits[member], row, field) - largest;
     }
-    if (p.score == Score::kProbs && field != kNoId) {
-      const float largest = key_value(s.top[walk_position(member, p.primary) * p.k]);
-      logit = slot_score(p.score, logit, largest, s.log_sum[member]);
-    }
+    if (p.score == Score::kProbs && field != kNoId) logit = slot_score(p.score, logit, s.log_sum[member]);
     s.slot_score[i] = logit;
   }
   block.sync();

@@ -24,6 +24,7 @@ struct RowScratch {
   IndexTable table;      // capacity for num_slots entries
   float* log_sum;  // [members] log of the sum of exp(logit - first key's) over eligible ids; for Score::kProbs only
   int32_t* size;   // [1] number of slots
+  int32_t* shared_class;  // [1] below 0 if some member's top-k has several ids of one class
 };
 
 // A row's slots, after every member has scored them.
@@ -55,6 +56,18 @@ UNITE_HOST_DEVICE inline void open_slot(const StepParams& p, const RowScratch& s
     const int32_t* row = p.class_ids + static_cast<int64_t>(entry.cls) * p.members;
     for (int m = 0; m < p.members; ++m) ids[m] = row[m];
   }
+}
+
+// The slot of an entry of the walk, -1 if it has none. s.table must still lead from classes to openers.
+UNITE_HOST_DEVICE inline int entry_slot(const RowScratch& s, int w) {
+  int32_t field = s.entry_class[w];
+  if (field == kNoClass) return -1;
+  if (field > kNoClass) {
+    const int32_t opener = s.table.find(field);
+    if (opener == IndexTable::kAbsent) return -1;
+    field = s.entry_class[opener];
+  }
+  return -2 - field;
 }
 
 // Appends a slot for `include` unless the walk has opened it. False if the id is not eligible.
@@ -108,16 +121,19 @@ UNITE_HOST_DEVICE bool build_union(Block& block, const StepParams& p, int64_t ro
       s.entry_class[w] = -2 - slot;  // an entry that opens a slot holds its number, below kNoClass
     }
   }
-  if (block.thread_rank() == 0) *s.size = slots;
+  if (block.thread_rank() == 0) {
+    *s.size = slots;
+    *s.shared_class = 0;
+  }
   block.sync();
 
   // Rule 1 of the fill: a class in a member's own top-k takes its highest-ranked id there.
   for (int w = block.thread_rank(); w < walk; w += block.size()) {
-    if (s.entry_class[w] == kNoClass) continue;
-    const int opener = s.entry_class[w] < kNoClass ? w : s.table.find(s.entry_class[w]);
-    const int slot = -2 - s.entry_class[opener];
+    const int slot = detail::entry_slot(s, w);
+    if (slot < 0) continue;
     const int member = walk_member(w / p.k, p.primary);
-    block.fetch_min(s.slot_id + slot * p.members + member, detail::kRankBase + w % p.k);
+    const int32_t before = block.fetch_min(s.slot_id + slot * p.members + member, detail::kRankBase + w % p.k);
+    if (detail::holds_rank(before)) block.fetch_min(s.shared_class, -1);
   }
   if (p.include != nullptr && block.thread_rank() == 0 && !detail::append_include(p, s, p.include[row])) *s.size = -1;
   block.sync();

@@ -57,8 +57,9 @@ Tensor gather_logits(const Tensor logits, const Tensor ids) {
 }
 
 Tensor score_slots(const Tensor values, const Tensor slots, const Tensor union_size, const Tensor keys,
-                   const Tensor log_sums, const std::string score, const std::string duplicates) {
-  ScoreArguments call(values, slots, union_size, keys, log_sums, score, duplicates);
+                   const Tensor key_slots, const Tensor log_sums, const std::string score,
+                   const std::string duplicates) {
+  ScoreArguments call(values, slots, union_size, keys, key_slots, log_sums, score, duplicates);
   score_slots_cpu(call.part, torch_threads());
   return call.probs;
 }

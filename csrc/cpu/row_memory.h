@@ -15,7 +15,7 @@ class RowMemory {
     const size_t walk = static_cast<size_t>(p.members) * p.k;
     const size_t slots = p.num_slots;
     grow(top_, walk);
-    grow(words_, walk + slots + slots * p.members + 1);
+    grow(words_, walk + slots + slots * p.members + 2);
     grow(scores_, slots * p.members + p.members);
 
     RowScratch s;
@@ -24,6 +24,7 @@ class RowMemory {
     s.slot_class = s.entry_class + walk;
     s.slot_id = s.slot_class + slots;
     s.size = s.slot_id + slots * p.members;
+    s.shared_class = s.size + 1;
     s.table = table(p.num_slots);
     s.slot_score = scores_.data();
     s.log_sum = s.slot_score + slots * p.members;

@@ -149,9 +149,10 @@ Tensor gather_logits(const Tensor logits, const Tensor ids) {
 }
 
 Tensor score_slots(const Tensor values, const Tensor slots, const Tensor union_size, const Tensor keys,
-                   const Tensor log_sums, const std::string score, const std::string duplicates) {
+                   const Tensor key_slots, const Tensor log_sums, const std::string score,
+                   const std::string duplicates) {
   const DeviceGuard guard(values.get_device_index());
-  ScoreArguments call(values, slots, union_size, keys, log_sums, score, duplicates);
+  ScoreArguments call(values, slots, union_size, keys, key_slots, log_sums, score, duplicates);
   check_launch(launch_score_slots(call.part, current_stream(values)));
   return call.probs;
 }

@@ -73,7 +73,7 @@ struct CudaBlock {
   __device__ int32_t compare_and_swap(int32_t* address, int32_t expected, int32_t desired) const {
     return atomicCAS(address, expected, desired);
   }
-  __device__ void fetch_min(int32_t* address, int32_t value) const { atomicMin(address, value); }
+  __device__ int32_t fetch_min(int32_t* address, int32_t value) const { return atomicMin(address, value); }
 };
 
 }  // namespace unite

@@ -39,11 +39,12 @@ struct MergeScratch {
 
 // The part of shared memory that all phases use; it comes first.
 struct RowControl {
-  int* warp_totals;  // [CudaBlock::kSharedInts]
-  int* is_last;      // [1]
-  int* size;         // [1]
-  float* log_sum;    // [members]
-  uint64_t* top;     // [members, k]
+  int* warp_totals;   // [CudaBlock::kSharedInts]
+  int* is_last;       // [1]
+  int* size;          // [1]
+  int* shared_class;  // [1]
+  float* log_sum;     // [members]
+  uint64_t* top;      // [members, k]
 };
 
 UNITE_HOST_DEVICE inline RowControl take_control(Arena& arena, const StepParams& p) {
@@ -51,6 +52,7 @@ UNITE_HOST_DEVICE inline RowControl take_control(Arena& arena, const StepParams&
   c.warp_totals = arena.take<int>(CudaBlock::kSharedInts);
   c.is_last = arena.take<int>(1);
   c.size = arena.take<int>(1);
+  c.shared_class = arena.take<int>(1);
   c.log_sum = arena.take<float>(p.members);
   c.top = arena.take<uint64_t>(p.members * p.k);
   return c;
@@ -70,6 +72,7 @@ UNITE_HOST_DEVICE inline RowScratch take_row_scratch(Arena& arena, const StepPar
   RowScratch s;
   s.top = control.top;
   s.size = control.size;
+  s.shared_class = control.shared_class;
   s.log_sum = control.log_sum;
   s.entry_class = arena.take<int32_t>(p.members * p.k);
   s.slot_class = arena.take<int32_t>(p.num_slots);

@@ -39,6 +39,7 @@ UNITE_HOST_DEVICE inline RowScratch take_union_scratch(Arena& arena, const Union
   s.table.keys = arena.take<int32_t>(s.table.capacity);
   s.table.indices = arena.take<int32_t>(s.table.capacity);
   s.size = arena.take<int32_t>(1);
+  s.shared_class = arena.take<int32_t>(1);
   s.slot_id = part.slots + row * p.num_slots * p.members;
   s.slot_class = part.slot_classes + row * p.num_slots;
   return s;

@@ -85,6 +85,7 @@ class NaiveStep {
     std::map<int, int64_t> own;  // class -> its highest-ranked id
     for (int64_t id : top) own.emplace(world_.class_of[member][id], id);
     const std::vector<double> of_probs = probabilities(member, row);
+    const double highest = logits_[member].value(row, top[0]);  // beside a large logit a logarithm would be lost
 
     std::vector<double> scores;
     std::map<int64_t, size_t> keeper;  // id -> the slot that keeps it
@@ -99,8 +100,9 @@ class NaiveStep {
       }
     for (size_t slot = 0; slot < classes.size(); ++slot) {
       const int64_t id = out.ids[slot][member];
-      double score = id < 0 ? -kInfinity : logits_[member].value(row, id);
+      double score = id < 0 ? -kInfinity : logits_[member].value(row, id) - highest;
       if (options_.score == unite::Score::kProbs && id >= 0) score = of_probs[id];
+      if (own.count(classes[slot]) != 0) score = of_several(member, row, classes[slot], top, of_probs);
       if (options_.duplicates == unite::Duplicates::kDrop && id >= 0 && keeper[id] != slot) score = -kInfinity;
       scores.push_back(score);
     }
@@ -109,6 +111,20 @@ class NaiveStep {
     for (double score : scores) sum += std::exp(score - largest);
     for (size_t slot = 0; slot < classes.size(); ++slot)
       out.member_probs[slot][member] = std::exp(scores[slot] - largest) / sum;
+  }
+
+  // The score of a class that is in the member's top-k, from all its ids there.
+  double of_several(int member, int64_t row, int cls, const std::vector<int64_t>& top,
+                    const std::vector<double>& of_probs) const {
+    double largest = -kInfinity, sum = 0, probability = 0;
+    for (int64_t id : top) {
+      if (world_.class_of[member][id] != cls) continue;
+      const double logit = logits_[member].value(row, id) - logits_[member].value(row, top[0]);
+      if (largest == -kInfinity) largest = logit;
+      sum += std::exp(logit - largest);
+      probability += of_probs[id];
+    }
+    return options_.score == unite::Score::kProbs ? probability : largest + std::log(sum);
   }
 
   // The probability of every id among the member's eligible ones.

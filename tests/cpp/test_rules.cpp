@@ -102,10 +102,10 @@ TEST(an_own_id_beats_the_representative) {
   w.build();
   // Only id 3 is in its top-k.
   check_ids(run(w, {{0, -9, 4, 5}, {0, 1, 2}}, {}), {3, 1, 2, 2, -1, -1, -1, -1});
-  // Both are: one slot, the highest-ranked id.
+  // Both are: one slot, the highest-ranked id, the sum over both.
   const Outputs both = run(w, {{0, 4, 1, 5}, {0, 1, 2}}, {});
   check_ids(both, {3, 1, 2, 2, -1, -1, -1, -1});
-  check_probs(both, 2, 0, {5, 1});
+  check_probs(both, 2, 0, {std::log(std::exp(5.0) + std::exp(4.0)), 1});
   // Neither is: the representative.
   check_ids(run(w, {{7, 1, 6, 2}, {0, 3, 2}}, {}), {0, 0, 2, 2, 1, 1, -1, -1});
 }

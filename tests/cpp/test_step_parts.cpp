@@ -1,4 +1,5 @@
 // The step in parts against the fused one, bit for bit, and with keys that no member would send.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -42,8 +43,8 @@ Outputs run_parts(const World& world, const std::vector<Rows>& logits, int batch
   }
 
   std::vector<int32_t> ids(static_cast<size_t>(batch) * slots * members, 77), classes(batch * slots, 77);
-  std::vector<int32_t> size(batch, 77), status(batch, 77);
-  UnionPart all{step, keys.data(), ids.data(), classes.data()};
+  std::vector<int32_t> size(batch, 77), status(batch, 77), key_slots(keys.size(), 77);
+  UnionPart all{step, keys.data(), ids.data(), classes.data(), key_slots.data()};
   all.step.union_size = size.data();
   all.step.status = status.data();
   unite_keys_cpu(all, parallel);
@@ -54,8 +55,18 @@ Outputs run_parts(const World& world, const std::vector<Rows>& logits, int batch
     std::vector<float> values(batch * slots, -77.0f), scored(batch * slots, -77.0f);
     gather_logits_cpu({step.logits[m], batch, slots, column, {}, values.data()}, parallel);
     const std::vector<int64_t> mine(own[m].begin(), own[m].end());
-    score_slots_cpu({batch, slots, k, options.score, options.duplicates, dense(values, slots), column, size.data(),
-                     dense(mine, k), log_sums[m].data(), scored.data()},
+    score_slots_cpu({batch,
+                     slots,
+                     k,
+                     options.score,
+                     options.duplicates,
+                     dense(values, slots),
+                     column,
+                     size.data(),
+                     dense(mine, k),
+                     {key_slots.data() + m * k, members * k, 1},
+                     log_sums[m].data(),
+                     scored.data()},
                     parallel);
     for (int i = 0; i < batch * slots; ++i) probs[static_cast<size_t>(i) * members + m] = scored[i];
   }
@@ -89,10 +100,11 @@ TEST(an_own_proposal_counts_with_its_key) {
   const std::vector<int64_t> keys = {static_cast<int64_t>(make_key(2.5f, 4))};
   const std::vector<int32_t> slots = {4, 7, 4 | kFirstSubToken}, size = {3};
   const std::vector<float> values = {std::nanf(""), 1.0f, -50.0f}, log_sums = {0};
+  const std::vector<int32_t> key_slots = {0};
   std::vector<float> probs(3);
   for (Duplicates duplicates : {Duplicates::kRepeat, Duplicates::kDrop}) {
     score_slots_cpu({1, 3, 1, Score::kLogits, duplicates, dense(values, 3), dense(slots, 3), size.data(),
-                     dense(keys, 1), log_sums.data(), probs.data()},
+                     dense(keys, 1), dense(key_slots, 1), log_sums.data(), probs.data()},
                     Parallel::serial());
     const float third = duplicates == Duplicates::kDrop ? 0.0f : probs[0];
     CHECK(probs[2] == third && probs[0] > probs[1] && probs[1] > 0, probs[0], " ", probs[1], " ", probs[2]);
@@ -116,7 +128,8 @@ TEST(what_came_over_a_network_is_not_trusted_with_memory) {
     std::vector<uint64_t> keys(batch * members * k);
     for (uint64_t& key : keys) key = anything();
     std::vector<int32_t> ids(batch * slots * members), classes(batch * slots), size(batch), status(batch);
-    UnionPart all{step, keys.data(), ids.data(), classes.data()};
+    std::vector<int32_t> key_slots(keys.size());
+    UnionPart all{step, keys.data(), ids.data(), classes.data(), key_slots.data()};
     all.step.union_size = size.data();
     all.step.status = status.data();
     unite_keys_cpu(all, Parallel::serial());
@@ -126,9 +139,14 @@ TEST(what_came_over_a_network_is_not_trusted_with_memory) {
         const int32_t id = untag(ids[row * slots * members + i]);
         CHECK(id >= -1 && id < step.logits[i % members].vocab_size, "id ", id);
       }
+      for (int i = 0; i < members * k; ++i) {
+        const int32_t slot = key_slots[row * members * k + i];
+        CHECK(slot >= -1 && slot < std::max(size[row], 0), "slot ", slot);
+      }
     }
 
     for (int32_t& id : ids) id = static_cast<int32_t>(random());
+    for (int32_t& slot : key_slots) slot = static_cast<int32_t>(random()) % 40;
     for (int32_t& s : size) s = static_cast<int32_t>(random()) % 40;
     for (int32_t& cls : classes) cls = static_cast<int32_t>(random()) % 4;
     for (int32_t& s : status) s = static_cast<int32_t>(random()) % 2;
@@ -136,8 +154,18 @@ TEST(what_came_over_a_network_is_not_trusted_with_memory) {
     const Matrix<int32_t> column{ids.data(), slots * members, members};
     gather_logits_cpu({step.logits[0], batch, slots, column, {}, values.data()}, Parallel::serial());
     const std::vector<int64_t> mine(keys.begin(), keys.begin() + batch * k);
-    score_slots_cpu({batch, slots, k, Score::kProbs, Duplicates::kDrop, dense(values, slots), column, size.data(),
-                     dense(mine, k), log_sums.data(), probs.data()},
+    score_slots_cpu({batch,
+                     slots,
+                     k,
+                     Score::kProbs,
+                     Duplicates::kDrop,
+                     dense(values, slots),
+                     column,
+                     size.data(),
+                     dense(mine, k),
+                     {key_slots.data(), k, 1},
+                     log_sums.data(),
+                     probs.data()},
                     Parallel::serial());
     CombinePart end{step, all_probs.data(), ids.data(), classes.data(), size.data(), status.data()};
     const Outputs out = attach_outputs(end.step);

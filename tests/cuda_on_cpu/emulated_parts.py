@@ -50,7 +50,7 @@ class TopKeysPart(ctypes.Structure):
 
 
 class UnionPart(ctypes.Structure):
-    _fields_ = [("step", StepParams), *pointers("keys", "slots", "slot_classes")]
+    _fields_ = [("step", StepParams), *pointers("keys", "slots", "slot_classes", "key_slots")]
 
 
 class GatherPart(ctypes.Structure):
@@ -70,6 +70,7 @@ class ScorePart(ctypes.Structure):
         ("slots", Matrix),
         *pointers("union_size"),
         ("keys", Matrix),
+        ("key_slots", Matrix),
         *pointers("log_sums", "probs"),
     ]
 
@@ -127,9 +128,8 @@ class EmulatedParts:
         """As `step_parts.unite_keys`."""
         batch, members, k = keys.shape
         width = members * k + (include is not None)
-        union = UnionSlots(
-            *[poisoned(torch.int32, keys.device, batch, *shape) for shape in ((width, members), (width,), (), ())]
-        )
+        shapes = ((width, members), (width,), (), (), (members, k))
+        union = UnionSlots(*[poisoned(torch.int32, keys.device, batch, *shape) for shape in shapes])
         step = StepParams(batch, members, k, primary, width)
         for m, size in enumerate(alignment.vocab_sizes):
             step.logits[m].vocab_size = size
@@ -137,7 +137,8 @@ class EmulatedParts:
         step.class_ids = alignment.class_ids.data_ptr()
         step.include = None if include is None else include.data_ptr()
         step.union_size, step.status = union.union_size.data_ptr(), union.status.data_ptr()
-        part = UnionPart(step, keys.data_ptr(), union.slots.data_ptr(), union.slot_classes.data_ptr())
+        outputs = (union.slots, union.slot_classes, union.key_slots)
+        part = UnionPart(step, keys.data_ptr(), *[tensor.data_ptr() for tensor in outputs])
 
         inputs = {"keys": keys, "table": alignment.table, "class_ids": alignment.class_ids}
         self._start(union._asdict(), inputs | ({} if include is None else {"include": include}))
@@ -163,6 +164,7 @@ class EmulatedParts:
         slots: Tensor,
         union_size: Tensor,
         keys: Tensor,
+        key_slots: Tensor,
         log_sums: Tensor,
         *,
         score: str,
@@ -172,11 +174,12 @@ class EmulatedParts:
         probs = poisoned(torch.float32, values.device, *values.shape)
         part = ScorePart(*values.shape, keys.shape[1], SCORES.index(score), DUPLICATES.index(duplicates))
         part.values, part.slots, part.keys = Matrix.of(values), Matrix.of(slots), Matrix.of(keys)
+        part.key_slots = Matrix.of(key_slots)
         part.union_size, part.log_sums = union_size.data_ptr(), log_sums.data_ptr()
         part.probs = probs.data_ptr()
 
-        inputs = {"values": values, "slots": slots, "union_size": union_size, "keys": keys, "log_sums": log_sums}
-        self._start({"probs": probs}, inputs)
+        inputs = {"values": values, "slots": slots, "union_size": union_size, "keys": keys, "key_slots": key_slots}
+        self._start({"probs": probs}, inputs | {"log_sums": log_sums})
         self.emulator.call("emu_score_slots", ctypes.byref(part))
         return probs
 
@@ -201,9 +204,10 @@ class EmulatedParts:
             step.weights[m] = weight / sum(weights)
         for name, tensor in result._asdict().items():
             setattr(step, name, tensor.data_ptr())
-        part = CombinePart(step, member_probs.data_ptr(), *[tensor.data_ptr() for tensor in union])
+        used = {name: tensor for name, tensor in union._asdict().items() if name != "key_slots"}
+        part = CombinePart(step, member_probs.data_ptr(), *[tensor.data_ptr() for tensor in used.values()])
 
-        inputs = {f"given {name}": tensor for name, tensor in union._asdict().items()}
+        inputs = {f"given {name}": tensor for name, tensor in used.items()}
         self._start(result._asdict(), inputs | {"given member_probs": member_probs})
         self.emulator.call("emu_combine_slots", ctypes.byref(part))
         return result

@@ -76,7 +76,9 @@ def test_one_kernel_each_and_no_synchronisation():
         lambda: step_parts.top_k_keys(logits[0], on_device, 0),
         lambda: step_parts.unite_keys(stacked, on_device),
         lambda: step_parts.gather_logits(logits[0], column),
-        lambda: step_parts.score_slots(values, column, union.union_size, keys[0], log_sums[0], **rules),
+        lambda: step_parts.score_slots(
+            values, column, union.union_size, keys[0], union.key_slots[:, 0], log_sums[0], **rules
+        ),
         lambda: step_parts.combine_slots(probs, union),
     ]
     torch.cuda.synchronize()

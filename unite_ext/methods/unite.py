@@ -59,10 +59,10 @@ def step_in_parts(
     keys = torch.stack([keys for keys, _ in tops], dim=1)
     union = unite_keys(keys, alignment, primary=options.primary, include=include)
     probs = []
-    for m, (own, top) in enumerate(zip(scores, tops)):
+    for m, (own, (own_keys, log_sums)) in enumerate(zip(scores, tops)):
         slots = union.slots[:, :, m]
         values = own.gather(slots)
-        given = (values, slots, union.union_size, *top)
+        given = (values, slots, union.union_size, own_keys, union.key_slots[:, m], log_sums)
         probs.append(score_slots(*given, score=options.score, duplicates=options.duplicates))
     return combine_slots(torch.stack(probs, dim=2), union, primary=options.primary, weights=options.weights)
 

@@ -260,7 +260,6 @@ def step_in_parts(
     for m, (own, log_sums) in enumerate(tops):
         slots = union.slots[:, :, m]
         values = parts.gather_logits(logits[m], slots)
-        columns.append(
-            parts.score_slots(values, slots, union.union_size, own, log_sums, score=score, duplicates=duplicates)
-        )
+        given = (values, slots, union.union_size, own, union.key_slots[:, m], log_sums)
+        columns.append(parts.score_slots(*given, score=score, duplicates=duplicates))
     return parts.combine_slots(torch.stack(columns, dim=2), union, primary=primary, weights=weights)
