@@ -1,7 +1,7 @@
 // The schemas of all operators. Backends register their own implementations.
 //
 // Rules of the step are passed as strings, so that a new one changes no schema: score is "logits" or "probs",
-// duplicates is "repeat" or "drop".
+// duplicates is "repeat" or "drop", combine is "mean" or "product".
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(unite_ext, m) {
@@ -10,7 +10,7 @@ STABLE_TORCH_LIBRARY(unite_ext, m) {
   m.def(
       "fused_step("
       "Tensor[] logits, Tensor table, Tensor class_ids, Tensor eligible, int[] eligible_offsets, int[] vocab_sizes, "
-      "int k, int primary, float[] weights, str score, str duplicates, "
+      "int k, int primary, float[] weights, str score, str duplicates, str combine, "
       "Tensor? include=None, Tensor(a!)? workspace=None"
       ") -> (Tensor next_ids, Tensor union_ids, Tensor union_size, Tensor winner, Tensor union_probs, "
       "Tensor member_probs, Tensor status)");
@@ -22,15 +22,16 @@ STABLE_TORCH_LIBRARY(unite_ext, m) {
       "top_k_keys(Tensor logits, Tensor eligible, int eligible_offset, int vocab_size, int k, str score) "
       "-> (Tensor keys, Tensor log_sums)");
   m.def(
-      "unite_keys(Tensor keys, Tensor table, Tensor class_ids, int[] vocab_sizes, int primary, Tensor? include=None) "
+      "unite_keys(Tensor keys, Tensor table, Tensor class_ids, int[] vocab_sizes, int primary, float[] weights, "
+      "str combine, Tensor? include=None) "
       "-> (Tensor slots, Tensor slot_classes, Tensor union_size, Tensor status, Tensor key_slots)");
   m.def("gather_logits(Tensor logits, Tensor ids) -> Tensor");
   m.def(
       "score_slots(Tensor values, Tensor slots, Tensor union_size, Tensor keys, Tensor key_slots, Tensor log_sums, "
-      "str score, str duplicates) -> Tensor");
+      "str score, str duplicates, str combine) -> Tensor");
   m.def(
-      "combine_slots(Tensor member_probs, Tensor slots, Tensor slot_classes, Tensor union_size, Tensor status, "
-      "int primary, float[] weights"
+      "combine_slots(Tensor member_scores, Tensor slots, Tensor slot_classes, Tensor union_size, Tensor status, "
+      "int primary, float[] weights, str combine"
       ") -> (Tensor next_ids, Tensor union_ids, Tensor union_size, Tensor winner, Tensor union_probs, "
       "Tensor member_probs, Tensor status)");
 

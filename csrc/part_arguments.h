@@ -77,12 +77,14 @@ struct UnionArguments {
   UnionOutputs outputs;
 
   UnionArguments(const Tensor& keys, const Tensor& table, const Tensor& class_ids,
-                 const std::vector<int64_t>& vocab_sizes, int64_t primary, const std::optional<Tensor>& include) {
+                 const std::vector<int64_t>& vocab_sizes, int64_t primary, const std::vector<double>& weights,
+                 const std::string& combine, const std::optional<Tensor>& include) {
     check_dense("keys", keys, ScalarType::Long, 3, keys);
     StepParams& p = part.step;
     detail::set_sizes(p, keys.size(0), keys.size(1), keys.size(2), primary, include.has_value());
     detail::set_tables(p, table, class_ids, keys);
     detail::set_include(p, include, keys);
+    detail::set_weights(p, weights, combine);
     check_length("vocab_sizes", vocab_sizes.size(), p.members);
     for (int m = 0; m < p.members; ++m) {
       check_range("vocab_sizes", vocab_sizes[m], 1, kIdMask);
@@ -124,12 +126,12 @@ struct GatherArguments {
 
 struct ScoreArguments {
   ScorePart part{};
-  Tensor probs;
+  Tensor scores;
 
   ScoreArguments(const Tensor& values, const Tensor& slots, const Tensor& union_size, const Tensor& keys,
                  const Tensor& key_slots, const Tensor& log_sums, const std::string& score,
-                 const std::string& duplicates)
-      : probs(values) {
+                 const std::string& duplicates, const std::string& combine)
+      : scores(values) {
     if (values.dim() != 2) fail("values must have 2 dimensions, got ", values.dim());
     if (keys.dim() != 2) fail("keys must have 2 dimensions, got ", keys.dim());
     check_range("k", keys.size(1), 1, kMaxTopK);
@@ -139,14 +141,15 @@ struct ScoreArguments {
     p.k = static_cast<int32_t>(keys.size(1));
     p.score = parse_score(score);
     p.duplicates = parse_duplicates(duplicates);
+    p.combine = parse_combine(combine);
     p.values = detail::matrix<float>("values", values, ScalarType::Float, p.batch, p.num_slots, values);
     p.slots = detail::matrix<int32_t>("slots", slots, ScalarType::Int, p.batch, p.num_slots, values);
     p.union_size = detail::per_row<int32_t>("union_size", union_size, ScalarType::Int, p.batch, values);
     p.keys = detail::matrix<int64_t>("keys", keys, ScalarType::Long, p.batch, p.k, values);
     p.key_slots = detail::matrix<int32_t>("key_slots", key_slots, ScalarType::Int, p.batch, p.k, values);
     p.log_sums = detail::per_row<float>("log_sums", log_sums, ScalarType::Float, p.batch, values);
-    probs = detail::empty({p.batch, p.num_slots}, aoti_torch_dtype_float32(), values);
-    p.probs = detail::data_of<float>(probs);
+    scores = detail::empty({p.batch, p.num_slots}, aoti_torch_dtype_float32(), values);
+    p.scores = detail::data_of<float>(scores);
   }
 };
 
@@ -154,31 +157,31 @@ struct CombineArguments {
   CombinePart part{};
   StepOutputs outputs;
 
-  CombineArguments(const Tensor& member_probs, const Tensor& slots, const Tensor& slot_classes,
-                   const Tensor& union_size, const Tensor& status, int64_t primary,
-                   const std::vector<double>& weights) {
-    check_dense("member_probs", member_probs, ScalarType::Float, 3, member_probs);
-    check_dense("slots", slots, ScalarType::Int, 3, member_probs);
-    check_dense("slot_classes", slot_classes, ScalarType::Int, 2, member_probs);
+  CombineArguments(const Tensor& member_scores, const Tensor& slots, const Tensor& slot_classes,
+                   const Tensor& union_size, const Tensor& status, int64_t primary, const std::vector<double>& weights,
+                   const std::string& combine) {
+    check_dense("member_scores", member_scores, ScalarType::Float, 3, member_scores);
+    check_dense("slots", slots, ScalarType::Int, 3, member_scores);
+    check_dense("slot_classes", slot_classes, ScalarType::Int, 2, member_scores);
     for (int dim = 0; dim < 3; ++dim)
-      if (slots.size(dim) != member_probs.size(dim)) fail("slots must have the shape of member_probs");
+      if (slots.size(dim) != member_scores.size(dim)) fail("slots must have the shape of member_scores");
     for (int dim = 0; dim < 2; ++dim)
-      if (slot_classes.size(dim) != member_probs.size(dim))
-        fail("slot_classes must be [batch, slots] like member_probs");
-    check_range("the number of members", member_probs.size(2), 1, kMaxMembers);
-    check_range("primary", primary, 0, member_probs.size(2) - 1);
+      if (slot_classes.size(dim) != member_scores.size(dim))
+        fail("slot_classes must be [batch, slots] like member_scores");
+    check_range("the number of members", member_scores.size(2), 1, kMaxMembers);
+    check_range("primary", primary, 0, member_scores.size(2) - 1);
     StepParams& p = part.step;
-    p.batch = detail::checked_rows(member_probs);
-    p.num_slots = detail::checked_slots(member_probs);
-    p.members = static_cast<int32_t>(member_probs.size(2));
+    p.batch = detail::checked_rows(member_scores);
+    p.num_slots = detail::checked_slots(member_scores);
+    p.members = static_cast<int32_t>(member_scores.size(2));
     p.primary = static_cast<int32_t>(primary);
-    detail::set_weights(p, weights);
-    outputs = detail::set_outputs(p, member_probs);
-    part.member_probs = detail::data_of<const float>(member_probs);
+    detail::set_weights(p, weights, combine);
+    outputs = detail::set_outputs(p, member_scores);
+    part.member_scores = detail::data_of<const float>(member_scores);
     part.slots = detail::data_of<const int32_t>(slots);
     part.slot_classes = detail::data_of<const int32_t>(slot_classes);
-    part.union_size = detail::per_row<int32_t>("union_size", union_size, ScalarType::Int, p.batch, member_probs);
-    part.status = detail::per_row<int32_t>("status", status, ScalarType::Int, p.batch, member_probs);
+    part.union_size = detail::per_row<int32_t>("union_size", union_size, ScalarType::Int, p.batch, member_scores);
+    part.status = detail::per_row<int32_t>("status", status, ScalarType::Int, p.batch, member_scores);
   }
 };
 

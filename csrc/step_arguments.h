@@ -35,6 +35,12 @@ inline Duplicates parse_duplicates(const std::string& duplicates) {
   fail("duplicates must be one of 'repeat', 'drop', got '", duplicates, "'");
 }
 
+inline Combine parse_combine(const std::string& combine) {
+  if (combine == "mean") return Combine::kMean;
+  if (combine == "product") return Combine::kProduct;
+  fail("combine must be one of 'mean', 'product', got '", combine, "'");
+}
+
 namespace detail {
 
 inline Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype, const Tensor& like) {
@@ -125,8 +131,9 @@ inline void set_include(StepParams& p, const std::optional<Tensor>& include, con
   p.include = static_cast<const int64_t*>(include->data_ptr());
 }
 
-inline void set_weights(StepParams& p, const std::vector<double>& weights) {
+inline void set_weights(StepParams& p, const std::vector<double>& weights, const std::string& combine) {
   check_length("weights", weights.size(), p.members);
+  p.combine = parse_combine(combine);
   for (int m = 0; m < p.members; ++m) p.weights[m] = static_cast<float>(weights[m]);
 }
 
@@ -155,7 +162,7 @@ struct StepArguments {
   StepArguments(const std::vector<Tensor>& logits, const Tensor& table, const Tensor& class_ids, const Tensor& eligible,
                 const std::vector<int64_t>& eligible_offsets, const std::vector<int64_t>& vocab_sizes, int64_t k,
                 int64_t primary, const std::vector<double>& weights, const std::string& score,
-                const std::string& duplicates, const std::optional<Tensor>& include) {
+                const std::string& duplicates, const std::string& combine, const std::optional<Tensor>& include) {
     if (logits.empty()) fail("logits must not be empty");
     const Tensor& first = logits[0];
     if (first.dim() != 2) fail("logits[0] must be [batch, vocabulary], got ", first.dim(), " dimensions");
@@ -165,7 +172,7 @@ struct StepArguments {
     check_length("vocab_sizes", vocab_sizes.size(), logits.size());
     p.score = parse_score(score);
     p.duplicates = parse_duplicates(duplicates);
-    detail::set_weights(p, weights);
+    detail::set_weights(p, weights, combine);
     detail::set_tables(p, table, class_ids, first);
     for (int m = 0; m < p.members; ++m) {
       const std::string name = "logits[" + std::to_string(m) + "]";

@@ -17,6 +17,7 @@ from cuda_on_cpu import emulator
 from cuda_on_cpu.emulated_parts import EmulatedParts
 from cuda_on_cpu.emulator import EmulationError, Emulator, LaunchConfig, Schedule, StepParams
 from cuda_on_cpu.faults import FAULTS
+from test_step import drawn_weights
 
 from unite_ext import reference
 from unite_ext.testing import (
@@ -31,7 +32,7 @@ from unite_ext.testing import (
 pytestmark = pytest.mark.skipif(emulator.unavailable() is not None, reason=str(emulator.unavailable()))
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-STEP_OPTIONS = ("k", "primary", "weights", "score", "duplicates", "include")
+STEP_OPTIONS = ("k", "primary", "weights", "score", "duplicates", "combine", "include")
 
 
 @pytest.fixture
@@ -158,10 +159,11 @@ def test_random_steps_under_random_schedules(checked, seed):
     options = {
         "k": int(rng.choice([1, 10, 16, 17, 64, 128])),
         "primary": int(rng.integers(members)),
-        "weights": (rng.random(members) + 0.01).tolist(),
         "score": str(rng.choice(["logits", "probs"])),
         "duplicates": str(rng.choice(["repeat", "drop"])),
+        "combine": ["mean", "product"][seed % 2],
     }
+    options["weights"] = drawn_weights(rng, members, options["primary"], options["combine"])
     if rng.random() < 0.4:  # one in five of these ids is not eligible, or none is asked for
         options["include"] = torch.from_numpy(rng.integers(-1, alignment.vocab_sizes[options["primary"]], batch))
     schedule = Schedule(

@@ -9,6 +9,7 @@ from cuda_on_cpu import emulator
 from cuda_on_cpu.emulated_parts import EmulatedParts
 from cuda_on_cpu.emulator import EmulationError, Schedule
 from test_cuda_on_cpu import DTYPES, real_widths
+from test_step import drawn_weights
 
 from unite_ext import exchange, reference
 from unite_ext._core import FIRST_SUB_TOKEN
@@ -57,10 +58,11 @@ def test_parts_are_the_fused_kernel(checked, seed):
     options = {
         "k": int(rng.choice([1, 10, 16, 17, 64, 128])),
         "primary": int(rng.integers(members)),
-        "weights": (rng.random(members) + 0.01).tolist(),
         "score": ["logits", "probs"][seed % 3 != 0],
         "duplicates": str(rng.choice(["repeat", "drop"])),
+        "combine": ["mean", "product"][seed % 2],
     }
+    options["weights"] = drawn_weights(rng, members, options["primary"], options["combine"])
     if rng.random() < 0.4:
         options["include"] = torch.from_numpy(rng.integers(-1, alignment.vocab_sizes[options["primary"]], batch))
     checked.threads, checked.slices = int(rng.choice([32, 64, 128])), int(rng.integers(1, 6))

@@ -25,6 +25,7 @@ AXES = {
     "kind": LOGIT_KINDS,
     "score": ("logits", "probs"),
     "duplicates": ("repeat", "drop"),
+    "combine": ("mean", "product"),
     "strided": (False, True),
     "with_include": (False, True),
 }
@@ -60,7 +61,16 @@ def pairwise_cover(axes: dict[str, tuple], seed: int = 0) -> list[dict]:
     return cases
 
 
-def run_case(sizes, *, k, batch, dtype, kind, score, duplicates, strided, with_include, seed=0, **_):
+def drawn_weights(rng: np.random.Generator, members: int, primary: int, combine: str) -> list[float]:
+    """Weights that a step takes; those of a product are of both signs, and now and then 0."""
+    if combine == "mean":
+        return (rng.random(members) + 0.1).tolist()
+    weights = np.where(rng.random(members) < 0.2, 0.0, rng.normal(size=members) * 1.5)
+    weights[primary] = abs(weights[primary]) + 0.1
+    return weights.tolist()
+
+
+def run_case(sizes, *, k, batch, dtype, kind, score, duplicates, strided, with_include, combine="mean", seed=0, **_):
     alignment = synthetic_alignment(sizes, seed)
     logits = make_logits(alignment, batch, kind=kind, dtype=dtype, seed=seed, strided=strided)
     rng = np.random.default_rng(seed)
@@ -72,9 +82,10 @@ def run_case(sizes, *, k, batch, dtype, kind, score, duplicates, strided, with_i
     options = {
         "k": k,
         "primary": primary,
-        "weights": (rng.random(members) + 0.1).tolist(),
+        "weights": drawn_weights(rng, members, primary, combine),
         "score": score,
         "duplicates": duplicates,
+        "combine": combine,
         "include": include,
     }
     got = unite_step(logits, alignment, **options)
@@ -187,9 +198,11 @@ def test_opcheck():
     logits = make_logits(alignment, 3, dtype=torch.bfloat16)
     args = (
         logits, alignment.table, alignment.class_ids, alignment.eligible, alignment.eligible_offsets,
-        alignment.vocab_sizes, 10, 0, [0.5, 0.5], "logits", "repeat",
+        alignment.vocab_sizes, 10, 0, [0.5, 0.5], "logits", "repeat", "mean",
     )  # fmt: skip
     torch.library.opcheck(torch.ops.unite_ext.fused_step.default, args)
+    product = (*args[:-4], [1.5, -0.5], *args[-3:-1], "product")
+    torch.library.opcheck(torch.ops.unite_ext.fused_step.default, product)
     torch.library.opcheck(torch.ops.unite_ext.fused_step.default, (*args, torch.tensor([-1, -1, -1])))
 
 

@@ -54,7 +54,7 @@ CASES = {
     "k a bool": (GOOD, {"k": True}, TypeError, "k must be an int, got bool"),
     "primary too large": (GOOD, {"primary": 2}, ValueError, "primary must be from 0 to 1, got 2"),
     "primary negative": (GOOD, {"primary": -1}, ValueError, "primary must be from 0 to 1, got -1"),
-    "negative weight": (GOOD, {"weights": [1, -1]}, ValueError, "weights must be finite and not negative"),
+    "negative weight": (GOOD, {"weights": [1, -1]}, ValueError, "weights must not be negative with combine='mean'"),
     "NaN weight": (GOOD, {"weights": [1, math.nan]}, ValueError, "weights must be finite"),
     "infinite weight": (GOOD, {"weights": [1, math.inf]}, ValueError, "weights must be finite"),
     "weights all zero": (GOOD, {"weights": [0, 0]}, ValueError, "weights must not all be zero"),
@@ -116,11 +116,12 @@ def test_the_operator_itself_stays_memory_safe():
         sizes=ALIGNMENT.vocab_sizes,
         score="logits",
         duplicates="repeat",
+        combine="mean",
         **options,
     ):
         torch.ops.unite_ext.fused_step(
             logits, table, class_ids, ALIGNMENT.eligible, ALIGNMENT.eligible_offsets, sizes, k, 0, [0.5, 0.5], score,
-            duplicates, **options,
+            duplicates, combine, **options,
         )  # fmt: skip
 
     call(GOOD)

@@ -14,7 +14,7 @@ SIZES = ((9,), (40, 60), (60, 40, 7), (33, 65, 130, 31))
 
 
 @st.composite
-def cases(draw, min_members=1):
+def cases(draw, min_members=1, combines=("mean", "product")):
     sizes = draw(st.sampled_from([s for s in SIZES if len(s) >= min_members]))
     alignment = synthetic_alignment(sizes, draw(st.integers(0, 3)))
     logits = make_logits(
@@ -25,11 +25,18 @@ def cases(draw, min_members=1):
         seed=draw(st.integers(0, 10**6)),
         padding=draw(st.integers(0, 3)),
     )
-    weights = st.sampled_from([0.0, 0.5, 1.0, 3.0])
+    primary = draw(st.integers(0, len(sizes) - 1))
+    combine = draw(st.sampled_from(combines))
+    if combine == "mean":
+        weights = st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=len(sizes), max_size=len(sizes)).filter(any)
+    else:
+        weights = st.lists(st.sampled_from([-1.0, -0.25, 0.0, 0.5, 2.0]), min_size=len(sizes), max_size=len(sizes))
+        weights = weights.map(lambda given: [abs(w) + 0.5 if m == primary else w for m, w in enumerate(given)])
     options = {
         "k": draw(st.integers(1, 80)),
-        "primary": draw(st.integers(0, len(sizes) - 1)),
-        "weights": draw(st.lists(weights, min_size=len(sizes), max_size=len(sizes)).filter(any)),
+        "primary": primary,
+        "combine": combine,
+        "weights": draw(weights),
         "score": draw(st.sampled_from(["logits", "probs"])),
         "duplicates": draw(st.sampled_from(["repeat", "drop"])),
     }

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_step import AXES, DTYPES, SIZES, name_of, pairwise_cover
+from test_step import AXES, DTYPES, SIZES, drawn_weights, name_of, pairwise_cover
 from test_step_laws import cases
 
 from unite_ext import exchange, reference, step_parts, unite_step
+from unite_ext._checks import step_weights
 from unite_ext._core import BAD_INCLUDE, FIRST_SUB_TOKEN, ID_MASK, NO_CLASS, NO_ID
 from unite_ext.ops import cpu_instruction_set
 from unite_ext.testing import (
@@ -28,8 +29,9 @@ def options_of(case, alignment, seed=0):
     """The options of a case of `AXES`; now and then an `include` that is not eligible."""
     rng = np.random.default_rng(seed)
     members, batch = alignment.num_members, case["batch"]
-    options = {name: case[name] for name in ("k", "score", "duplicates")}
-    options |= {"primary": int(rng.integers(members)), "weights": (rng.random(members) + 0.1).tolist()}
+    options = {name: case[name] for name in ("k", "score", "duplicates", "combine")}
+    options["primary"] = int(rng.integers(members))
+    options["weights"] = drawn_weights(rng, members, options["primary"], options["combine"])
     if case["with_include"]:
         options["include"] = torch.from_numpy(rng.integers(-1, alignment.vocab_sizes[options["primary"]], batch))
     return options
@@ -37,12 +39,13 @@ def options_of(case, alignment, seed=0):
 
 def fused(logits, alignment, **options):
     """The fused step without its check of failed rows."""
-    weights = options.get("weights") or [1.0] * len(logits)
+    combine = options.get("combine", "mean")
+    weights = step_weights(options.get("weights"), len(logits), combine, options.get("primary", 0))
     return reference.StepResult(
         *torch.ops.unite_ext.fused_step(
             logits, alignment.table, alignment.class_ids, alignment.eligible, alignment.eligible_offsets,
             alignment.vocab_sizes, options.get("k", 10), options.get("primary", 0),
-            [w / sum(weights) for w in weights], options.get("score", "logits"), options.get("duplicates", "repeat"),
+            weights, options.get("score", "logits"), options.get("duplicates", "repeat"), combine,
             options.get("include"),
         )
     )  # fmt: skip
@@ -280,10 +283,16 @@ def operator_calls(device="cpu"):
     include = torch.full((3,), -1, device=device)
     return {
         "top_k_keys": [first],
-        "unite_keys": [(keys, *tables, 0), (keys, *tables, 1, include)],
+        "unite_keys": [(keys, *tables, 0, [0.5, 0.5], "mean"), (keys, *tables, 1, [-1.0, 2.0], "product", include)],
         "gather_logits": [(logits[0], column), (logits[0], column.long())],
-        "score_slots": [(values, column, union.union_size, keys[:, 0], union.key_slots[:, 0], sums, "probs", "drop")],
-        "combine_slots": [(torch.rand(union.slots.shape, device=device), *union[:4], 0, [0.5, 0.5])],
+        "score_slots": [
+            (values, column, union.union_size, keys[:, 0], union.key_slots[:, 0], sums, "probs", "drop", combine)
+            for combine in ("mean", "product")
+        ],
+        "combine_slots": [
+            (torch.rand(union.slots.shape, device=device), *union[:4], 0, weights, combine)
+            for weights, combine in (([0.5, 0.5], "mean"), ([1.5, -0.5], "product"))
+        ],
     }
 
 

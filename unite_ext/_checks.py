@@ -9,6 +9,9 @@ from ._core import MAX_K, MAX_WALK
 
 SCORES = ("logits", "probs")
 DUPLICATES = ("repeat", "drop")
+COMBINES = ("mean", "product")
+MAX_WEIGHT = 1e6
+"""Of a product: the largest absolute weight; then no sum of scores overflows."""
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> None:
@@ -32,18 +35,38 @@ def check_proposals(members: int, k: int) -> None:
         raise ValueError(f"members * k must be at most {MAX_WALK}, got {members} * {k} = {members * k}")
 
 
-def check_step_options(members: int, k: int, primary: int, score: str, duplicates: str) -> None:
+def check_step_options(members: int, k: int, primary: int, score: str, duplicates: str, combine: str) -> None:
     """The options of a step that do not depend on its tensors."""
     check_proposals(members, k)
     check_integer("primary", primary, 0, members - 1)
     check_choice("score", score, SCORES)
     check_choice("duplicates", duplicates, DUPLICATES)
+    check_choice("combine", combine, COMBINES)
 
 
-def normalize_weights(weights: Sequence[float] | None, members: int) -> list[float]:
-    """Non-negative weights, one per member, scaled to sum 1; uniform for None."""
+def step_weights(weights: Sequence[float] | None, members: int, combine: str, primary: int) -> list[float]:
+    """The weights that a step takes, one per member; uniform for None, together 1.
+
+    Of a mean they are not negative, and scaled to sum 1; of a product any, but the primary's is above 0.
+    """
+    check_choice("combine", combine, COMBINES)
     if weights is None:
         return [1.0 / members] * members
+    values = _numbers(weights, members)
+    if combine == "mean":
+        return _normalized(values)
+    if any(abs(value) > MAX_WEIGHT for value in values):
+        raise ValueError(f"weights must be from -{MAX_WEIGHT:,.0f} to {MAX_WEIGHT:,.0f}, got {values}")
+    if not values[primary] > 0:
+        raise ValueError(
+            f"weights must be above 0 for the primary, member {primary}, with combine='product', got {values}: "
+            "members without a positive weight do not propose"
+        )
+    return values
+
+
+def _numbers(weights: Sequence[float], members: int) -> list[float]:
+    """Finite weights, one per member."""
     if hasattr(weights, "tolist"):  # a tensor or an array
         weights = weights.tolist()
     try:
@@ -52,8 +75,15 @@ def normalize_weights(weights: Sequence[float] | None, members: int) -> list[flo
         raise TypeError(f"weights must be numbers, one per member, got {weights!r}") from error
     if len(values) != members:
         raise ValueError(f"weights must have one entry per member, {members}, got {len(values)}")
-    if any(not math.isfinite(value) or value < 0 for value in values):
-        raise ValueError(f"weights must be finite and not negative, got {values}")
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"weights must be finite, got {values}")
+    return values
+
+
+def _normalized(values: list[float]) -> list[float]:
+    """Non-negative weights scaled to sum 1."""
+    if any(value < 0 for value in values):
+        raise ValueError(f"weights must not be negative with combine='mean', got {values}")
     total = sum(values)
     if total == 0:
         raise ValueError("weights must not all be zero")

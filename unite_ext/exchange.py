@@ -34,6 +34,10 @@ def key_values(keys: Tensor) -> Tensor:
     return bits.int().view(torch.float32).masked_fill(keys == NO_KEY, -torch.inf)
 
 
+LOWEST_SCORE = -1e30
+"""Of a product: no score is lower, so that no sum of weighted ones overflows."""
+
+
 class UnionSlots(NamedTuple):
     """The slots of every row; a failed row has none. Shapes as in `unite_ext.reference`."""
 

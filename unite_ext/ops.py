@@ -26,6 +26,7 @@ def unite_step(
     weights: Sequence[float] | None = None,
     score: str = "logits",
     duplicates: str = "repeat",
+    combine: str = "mean",
     include: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> StepResult:
@@ -46,13 +47,19 @@ def unite_step(
     primary : int
         The member that leads: its proposals come first, ties go to them, and a slot wins only if it has an id there.
     weights : sequence of float, optional
-        One weight per member, non-negative, scaled to sum 1. Uniform by default.
+        One weight per member, uniform by default. With combine="mean" not negative, and scaled to sum 1. With "product"
+        as they are, from -1e6 to 1e6; members whose weight is not above 0 score the slots but do not propose, and the
+        primary's must be above 0.
     score : {"logits", "probs"}
         "logits": softmax over the union's logits, as the authors' code does. "probs": softmax of the members'
         probabilities, which is Algorithm 1 read literally, and much flatter.
     duplicates : {"repeat", "drop"}
         What happens when several slots point at one id of a member: each keeps its logit, or only the one that is
         not a mere first sub-token (else the first) does.
+    combine : {"mean", "product"}
+        "mean": the weighted average of the members' softmaxes over the slots. "product": the log-linear pool, a softmax
+        over the weighted sum of their logarithms (docs/methods.md). There a slot without a finite score in a member
+        takes that member's smallest score over the union.
     include : Tensor, optional
         [B] int64: an eligible id of the primary whose class becomes a slot whatever the proposals are; -1 for none.
     workspace : Tensor, optional
@@ -74,13 +81,13 @@ def unite_step(
     """
     _arguments.check_alignment(alignment)
     _arguments.check_logits(logits, alignment)
-    _checks.check_step_options(len(logits), k, primary, score, duplicates)
-    normalized = _checks.normalize_weights(weights, len(logits))
+    _checks.check_step_options(len(logits), k, primary, score, duplicates, combine)
+    scaled = _checks.step_weights(weights, len(logits), combine, primary)
     first = logits[0]
     if include is not None:
         _arguments.check_include(include, first.shape[0], first.device)
     _backend.require_cuda_for(first)
-    step = _launch(logits, alignment, k, primary, normalized, score, duplicates, include, workspace)
+    step = _launch(logits, alignment, k, primary, scaled, score, duplicates, combine, include, workspace)
     if first.is_cpu and not torch.compiler.is_compiling():
         step.check()
     return step
@@ -94,10 +101,9 @@ def fused_step(
     include: Tensor | None = None,
 ) -> StepResult:
     """`unite_step` with options that were checked before: the arguments are not looked at, rows do not raise."""
-    weights = options.normalized_weights(len(logits))
-    return _launch(
-        logits, alignment, options.k, options.primary, weights, options.score, options.duplicates, include, None
-    )
+    weights = options.step_weights(len(logits))
+    rules = (options.score, options.duplicates, options.combine)
+    return _launch(logits, alignment, options.k, options.primary, weights, *rules, include, None)
 
 
 def _launch(
@@ -108,6 +114,7 @@ def _launch(
     weights: Sequence[float],
     score: str,
     duplicates: str,
+    combine: str,
     include: Tensor | None,
     workspace: Tensor | None,
 ) -> StepResult:
@@ -124,6 +131,7 @@ def _launch(
             weights,
             score,
             duplicates,
+            combine,
             include,
             workspace,
         )
@@ -143,6 +151,7 @@ def _(
     weights: Sequence[float],
     score: str,
     duplicates: str,
+    combine: str,
     include: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
@@ -165,7 +174,7 @@ def step_workspace(
         [bytes] uint8 on the logits' device.
     """
     _arguments.check_logits(logits, alignment)
-    _checks.check_step_options(len(logits), k, 0, score, "repeat")
+    _checks.check_step_options(len(logits), k, 0, score, "repeat", "mean")
     if logits[0].is_cpu:
         return torch.empty(0, dtype=torch.uint8, device="cpu")
     _backend.require_cuda_for(logits[0])

@@ -9,12 +9,13 @@ from functools import lru_cache
 from typing import Any
 
 from ._checks import (
+    COMBINES,
     DUPLICATES,
     SCORES,
     check_choice,
     check_integer,
     check_step_options,
-    normalize_weights,
+    step_weights,
 )
 from ._core import MAX_K
 
@@ -32,31 +33,33 @@ class StepOptions:
     k: int = 10
     primary: int = 0
     weights: tuple[float, ...] | None = None
-    """One per member, any scale; None for uniform."""
+    """One per member; of any scale for a mean, as they are for a product; None for uniform."""
     score: str = "logits"
     duplicates: str = "repeat"
+    combine: str = "mean"
 
     def __post_init__(self) -> None:
         check_integer("k", self.k, 1, MAX_K)
         check_integer("primary", self.primary, 0, 2**31)
         check_choice("score", self.score, SCORES)
         check_choice("duplicates", self.duplicates, DUPLICATES)
+        check_choice("combine", self.combine, COMBINES)
         if self.weights is not None:
             values = self.weights.tolist() if hasattr(self.weights, "tolist") else self.weights
             if isinstance(values, str) or not isinstance(values, Sequence):
                 raise TypeError(f"weights must be numbers, one per member, got {values!r}")
-            normalize_weights(values, len(values))
+            step_weights(values, len(values), self.combine, min(self.primary, len(values) - 1))
             object.__setattr__(self, "weights", tuple(float(value) for value in values))
 
     def check(self, members: int) -> StepOptions:
         """Raise ValueError where the options do not fit so many members. Returns itself."""
-        check_step_options(members, self.k, self.primary, self.score, self.duplicates)
-        normalize_weights(self.weights, members)
+        check_step_options(members, self.k, self.primary, self.score, self.duplicates, self.combine)
+        step_weights(self.weights, members, self.combine, self.primary)
         return self
 
-    def normalized_weights(self, members: int) -> list[float]:
-        """One weight per member, together 1."""
-        return list(_normalized(self.weights, members))
+    def step_weights(self, members: int) -> list[float]:
+        """One weight per member, as a step takes them: of a mean together 1."""
+        return list(_step_weights(self.weights, members, self.combine, self.primary))
 
 
 @dataclass(frozen=True)
@@ -167,8 +170,8 @@ def parse_speculate(text: str | None) -> bool | int | str:
 
 
 @lru_cache(maxsize=256)
-def _normalized(weights: tuple[float, ...] | None, members: int) -> tuple[float, ...]:
-    return tuple(normalize_weights(weights, members))
+def _step_weights(weights: tuple[float, ...] | None, members: int, combine: str, primary: int) -> tuple[float, ...]:
+    return tuple(step_weights(weights, members, combine, primary))
 
 
 def _check_number(name: str, value: float, good: Callable[[float], bool], expected: str) -> None:

@@ -9,6 +9,8 @@ choose every next token together:
    stand for one text count together), else of the first sub-token of the text;
 4. per model, a softmax over the slots; 5. the weighted average over models; 6. the most likely slot wins.
 
+With combine="product" the average is one of logarithms, and models without a positive weight score but do not propose.
+
 The compiled kernels do the same in one pass, or part by part, and are tested against this file, id for id.
 `VocabAlignment` knows what text an id stands for; here ids and classes are just integers.
 
@@ -24,35 +26,29 @@ import torch
 from torch import Tensor
 
 from ._core import BAD_INCLUDE, EOS_CLASS, FIRST_SUB_TOKEN, ID_MASK, NO_CLASS, NO_ID
-from .exchange import NO_KEY, UnionSlots, key_ids, key_values, make_keys
+from .exchange import LOWEST_SCORE, NO_KEY, UnionSlots, key_ids, key_values, make_keys
 from .step_result import StepResult as StepResult
 from .vocab.alignment import VocabAlignment
 
 
 def unite_step(
-    logits: Sequence[Tensor],
-    alignment: VocabAlignment,
-    *,
-    k: int = 10,
-    primary: int = 0,
-    weights: Sequence[float] | None = None,
-    score: str = "logits",
-    duplicates: str = "repeat",
-    include: Tensor | None = None,
-    workspace: Tensor | None = None,
-) -> StepResult:
+    logits: Sequence[Tensor], alignment: VocabAlignment, *, k: int = 10, primary: int = 0,
+    weights: Sequence[float] | None = None, score: str = "logits", duplicates: str = "repeat", combine: str = "mean",
+    include: Tensor | None = None, workspace: Tensor | None = None,
+) -> StepResult:  # fmt: skip
     """One UNITE step on any device, without host synchronisation. Arguments as `unite_ext.unite_step`.
 
     Computes in float32, or in float64 for float64 logits; `workspace` is accepted and not needed.
     """
     tops = [top_k_keys(logits[m], alignment, m, k=k, score=score) for m in range(len(logits))]
-    union = unite_keys(torch.stack([keys for keys, _ in tops], dim=1), alignment, primary=primary, include=include)
-    member_probs = []
+    pool: dict[str, Any] = {"primary": primary, "weights": weights, "combine": combine}
+    union = unite_keys(torch.stack([keys for keys, _ in tops], dim=1), alignment, **pool, include=include)
+    scores = []
     for m, (keys, log_sums) in enumerate(tops):
         slots = union.slots[:, :, m]
         given = (gather_logits(logits[m], slots), slots, union.union_size, keys, union.key_slots[:, m], log_sums)
-        member_probs.append(score_slots(*given, score=score, duplicates=duplicates))
-    return combine_slots(torch.stack(member_probs, dim=2), union, primary=primary, weights=weights)
+        scores.append(score_slots(*given, score=score, duplicates=duplicates, combine=combine))
+    return combine_slots(torch.stack(scores, dim=2), union, **pool)
 
 
 def top_k_keys(
@@ -74,11 +70,13 @@ def top_k_keys(
 
 
 def unite_keys(
-    keys: Tensor, alignment: VocabAlignment, *, primary: int = 0, include: Tensor | None = None
-) -> UnionSlots:
+    keys: Tensor, alignment: VocabAlignment, *, primary: int = 0, weights: Sequence[float] | None = None,
+    combine: str = "mean", include: Tensor | None = None,
+) -> UnionSlots:  # fmt: skip
     """2. The slots of all members' keys [B, M, k]: the primary's, then the others', one for each class not yet seen.
 
-    A member's id of a slot is the highest-ranked of that class in its own keys, else what the alignment says.
+    In a product only members with a positive weight open slots. A member's id of a slot is the highest-ranked of that
+    class in its own keys, else what the alignment says.
     """
     rows, members, k = keys.shape
     ids, values = key_ids(keys), key_values(keys)
@@ -86,7 +84,8 @@ def unite_keys(
     classes = classes.masked_fill(~(values > -torch.inf), NO_CLASS)  # [B, M, k]
 
     order = [primary] + [m for m in range(members) if m != primary]
-    walk = classes[:, order].flatten(1)
+    silent = [combine == "product" and weights is not None and weights[m] <= 0 for m in order]
+    walk = classes[:, order].masked_fill(torch.tensor(silent, device=keys.device)[:, None], NO_CLASS).flatten(1)
     same = walk[:, :, None] == walk[:, None, :]
     opens = (same.int().argmax(dim=2) == torch.arange(members * k, device=keys.device)) & (walk >= 0)
     size = opens.sum(dim=1)
@@ -125,20 +124,14 @@ def gather_logits(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def score_slots(
-    values: Tensor,
-    slots: Tensor,
-    union_size: Tensor,
-    keys: Tensor,
-    key_slots: Tensor,
-    log_sums: Tensor,
-    *,
-    score: str,
-    duplicates: str,
-) -> Tensor:
+    values: Tensor, slots: Tensor, union_size: Tensor, keys: Tensor, key_slots: Tensor, log_sums: Tensor, *,
+    score: str, duplicates: str, combine: str = "mean",
+) -> Tensor:  # fmt: skip
     """4. A member's softmax over its slots [B, U], from their logits, its own keys [B, k] and its log-sums [B].
 
     The logit of a class in its own top-k is the log-sum-exp over the class's ids there. All are taken relative to its
-    largest, beside which a logarithm could be lost.
+    largest, beside which a logarithm could be lost. For a product these scores, of which none is -inf: a slot without
+    one (the member cannot spell it, or it was dropped) takes the member's smallest.
     """
     positions = torch.arange(slots.shape[1], device=slots.device)
     is_slot = positions < union_size[:, None]
@@ -154,22 +147,36 @@ def score_slots(
     values = values.masked_fill(ids < 0, -torch.inf)
     if duplicates == "drop":
         values = values.masked_fill(loses_its_id(ids, slots >= FIRST_SUB_TOKEN), -torch.inf)
-    return torch.where(is_slot, values.softmax(dim=1), 0.0)
+    if combine == "product":
+        finite, values = values > -torch.inf, values.clamp(min=LOWEST_SCORE)
+        smallest = values.masked_fill(~finite, torch.inf).amin(dim=1, keepdim=True)
+        values = torch.where(finite, values, smallest.masked_fill(smallest == torch.inf, 0.0))
+    return torch.where(is_slot, values if combine == "product" else values.softmax(dim=1), 0.0)
 
 
 def combine_slots(
-    member_probs: Tensor, union: UnionSlots, *, primary: int = 0, weights: Sequence[float] | None = None
-) -> StepResult:
-    """5. The average of all members' softmaxes [B, U, M], and 6. the first largest the primary can emit, or EOS."""
-    members = member_probs.shape[2]
-    weights = [1.0] * members if weights is None else list(weights)
-    union_probs = torch.zeros_like(member_probs[:, :, 0])
+    member_scores: Tensor, union: UnionSlots, *, primary: int = 0, weights: Sequence[float] | None = None,
+    combine: str = "mean",
+) -> StepResult:  # fmt: skip
+    """5. The pool of all members' columns [B, U, M], and 6. the first largest the primary can emit, or EOS."""
+    members = member_scores.shape[2]
+    if weights is None:
+        weights = [1.0 / members] * members
+    elif combine == "mean":
+        weights = [weight / sum(weights) for weight in weights]
+    pooled = torch.zeros_like(member_scores[:, :, 0])
     for m in range(members):  # in member order so that equal sums are equal everywhere
-        union_probs = union_probs + weights[m] / sum(weights) * member_probs[:, :, m]
+        pooled = pooled + weights[m] * member_scores[:, :, m]
+    member_probs, union_probs = member_scores, pooled
+    if combine == "product":
+        beside = (torch.arange(pooled.shape[1], device=pooled.device) >= union.union_size[:, None])[:, :, None]
+        both = torch.cat([member_scores, pooled[:, :, None]], dim=2).masked_fill(beside, -torch.inf)
+        both = both.softmax(dim=1).masked_fill(beside, 0.0)
+        member_probs, union_probs = both[:, :, :-1], both[:, :, -1]
 
     ids = torch.where(union.slots >= 0, union.slots & ID_MASK, -1).long()
     emits = (ids[:, :, primary] >= 0) | (union.slot_classes == EOS_CLASS)
-    winner = union_probs.float().masked_fill(~emits, -1.0).argmax(dim=1)  # the first of equals
+    winner = pooled.float().masked_fill(~emits, -torch.inf).argmax(dim=1)  # the first of equals
     next_ids = ids.gather(1, winner[:, None, None].expand(-1, 1, members))[:, 0]
     failed = union.status != 0  # such rows have no slot
     return StepResult(

@@ -9,6 +9,8 @@ Together they are `unite_step`, bit for bit on one kind of device, and only a fe
                         score=score, duplicates=rule)
     step = combine_slots(torch.stack(all_probs, dim=2), union, primary=primary)    # anywhere
 
+With `combine="product"` the last three parts are told so, and `unite_keys` and `combine_slots` the weights.
+
 A member that has no logits, only a server's answers, makes its keys with `unite_ext.exchange.make_keys` and fills
 `values` itself. `unite_ext.reference` states every part under the same name in plain PyTorch. On CUDA each is one
 kernel launch, and nothing waits.
@@ -73,7 +75,13 @@ def top_k_keys(
 
 
 def unite_keys(
-    keys: Tensor, alignment: VocabAlignment, *, primary: int = 0, include: Tensor | None = None
+    keys: Tensor,
+    alignment: VocabAlignment,
+    *,
+    primary: int = 0,
+    weights: Sequence[float] | None = None,
+    combine: str = "mean",
+    include: Tensor | None = None,
 ) -> UnionSlots:
     """From all members' keys to the slots of the union, each with one id per member.
 
@@ -83,8 +91,9 @@ def unite_keys(
         [B, M, k] int64 in member order, on the alignment's device. A key of an id that is not eligible counts as none.
     alignment : VocabAlignment
         The members' vocabularies.
-    primary, include
-        As in `unite_step`. A bad `include` fails its row: see `UnionSlots.status`.
+    primary, weights, combine, include
+        As in `unite_step`; weights count with combine="product" only. A bad `include` fails its row: see
+        `UnionSlots.status`.
 
     Raises
     ------
@@ -95,14 +104,12 @@ def unite_keys(
     _arguments.check_tensor("keys", keys, torch.int64, (None, alignment.num_members, None), alignment.device)
     _checks.check_proposals(alignment.num_members, keys.shape[2])
     _checks.check_integer("primary", primary, 0, alignment.num_members - 1)
+    scaled = _checks.step_weights(weights, alignment.num_members, combine, primary)
     if include is not None:
         _arguments.check_include(include, keys.shape[0], keys.device)
     _backend.require_cuda_for(keys)
-    return UnionSlots(
-        *torch.ops.unite_ext.unite_keys(
-            keys.contiguous(), alignment.table, alignment.class_ids, alignment.vocab_sizes, primary, include
-        )
-    )
+    tables = (alignment.table, alignment.class_ids, alignment.vocab_sizes)
+    return UnionSlots(*torch.ops.unite_ext.unite_keys(keys.contiguous(), *tables, primary, scaled, combine, include))
 
 
 def gather_logits(logits: Tensor, ids: Tensor) -> Tensor:
@@ -139,8 +146,9 @@ def score_slots(
     *,
     score: str,
     duplicates: str,
+    combine: str = "mean",
 ) -> Tensor:
-    """One member's softmax over the slots, [B, U] float32, padded with 0.
+    """One member's softmax over the slots, [B, U] float32, padded with 0; with combine="product" its finite scores.
 
     Parameters
     ----------
@@ -157,7 +165,7 @@ def score_slots(
         [B, k] int32: the member's part of `UnionSlots.key_slots`.
     log_sums : Tensor
         [B] float32: those that came with the keys; read with `score="probs"` only.
-    score, duplicates : str
+    score, duplicates, combine : str
         As in `unite_step`.
 
     Raises
@@ -176,26 +184,32 @@ def score_slots(
     _arguments.check_tensor("log_sums", log_sums, torch.float32, (rows,), device)
     _checks.check_choice("score", score, _checks.SCORES)
     _checks.check_choice("duplicates", duplicates, _checks.DUPLICATES)
+    _checks.check_choice("combine", combine, _checks.COMBINES)
     _backend.require_cuda_for(values)
     return torch.ops.unite_ext.score_slots(
-        values, slots, union_size.contiguous(), keys, key_slots, log_sums.contiguous(), score, duplicates
+        values, slots, union_size.contiguous(), keys, key_slots, log_sums.contiguous(), score, duplicates, combine
     )
 
 
 def combine_slots(
-    member_probs: Tensor, union: UnionSlots, *, primary: int = 0, weights: Sequence[float] | None = None
+    member_scores: Tensor,
+    union: UnionSlots,
+    *,
+    primary: int = 0,
+    weights: Sequence[float] | None = None,
+    combine: str = "mean",
 ) -> StepResult:
-    """The end of the step: the weighted average in member order, the choice, and every member's next id.
+    """The end of the step: the weighted sum in member order, the choice, and every member's next id.
 
     Nothing is raised for rows that failed, also on the CPU: `StepResult.check` does.
 
     Parameters
     ----------
-    member_probs : Tensor
-        [B, U, M] float32: every member's softmax over the slots, in member order.
+    member_scores : Tensor
+        [B, U, M] float32: what `score_slots` gave for every member, in member order.
     union : UnionSlots
         The slots.
-    primary, weights
+    primary, weights, combine
         As in `unite_step`.
 
     Raises
@@ -203,19 +217,19 @@ def combine_slots(
     TypeError, ValueError
         An argument is wrong; nothing has been computed.
     """
-    _arguments.check_tensor("member_probs", member_probs, torch.float32, (None, None, None))
-    _arguments.check_slots("member_probs", member_probs)
-    rows, _, members = member_probs.shape
+    _arguments.check_tensor("member_scores", member_scores, torch.float32, (None, None, None))
+    _arguments.check_slots("member_scores", member_scores)
+    rows, _, members = member_scores.shape
     _checks.check_integer("the number of members", members, 1, MAX_MEMBERS)
     used = (union.slots, union.slot_classes, union.union_size, union.status)
-    shapes = (tuple(member_probs.shape), tuple(member_probs.shape[:2]), (rows,), (rows,))
+    shapes = (tuple(member_scores.shape), tuple(member_scores.shape[:2]), (rows,), (rows,))
     for name, tensor, shape in zip(union._fields, used, shapes):
-        _arguments.check_tensor(f"union.{name}", tensor, torch.int32, shape, member_probs.device)
+        _arguments.check_tensor(f"union.{name}", tensor, torch.int32, shape, member_scores.device)
     _checks.check_integer("primary", primary, 0, members - 1)
-    normalized = _checks.normalize_weights(weights, members)
-    _backend.require_cuda_for(member_probs)
-    given = [tensor.contiguous() for tensor in (member_probs, *used)]
-    return StepResult(*torch.ops.unite_ext.combine_slots(*given, primary, normalized))
+    scaled = _checks.step_weights(weights, members, combine, primary)
+    _backend.require_cuda_for(member_scores)
+    given = [tensor.contiguous() for tensor in (member_scores, *used)]
+    return StepResult(*torch.ops.unite_ext.combine_slots(*given, primary, scaled, combine))
 
 
 @torch.library.register_fake("unite_ext::top_k_keys")
@@ -233,6 +247,8 @@ def _(
     class_ids: Tensor,
     vocab_sizes: Sequence[int],
     primary: int,
+    weights: Sequence[float],
+    combine: str,
     include: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     rows, members, k = keys.shape
@@ -256,21 +272,23 @@ def _(
     log_sums: Tensor,
     score: str,
     duplicates: str,
+    combine: str,
 ) -> Tensor:
     return values.new_empty(values.shape)
 
 
 @torch.library.register_fake("unite_ext::combine_slots")
 def _(
-    member_probs: Tensor,
+    member_scores: Tensor,
     slots: Tensor,
     slot_classes: Tensor,
     union_size: Tensor,
     status: Tensor,
     primary: int,
     weights: Sequence[float],
+    combine: str,
 ) -> tuple[Tensor, ...]:
-    return step_outputs(member_probs, *member_probs.shape)
+    return step_outputs(member_scores, *member_scores.shape)
 
 
 def step_outputs(like: Tensor, rows: int, slots: int, members: int) -> tuple[Tensor, ...]:

@@ -24,8 +24,8 @@ struct TopKeysPart {
   float* log_sums;  // [batch], see RowScratch::log_sum; 0 for Score::kLogits
 };
 
-// The union of all members' keys. It uses of `step`: sizes, the primary, the tables, `include`, every member's
-// vocab_size, and the outputs union_size and status.
+// The union of all members' keys. It uses of `step`: sizes, the primary, the weights and how they combine, the tables,
+// `include`, every member's vocab_size, and the outputs union_size and status.
 struct UnionPart {
   StepParams step;
   const uint64_t* keys;   // [batch, members, k] in member order
@@ -43,24 +43,26 @@ struct GatherPart {
   float* values;  // [batch, num_slots]
 };
 
-// One member's softmax over the slots.
+// One member's softmax over the slots, or for Combine::kProduct its scores.
 struct ScorePart {
   int32_t batch, num_slots, k;
   Score score;
   Duplicates duplicates;
+  Combine combine;
   Matrix<float> values;       // [batch, num_slots] its logits of the slots' ids
   Matrix<int32_t> slots;      // [batch, num_slots] its tagged ids
   const int32_t* union_size;  // [batch]
   Matrix<int64_t> keys;       // [batch, k] its own top-k
   Matrix<int32_t> key_slots;  // [batch, k] the slots of their classes
   const float* log_sums;      // [batch]
-  float* probs;               // [batch, num_slots], 0 padded
+  float* scores;              // [batch, num_slots], 0 padded
 };
 
-// From all members' softmaxes to the step's outputs. It uses of `step`: sizes, primary, weights and all outputs.
+// From all members' parts to the step's outputs. It uses of `step`: sizes, primary, weights and how they combine, and
+// all outputs.
 struct CombinePart {
   StepParams step;
-  const float* member_probs;    // [batch, num_slots, members]
+  const float* member_scores;   // [batch, num_slots, members]
   const int32_t* slots;         // [batch, num_slots, members]
   const int32_t* slot_classes;  // [batch, num_slots]
   const int32_t* union_size;    // [batch]

@@ -91,7 +91,7 @@ template <class Block>
 UNITE_HOST_DEVICE void score_row(const Block& block, const ScorePart& p, int64_t row, int32_t* ids,
                                  const IndexTable& table) {
   const int slots = detail::clamp_slots(p.union_size[row], p.num_slots);
-  float* scores = p.probs + row * p.num_slots;
+  float* scores = p.scores + row * p.num_slots;
   const float first = key_value(static_cast<uint64_t>(p.keys.at(row, 0)));
   const float largest = fabsf(first) <= largest_finite(Dtype::kFloat32) ? first : 0.0f;
   for (int slot = block.thread_rank(); slot < p.num_slots; slot += block.size()) {
@@ -104,7 +104,7 @@ UNITE_HOST_DEVICE void score_row(const Block& block, const ScorePart& p, int64_t
   }
   block.sync();  // all scores are there
   if (p.duplicates == Duplicates::kDrop) detail::drop_duplicates(block, table, ids, scores, slots, 1);
-  if (block.group_rank() == 0) softmax(block, scores, slots, 1);
+  if (block.group_rank() == 0) detail::finish_scores(block, p.combine, scores, slots, 1);
 }
 
 template <class Block>
@@ -112,7 +112,7 @@ UNITE_HOST_DEVICE void combine_row(const Block& block, const CombinePart& c, int
   const StepParams& p = c.step;
   if (c.status[row] != kOk) return detail::write_failure(block, p, row, c.status[row]);
   const int64_t base = row * p.num_slots;
-  const SlotRow in{c.slots + base * p.members, c.slot_classes + base, c.member_probs + base * p.members};
+  const SlotRow in{c.slots + base * p.members, c.slot_classes + base, c.member_scores + base * p.members};
   detail::combine(block, p, row, in, detail::clamp_slots(c.union_size[row], p.num_slots));
 }
 

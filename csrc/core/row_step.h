@@ -1,4 +1,5 @@
-// One row of the step after its top-k: union -> fill -> softmax per member -> average -> select.
+// One row of the step after its top-k: union -> fill -> softmax per member -> average -> select. For Combine::kProduct
+// the last three are: weighted sum of the members' scores -> softmax -> select.
 //
 // Written once for the CPU (SerialBlock) and the GPU (CudaBlock). fuse_row does all of it; core/row_parts.h uses the
 // same functions one by one. unite_ext/reference.py has the same rules in plain PyTorch, and the two agree on every id.
@@ -15,6 +16,9 @@
 namespace unite {
 
 namespace detail {
+
+// Scores of a product are not below this, so that no sum of weighted scores overflows (weights are at most 1e6).
+constexpr float kLowestScore = -1e30f;
 
 // The first member, in member order, whose top-k is empty; -1 if none is. The same in all threads of the block.
 UNITE_HOST_DEVICE inline int member_without_logits(const StepParams& p, const RowScratch& s) {
@@ -108,6 +112,25 @@ UNITE_HOST_DEVICE void drop_duplicates(const Block& block, const IndexTable& tab
   block.sync();
 }
 
+// What every later part takes of a member, by one lane group: its softmax over the slots; for Combine::kProduct its
+// scores, made finite. There a slot without a finite score (the member cannot spell it, or it was dropped) takes the
+// member's smallest one: -inf would decide alone, and with a negative weight in the slot's favour.
+template <class Block>
+UNITE_HOST_DEVICE void finish_scores(const Block& block, Combine combine, float* scores, int slots, int stride) {
+  if (combine == Combine::kMean) return softmax(block, scores, slots, stride);
+  float smallest = -negative_infinity();
+  for (int slot = block.lane(); slot < slots; slot += block.num_lanes()) {
+    const float score = scores[slot * stride];
+    if (score > negative_infinity()) smallest = fminf(smallest, fmaxf(score, kLowestScore));
+  }
+  smallest = -block.group_max(-smallest);
+  if (smallest == -negative_infinity()) smallest = 0.0f;  // it has no opinion
+  for (int slot = block.lane(); slot < slots; slot += block.num_lanes()) {
+    const float score = scores[slot * stride];
+    scores[slot * stride] = score > negative_infinity() ? fmaxf(score, kLowestScore) : smallest;
+  }
+}
+
 template <class Block>
 UNITE_HOST_DEVICE void write_padding(const Block& block, const StepParams& p, int64_t row, int slots) {
   const int64_t base = row * p.num_slots;
@@ -129,37 +152,56 @@ UNITE_HOST_DEVICE void write_failure(const Block& block, const StepParams& p, in
   }
 }
 
-// Weighted average over the members, in member order, so that it is the same on every device.
-UNITE_HOST_DEVICE inline float average(const StepParams& p, const float* probs) {
+// Weighted sum over the members, in member order, so that it is the same on every device.
+UNITE_HOST_DEVICE inline float weighted_sum(const StepParams& p, const float* scores) {
   float sum = 0.0f;
-  for (int m = 0; m < p.members; ++m) sum = plain_sum(sum, p.weights[m] * probs[m]);  // constructed ties stay ties
+  for (int m = 0; m < p.members; ++m) sum = plain_sum(sum, p.weights[m] * scores[m]);  // constructed ties stay ties
   return sum;
 }
 
-// The slot with the largest average among those that the primary can emit, the lowest of equals; -1 if there is none.
-// Computed by the calling lane group.
+// The slot with the largest weighted sum among those that the primary can emit, the lowest of equals; -1 if there is
+// none. Computed by the calling lane group.
 template <class Block>
 UNITE_HOST_DEVICE int choose_slot(const Block& block, const StepParams& p, const SlotRow& row, int slots) {
   uint64_t best = kNoKey;
   for (int slot = block.lane(); slot < slots; slot += block.num_lanes()) {
     const bool emits = row.ids[slot * p.members + p.primary] >= 0 || row.classes[slot] == kEosClass;
     if (!emits) continue;
-    const uint64_t key = make_key(average(p, row.probs + slot * p.members), slot);
+    const uint64_t key = make_key(weighted_sum(p, row.scores + slot * p.members), slot);
     best = key > best ? key : best;
   }
   return key_id(block.group_max(best));  // kNoKey's id is -1
 }
 
-// The last part of a row: from every member's softmax over the slots to the outputs.
+// Writes the softmax of score(slot) over the slots to out[slot * stride], by one lane group.
+template <class Block, class Scores>
+UNITE_HOST_DEVICE void write_softmax(const Block& block, const Scores& score, float* out, int slots, int stride) {
+  for (int slot = block.lane(); slot < slots; slot += block.num_lanes()) out[slot * stride] = score(slot);
+  softmax(block, out, slots, stride);  // every lane reads what it has written
+}
+
+// The last part of a row: from what finish_scores made for every member to the outputs.
 template <class Block>
 UNITE_HOST_DEVICE void combine(const Block& block, const StepParams& p, int64_t row, const SlotRow& in, int slots) {
   const int64_t base = row * p.num_slots;
-  for (int i = block.thread_rank(); i < slots * p.members; i += block.size()) {
+  for (int i = block.thread_rank(); i < slots * p.members; i += block.size())
     p.union_ids[base * p.members + i] = untag(in.ids[i]);
-    p.member_probs[base * p.members + i] = in.probs[i];
+  float* member_probs = p.member_probs + base * p.members;
+  float* union_probs = p.union_probs + base;
+  if (p.combine == Combine::kMean) {
+    for (int i = block.thread_rank(); i < slots * p.members; i += block.size()) member_probs[i] = in.scores[i];
+    for (int slot = block.thread_rank(); slot < slots; slot += block.size())
+      union_probs[slot] = weighted_sum(p, in.scores + slot * p.members);
+  } else {
+    for (int m = block.group_rank(); m <= p.members; m += block.num_groups()) {  // the last is all of them together
+      if (m < p.members)
+        write_softmax(
+            block, [&](int slot) { return in.scores[slot * p.members + m]; }, member_probs + m, slots, p.members);
+      else
+        write_softmax(
+            block, [&](int slot) { return weighted_sum(p, in.scores + slot * p.members); }, union_probs, slots, 1);
+    }
   }
-  for (int slot = block.thread_rank(); slot < slots; slot += block.size())
-    p.union_probs[base + slot] = average(p, in.probs + slot * p.members);
   write_padding(block, p, row, slots);
 
   if (block.group_rank() != 0) return;
@@ -186,7 +228,7 @@ UNITE_HOST_DEVICE void fuse_row(Block& block, const StepParams& p, int64_t row, 
     for (int m = 0; m < p.members; ++m)
       detail::drop_duplicates(block, s.table, s.slot_id + m, s.slot_score + m, slots, p.members);
   for (int m = block.group_rank(); m < p.members; m += block.num_groups())
-    softmax(block, s.slot_score + m, slots, p.members);
+    detail::finish_scores(block, p.combine, s.slot_score + m, slots, p.members);
   block.sync();
   detail::combine(block, p, row, {s.slot_id, s.slot_class, s.slot_score}, slots);
 }

@@ -14,6 +14,7 @@ constexpr int kMaxSlots = kMaxWalk + 1;  // one more for `include`
 
 enum class Score : int32_t { kLogits = 0, kProbs = 1 };
 enum class Duplicates : int32_t { kRepeat = 0, kDrop = 1 };
+enum class Combine : int32_t { kMean = 0, kProduct = 1 };
 
 struct MemberLogits {
   const void* data;          // [batch, width], last dimension contiguous
@@ -28,7 +29,8 @@ struct StepParams {
   int32_t num_slots;  // the slots' static extent U: members * k, one more with `include`
   Score score;
   Duplicates duplicates;
-  float weights[kMaxMembers];  // normalised to sum 1
+  Combine combine;
+  float weights[kMaxMembers];  // for Combine::kMean normalised to sum 1; for kProduct any, the primary's above 0
   MemberLogits logits[kMaxMembers];
 
   const MapEntry* map;       // [1 << log2_capacity]
@@ -58,6 +60,11 @@ UNITE_HOST_DEVICE inline int walk_member(int position, int primary) {
 UNITE_HOST_DEVICE inline int walk_position(int member, int primary) {
   if (member == primary) return 0;
   return member < primary ? member + 1 : member;
+}
+
+// Whether a member's top-k opens slots. Under Combine::kProduct one without a positive weight only scores.
+UNITE_HOST_DEVICE inline bool proposes(const StepParams& p, int member) {
+  return p.combine == Combine::kMean || p.weights[member] > 0.0f;
 }
 
 UNITE_HOST_DEVICE inline const void* row_pointer(const MemberLogits& logits, int64_t row) {

@@ -1,7 +1,7 @@
 // From every member's top-k to the slots of the union, each with one tagged id per member.
 //
 // The walk is the concatenation of the members' top-k lists, the primary's first. An entry whose class has not occurred
-// earlier in the walk opens a slot; slots are in the order of the entries that opened them.
+// earlier in the walk opens a slot, if its member proposes; slots are in the order of the entries that opened them.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ struct RowScratch {
 struct SlotRow {
   const int32_t* ids;      // [slots, members] tagged ids
   const int32_t* classes;  // [slots]
-  const float* probs;      // [slots, members] each member's softmax over the slots
+  const float* scores;     // [slots, members] each member's softmax over the slots; for kProduct the scores themselves
 };
 
 namespace detail {
@@ -99,7 +99,7 @@ UNITE_HOST_DEVICE bool build_union(Block& block, const StepParams& p, int64_t ro
     if (s.top[w] != kNoKey) {
       const int member = walk_member(w / p.k, p.primary);
       cls = find(p.map, p.log2_capacity, map_key(member, key_id(s.top[w]))).cls;
-      if (cls != kNoClass) s.table.insert_min(block, cls, w);
+      if (cls != kNoClass && proposes(p, member)) s.table.insert_min(block, cls, w);
     }
     s.entry_class[w] = cls;
   }

@@ -29,9 +29,10 @@ StepOutputs fused_step(const std::vector<Tensor> logits, const Tensor table, con
                        const Tensor eligible, const std::vector<int64_t> eligible_offsets,
                        const std::vector<int64_t> vocab_sizes, int64_t k, int64_t primary,
                        const std::vector<double> weights, const std::string score, const std::string duplicates,
-                       const std::optional<Tensor> include, const std::optional<Tensor> /*workspace*/) {
+                       const std::string combine, const std::optional<Tensor> include,
+                       const std::optional<Tensor> /*workspace*/) {
   StepArguments step(logits, table, class_ids, eligible, eligible_offsets, vocab_sizes, k, primary, weights, score,
-                     duplicates, include);
+                     duplicates, combine, include);
   fused_step_cpu(step.params, torch_threads());
   return step.outputs;
 }
@@ -44,8 +45,9 @@ TopKeysOutputs top_k_keys(const Tensor logits, const Tensor eligible, int64_t el
 }
 
 UnionOutputs unite_keys(const Tensor keys, const Tensor table, const Tensor class_ids,
-                        const std::vector<int64_t> vocab_sizes, int64_t primary, const std::optional<Tensor> include) {
-  UnionArguments call(keys, table, class_ids, vocab_sizes, primary, include);
+                        const std::vector<int64_t> vocab_sizes, int64_t primary, const std::vector<double> weights,
+                        const std::string combine, const std::optional<Tensor> include) {
+  UnionArguments call(keys, table, class_ids, vocab_sizes, primary, weights, combine, include);
   unite_keys_cpu(call.part, torch_threads());
   return call.outputs;
 }
@@ -57,17 +59,17 @@ Tensor gather_logits(const Tensor logits, const Tensor ids) {
 }
 
 Tensor score_slots(const Tensor values, const Tensor slots, const Tensor union_size, const Tensor keys,
-                   const Tensor key_slots, const Tensor log_sums, const std::string score,
-                   const std::string duplicates) {
-  ScoreArguments call(values, slots, union_size, keys, key_slots, log_sums, score, duplicates);
+                   const Tensor key_slots, const Tensor log_sums, const std::string score, const std::string duplicates,
+                   const std::string combine) {
+  ScoreArguments call(values, slots, union_size, keys, key_slots, log_sums, score, duplicates, combine);
   score_slots_cpu(call.part, torch_threads());
-  return call.probs;
+  return call.scores;
 }
 
-StepOutputs combine_slots(const Tensor member_probs, const Tensor slots, const Tensor slot_classes,
+StepOutputs combine_slots(const Tensor member_scores, const Tensor slots, const Tensor slot_classes,
                           const Tensor union_size, const Tensor status, int64_t primary,
-                          const std::vector<double> weights) {
-  CombineArguments call(member_probs, slots, slot_classes, union_size, status, primary, weights);
+                          const std::vector<double> weights, const std::string combine) {
+  CombineArguments call(member_scores, slots, slot_classes, union_size, status, primary, weights, combine);
   combine_slots_cpu(call.part, torch_threads());
   return call.outputs;
 }

@@ -110,11 +110,12 @@ StepOutputs fused_step(const std::vector<Tensor> logits, const Tensor table, con
                        const Tensor eligible, const std::vector<int64_t> eligible_offsets,
                        const std::vector<int64_t> vocab_sizes, int64_t k, int64_t primary,
                        const std::vector<double> weights, const std::string score, const std::string duplicates,
-                       const std::optional<Tensor> include, const std::optional<Tensor> workspace) {
+                       const std::string combine, const std::optional<Tensor> include,
+                       const std::optional<Tensor> workspace) {
   if (logits.empty()) fail("logits must not be empty");
   const DeviceGuard guard(logits[0].get_device_index());
   StepArguments step(logits, table, class_ids, eligible, eligible_offsets, vocab_sizes, k, primary, weights, score,
-                     duplicates, include);
+                     duplicates, combine, include);
   launch_with_workspace(step.params, logits[0], workspace,
                         [&](void* memory, size_t bytes, const LaunchConfig& config, cudaStream_t stream) {
                           return launch_fused_step(step.params, memory, bytes, config, stream);
@@ -134,9 +135,10 @@ TopKeysOutputs top_k_keys(const Tensor logits, const Tensor eligible, int64_t el
 }
 
 UnionOutputs unite_keys(const Tensor keys, const Tensor table, const Tensor class_ids,
-                        const std::vector<int64_t> vocab_sizes, int64_t primary, const std::optional<Tensor> include) {
+                        const std::vector<int64_t> vocab_sizes, int64_t primary, const std::vector<double> weights,
+                        const std::string combine, const std::optional<Tensor> include) {
   const DeviceGuard guard(keys.get_device_index());
-  UnionArguments call(keys, table, class_ids, vocab_sizes, primary, include);
+  UnionArguments call(keys, table, class_ids, vocab_sizes, primary, weights, combine, include);
   check_launch(launch_unite_keys(call.part, current_stream(keys)));
   return call.outputs;
 }
@@ -149,20 +151,20 @@ Tensor gather_logits(const Tensor logits, const Tensor ids) {
 }
 
 Tensor score_slots(const Tensor values, const Tensor slots, const Tensor union_size, const Tensor keys,
-                   const Tensor key_slots, const Tensor log_sums, const std::string score,
-                   const std::string duplicates) {
+                   const Tensor key_slots, const Tensor log_sums, const std::string score, const std::string duplicates,
+                   const std::string combine) {
   const DeviceGuard guard(values.get_device_index());
-  ScoreArguments call(values, slots, union_size, keys, key_slots, log_sums, score, duplicates);
+  ScoreArguments call(values, slots, union_size, keys, key_slots, log_sums, score, duplicates, combine);
   check_launch(launch_score_slots(call.part, current_stream(values)));
-  return call.probs;
+  return call.scores;
 }
 
-StepOutputs combine_slots(const Tensor member_probs, const Tensor slots, const Tensor slot_classes,
+StepOutputs combine_slots(const Tensor member_scores, const Tensor slots, const Tensor slot_classes,
                           const Tensor union_size, const Tensor status, int64_t primary,
-                          const std::vector<double> weights) {
-  const DeviceGuard guard(member_probs.get_device_index());
-  CombineArguments call(member_probs, slots, slot_classes, union_size, status, primary, weights);
-  check_launch(launch_combine_slots(call.part, current_stream(member_probs)));
+                          const std::vector<double> weights, const std::string combine) {
+  const DeviceGuard guard(member_scores.get_device_index());
+  CombineArguments call(member_scores, slots, slot_classes, union_size, status, primary, weights, combine);
+  check_launch(launch_combine_slots(call.part, current_stream(member_scores)));
   return call.outputs;
 }
 

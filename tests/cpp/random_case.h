@@ -28,7 +28,8 @@ inline std::vector<Rows> random_logits(std::mt19937& random, const World& world,
   return logits;
 }
 
-inline Case random_case(std::mt19937& random, int members, int largest_vocab, const std::string& name) {
+inline Case random_case(std::mt19937& random, int members, int largest_vocab, const std::string& name,
+                        unite::Combine combine = unite::Combine::kMean) {
   std::vector<int> vocab;
   for (int m = 0; m < members; ++m) vocab.push_back(7 + static_cast<int>(random() % largest_vocab));
   Case c;
@@ -41,7 +42,11 @@ inline Case random_case(std::mt19937& random, int members, int largest_vocab, co
   c.options.primary = static_cast<int>(random() % members);
   c.options.score = random() % 3 ? unite::Score::kLogits : unite::Score::kProbs;
   c.options.duplicates = random() % 2 ? unite::Duplicates::kRepeat : unite::Duplicates::kDrop;
-  if (random() % 2) {
+  c.options.combine = combine;
+  if (combine == unite::Combine::kProduct) {
+    for (int m = 0; m < members; ++m) c.options.weights.push_back(static_cast<float>(random() % 9) / 4.0f - 1.0f);
+    c.options.weights[c.options.primary] = 1.25f;
+  } else if (random() % 2) {
     float sum = 0;
     for (int m = 0; m < members; ++m) c.options.weights.push_back(static_cast<float>(1 + random() % 9));
     for (float w : c.options.weights) sum += w;

@@ -16,6 +16,7 @@ struct Options {
   int primary = 0;
   unite::Score score = unite::Score::kLogits;
   unite::Duplicates duplicates = unite::Duplicates::kRepeat;
+  unite::Combine combine = unite::Combine::kMean;
   std::vector<float> weights;    // empty: uniform
   std::vector<int64_t> include;  // empty: no row has one
 };
@@ -53,6 +54,7 @@ inline void describe(unite::StepParams& p, const World& world, const std::vector
   p.num_slots = world.members * options.k + (options.include.empty() ? 0 : 1);
   p.score = options.score;
   p.duplicates = options.duplicates;
+  p.combine = options.combine;
   for (int m = 0; m < world.members; ++m) {
     p.weights[m] = options.weights.empty() ? 1.0f / static_cast<float>(world.members) : options.weights[m];
     p.logits[m].data = logits[m].data();

@@ -60,6 +60,7 @@ Outputs run_parts(const World& world, const std::vector<Rows>& logits, int batch
                      k,
                      options.score,
                      options.duplicates,
+                     options.combine,
                      dense(values, slots),
                      column,
                      size.data(),
@@ -82,10 +83,11 @@ Outputs run_parts(const World& world, const std::vector<Rows>& logits, int batch
 TEST(parts_are_the_fused_step) {
   std::mt19937 random(21);
   int failed = 0, rows = 0;
-  for (int round = 0; round < 6; ++round)
+  for (int round = 0; round < 8; ++round)
     for (int members : {1, 2, 3, 4, 8})
       for (const std::string& name : pattern_names()) {
-        const Case c = random_case(random, members, round % 3 == 0 ? 9000 : 150, name);
+        const Combine combine = round % 2 == 0 ? Combine::kMean : Combine::kProduct;
+        const Case c = random_case(random, members, round % 3 == 0 ? 9000 : 150, name, combine);
         const Outputs expected = run_step(c.world, c.logits, c.batch, c.options, threads(2));
         CHECK(run_parts(c.world, c.logits, c.batch, c.options, Parallel::serial()) == expected, c.what);
         CHECK(run_parts(c.world, c.logits, c.batch, c.options, threads(3)) == expected, c.what, ", three threads");
@@ -103,8 +105,8 @@ TEST(an_own_proposal_counts_with_its_key) {
   const std::vector<int32_t> key_slots = {0};
   std::vector<float> probs(3);
   for (Duplicates duplicates : {Duplicates::kRepeat, Duplicates::kDrop}) {
-    score_slots_cpu({1, 3, 1, Score::kLogits, duplicates, dense(values, 3), dense(slots, 3), size.data(),
-                     dense(keys, 1), dense(key_slots, 1), log_sums.data(), probs.data()},
+    score_slots_cpu({1, 3, 1, Score::kLogits, duplicates, Combine::kMean, dense(values, 3), dense(slots, 3),
+                     size.data(), dense(keys, 1), dense(key_slots, 1), log_sums.data(), probs.data()},
                     Parallel::serial());
     const float third = duplicates == Duplicates::kDrop ? 0.0f : probs[0];
     CHECK(probs[2] == third && probs[0] > probs[1] && probs[1] > 0, probs[0], " ", probs[1], " ", probs[2]);
@@ -159,6 +161,7 @@ TEST(what_came_over_a_network_is_not_trusted_with_memory) {
                      k,
                      Score::kProbs,
                      Duplicates::kDrop,
+                     round % 2 == 0 ? Combine::kMean : Combine::kProduct,
                      dense(values, slots),
                      column,
                      size.data(),
@@ -167,6 +170,7 @@ TEST(what_came_over_a_network_is_not_trusted_with_memory) {
                      log_sums.data(),
                      probs.data()},
                     Parallel::serial());
+    step.combine = round % 2 == 0 ? Combine::kMean : Combine::kProduct;
     CombinePart end{step, all_probs.data(), ids.data(), classes.data(), size.data(), status.data()};
     const Outputs out = attach_outputs(end.step);
     combine_slots_cpu(end, Parallel::serial());

@@ -20,11 +20,12 @@ from cuda_on_cpu.emulator import (
 )
 from torch import Tensor
 
+from unite_ext._checks import step_weights
 from unite_ext.exchange import UnionSlots
 from unite_ext.reference import StepResult
 from unite_ext.vocab.alignment import VocabAlignment
 
-SCORES, DUPLICATES = ["logits", "probs"], ["repeat", "drop"]
+SCORES, DUPLICATES, COMBINES = ["logits", "probs"], ["repeat", "drop"], ["mean", "product"]
 
 
 class Matrix(ctypes.Structure):
@@ -65,18 +66,18 @@ class GatherPart(ctypes.Structure):
 
 class ScorePart(ctypes.Structure):
     _fields_ = [
-        *integers("batch", "num_slots", "k", "score", "duplicates"),
+        *integers("batch", "num_slots", "k", "score", "duplicates", "combine"),
         ("values", Matrix),
         ("slots", Matrix),
         *pointers("union_size"),
         ("keys", Matrix),
         ("key_slots", Matrix),
-        *pointers("log_sums", "probs"),
+        *pointers("log_sums", "scores"),
     ]
 
 
 class CombinePart(ctypes.Structure):
-    _fields_ = [("step", StepParams), *pointers("member_probs", "slots", "slot_classes", "union_size", "status")]
+    _fields_ = [("step", StepParams), *pointers("member_scores", "slots", "slot_classes", "union_size", "status")]
 
 
 @dataclass
@@ -123,16 +124,24 @@ class EmulatedParts:
         return keys, log_sums
 
     def unite_keys(
-        self, keys: Tensor, alignment: VocabAlignment, *, primary: int = 0, include: Tensor | None = None
+        self,
+        keys: Tensor,
+        alignment: VocabAlignment,
+        *,
+        primary: int = 0,
+        weights: Sequence[float] | None = None,
+        combine: str = "mean",
+        include: Tensor | None = None,
     ) -> UnionSlots:
         """As `step_parts.unite_keys`."""
         batch, members, k = keys.shape
         width = members * k + (include is not None)
         shapes = ((width, members), (width,), (), (), (members, k))
         union = UnionSlots(*[poisoned(torch.int32, keys.device, batch, *shape) for shape in shapes])
-        step = StepParams(batch, members, k, primary, width)
+        step = StepParams(batch, members, k, primary, width, combine=COMBINES.index(combine))
         for m, size in enumerate(alignment.vocab_sizes):
             step.logits[m].vocab_size = size
+            step.weights[m] = 1.0 if weights is None else weights[m]
         step.map, step.log2_capacity = alignment.table.data_ptr(), alignment.log2_capacity
         step.class_ids = alignment.class_ids.data_ptr()
         step.include = None if include is None else include.data_ptr()
@@ -169,26 +178,34 @@ class EmulatedParts:
         *,
         score: str,
         duplicates: str,
+        combine: str = "mean",
     ) -> Tensor:
         """As `step_parts.score_slots`."""
-        probs = poisoned(torch.float32, values.device, *values.shape)
-        part = ScorePart(*values.shape, keys.shape[1], SCORES.index(score), DUPLICATES.index(duplicates))
+        scores = poisoned(torch.float32, values.device, *values.shape)
+        rules = (SCORES.index(score), DUPLICATES.index(duplicates), COMBINES.index(combine))
+        part = ScorePart(*values.shape, keys.shape[1], *rules)
         part.values, part.slots, part.keys = Matrix.of(values), Matrix.of(slots), Matrix.of(keys)
         part.key_slots = Matrix.of(key_slots)
         part.union_size, part.log_sums = union_size.data_ptr(), log_sums.data_ptr()
-        part.probs = probs.data_ptr()
+        part.scores = scores.data_ptr()
 
         inputs = {"values": values, "slots": slots, "union_size": union_size, "keys": keys, "key_slots": key_slots}
-        self._start({"probs": probs}, inputs | {"log_sums": log_sums})
+        self._start({"scores": scores}, inputs | {"log_sums": log_sums})
         self.emulator.call("emu_score_slots", ctypes.byref(part))
-        return probs
+        return scores
 
     def combine_slots(
-        self, member_probs: Tensor, union: UnionSlots, *, primary: int = 0, weights: Sequence[float] | None = None
+        self,
+        member_scores: Tensor,
+        union: UnionSlots,
+        *,
+        primary: int = 0,
+        weights: Sequence[float] | None = None,
+        combine: str = "mean",
     ) -> StepResult:
         """As `step_parts.combine_slots`."""
-        batch, width, members = member_probs.shape
-        device = member_probs.device
+        batch, width, members = member_scores.shape
+        device = member_scores.device
         result = StepResult(
             next_ids=poisoned(torch.int64, device, batch, members),
             union_ids=poisoned(torch.int64, device, batch, width, members),
@@ -198,17 +215,16 @@ class EmulatedParts:
             member_probs=poisoned(torch.float32, device, batch, width, members),
             status=poisoned(torch.int32, device, batch),
         )
-        step = StepParams(batch, members, 0, primary, width)
-        weights = [1.0] * members if weights is None else weights
-        for m, weight in enumerate(weights):
-            step.weights[m] = weight / sum(weights)
+        step = StepParams(batch, members, 0, primary, width, combine=COMBINES.index(combine))
+        for m, weight in enumerate(step_weights(weights, members, combine, primary)):
+            step.weights[m] = weight
         for name, tensor in result._asdict().items():
             setattr(step, name, tensor.data_ptr())
         used = {name: tensor for name, tensor in union._asdict().items() if name != "key_slots"}
-        part = CombinePart(step, member_probs.data_ptr(), *[tensor.data_ptr() for tensor in used.values()])
+        part = CombinePart(step, member_scores.data_ptr(), *[tensor.data_ptr() for tensor in used.values()])
 
         inputs = {f"given {name}": tensor for name, tensor in used.items()}
-        self._start(result._asdict(), inputs | {"given member_probs": member_probs})
+        self._start(result._asdict(), inputs | {"given member_scores": member_scores})
         self.emulator.call("emu_combine_slots", ctypes.byref(part))
         return result
 

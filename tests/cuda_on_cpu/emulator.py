@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from cuda_on_cpu import faults
 
+from unite_ext._checks import step_weights
 from unite_ext._core import MAX_MEMBERS
 from unite_ext.reference import StepResult
 from unite_ext.vocab.alignment import VocabAlignment
@@ -114,7 +115,8 @@ class StepParams(ctypes.Structure):
     """csrc/core/step_params.h, field by field."""
 
     _fields_ = [
-        *[(name, ctypes.c_int32) for name in ("batch", "members", "k", "primary", "num_slots", "score", "duplicates")],
+        *[(name, ctypes.c_int32) for name in ("batch", "members", "k", "primary", "num_slots")],
+        *[(name, ctypes.c_int32) for name in ("score", "duplicates", "combine")],
         ("weights", ctypes.c_float * MAX_MEMBERS),
         ("logits", MemberLogits * MAX_MEMBERS),
         ("map", ctypes.c_void_p),
@@ -234,6 +236,7 @@ def step_params(
     weights: Sequence[float] | None = None,
     score: str = "logits",
     duplicates: str = "repeat",
+    combine: str = "mean",
     include: torch.Tensor | None = None,
 ) -> tuple[StepParams, StepResult]:
     """What a launch takes, and the poisoned outputs it will fill, on the logits' device."""
@@ -251,14 +254,15 @@ def step_params(
     )
     p = StepParams(batch, members, k, primary, slots, ["logits", "probs"].index(score))
     p.duplicates = ["repeat", "drop"].index(duplicates)
+    p.combine = ["mean", "product"].index(combine)
     p.map, p.log2_capacity = alignment.table.data_ptr(), alignment.log2_capacity
     p.class_ids = alignment.class_ids.data_ptr()
     p.include = None if include is None else include.data_ptr()
     for name, tensor in result._asdict().items():
         setattr(p, name, tensor.data_ptr())
-    weights = [1.0] * members if weights is None else weights
+    scaled = step_weights(weights, members, combine, primary)
     for m, x in enumerate(logits):
-        p.weights[m] = weights[m] / sum(weights)
+        p.weights[m] = scaled[m]
         eligible = alignment.eligible.data_ptr() + 4 * alignment.eligible_offsets[m]
         p.logits[m] = MemberLogits(x.data_ptr(), x.stride(0), eligible, alignment.vocab_sizes[m], DTYPES[x.dtype])
     return p, result

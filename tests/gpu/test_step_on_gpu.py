@@ -7,7 +7,7 @@ import pytest
 import torch
 from gpu.conftest import on_gpu
 from test_cuda_on_cpu import real_widths
-from test_step import AXES, DTYPES, SIZES, name_of, pairwise_cover
+from test_step import AXES, DTYPES, SIZES, drawn_weights, name_of, pairwise_cover
 
 from unite_ext import reference, step_workspace, unite_step
 from unite_ext.testing import LOGIT_KINDS, assert_bitwise_equal, assert_same_step, make_logits, synthetic_alignment
@@ -28,8 +28,8 @@ def test_matrix(case):
     logits = make_logits(alignment, case["batch"], kind=case["kind"], dtype=case["dtype"], strided=case["strided"])
     rng = np.random.default_rng(0)
     primary = int(rng.integers(len(sizes)))
-    options = {name: case[name] for name in ("k", "score", "duplicates")}
-    options |= {"primary": primary, "weights": (rng.random(len(sizes)) + 0.1).tolist()}
+    options = {name: case[name] for name in ("k", "score", "duplicates", "combine")}
+    options |= {"primary": primary, "weights": drawn_weights(rng, len(sizes), primary, case["combine"])}
     if case["with_include"]:
         options["include"] = torch.nonzero(alignment.classes[primary] >= 0)[-1, 0].repeat(case["batch"])
     want = expected(logits, alignment, **options)
@@ -256,7 +256,7 @@ def test_opcheck():
     tensors = (alignment.table, alignment.class_ids, alignment.eligible)
     sizes = (list(alignment.eligible_offsets), list(alignment.vocab_sizes))
     torch.library.opcheck(
-        torch.ops.unite_ext.fused_step.default, (logits, *tensors, *sizes, 5, 0, [0.5, 0.5], "logits", "repeat")
+        torch.ops.unite_ext.fused_step.default, (logits, *tensors, *sizes, 5, 0, [0.5, 0.5], "logits", "repeat", "mean")
     )
 
 

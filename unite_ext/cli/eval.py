@@ -51,6 +51,9 @@ def evaluate(
     weight: Annotated[
         list[float] | None, typer.Option(help="A member's weight, once per member; uniform by default.")
     ] = None,
+    combine: Annotated[
+        str, typer.Option(help="mean, or product: weights are exponents, and may be negative.")
+    ] = "mean",
     batch_size: Annotated[int, typer.Option(help="Prompts that run side by side.")] = 8,
     chat: Annotated[bool, typer.Option(help="Put every prompt through each member's own chat template.")] = False,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -95,12 +98,13 @@ def evaluate(
         manager = TaskManager(include_path=str(bundled), include_defaults=others)
         loaded = manager.load(names)  # reads the data, before any model is loaded
         decisive: dict[str, object] = {
-            "k": k, "primary": primary, "weights": weight, "method": method, "method_options": parsed, "dtype": dtype,
+            "k": k, "primary": primary, "weights": weight, "combine": combine, "method": method,
+            "method_options": parsed, "dtype": dtype,
         }  # fmt: skip
         placed = None if not device else device[0] if len(device) == 1 else device
         lm = UniteLM(
-            model, batch_size=batch_size, k=k, primary=primary, weights=weight, method=method, method_options=parsed,
-            dtype=dtype, trust_remote_code=trust_remote_code, device=placed,
+            model, batch_size=batch_size, k=k, primary=primary, weights=weight, combine=combine, method=method,
+            method_options=parsed, dtype=dtype, trust_remote_code=trust_remote_code, device=placed,
         )  # fmt: skip
         tracker = EvaluationTracker(output_path=str(output)) if output else None
         answers = None

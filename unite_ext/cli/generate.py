@@ -72,6 +72,13 @@ def generate(
     ] = None,
     score: Annotated[str, typer.Option(help="logits, or probs: softmax of probabilities, flatter.")] = "logits",
     duplicates: Annotated[str, typer.Option(help="repeat or drop: slots that share a member's id.")] = "repeat",
+    combine: Annotated[
+        str,
+        typer.Option(
+            help="mean, or product: of probabilities to the power of the members' weights, which may be negative. A "
+            "member without a positive weight does not propose."
+        ),
+    ] = "mean",
     method: Annotated[str, typer.Option(help="unite, or another method; docs/methods.md lists them.")] = "unite",
     method_options: Annotated[
         str | None, typer.Option(help="The method's own options, as name:value;name:value.")
@@ -143,7 +150,7 @@ def generate(
             dtype=dtype, trust_remote_code=trust_remote_code,
         )  # fmt: skip
         ensemble = UniteEnsemble.from_pretrained(
-            sources, k=k, primary=primary, weights=weight, score=score, duplicates=duplicates,
+            sources, k=k, primary=primary, weights=weight, score=score, duplicates=duplicates, combine=combine,
             method=method, method_options=parse_options(method_options),
         )  # fmt: skip
         if streams:

@@ -38,7 +38,7 @@ class UniteEnsemble:
         1 to 8 loaded causal language models, or members (`Member`, or another kind of `BaseMember`).
     tokenizers : sequence, optional
         Their fast tokenizers; not with members, which have theirs.
-    k, primary, weights, score, duplicates
+    k, primary, weights, score, duplicates, combine
         Of every step, see `unite_step`; `generate` can override them.
     method : str or Method
         What decides a step: "unite", another of `unite_ext.methods.registry.METHODS`, or an object of one's own.
@@ -70,6 +70,7 @@ class UniteEnsemble:
         weights: Sequence[float] | None = None,
         score: str = "logits",
         duplicates: str = "repeat",
+        combine: str = "mean",
         method: str | Method = UNITE,
         method_options: Mapping[str, Any] | None = None,
         lossy: bool = False,
@@ -82,7 +83,10 @@ class UniteEnsemble:
             raise ValueError(f"models must hold 1 to {MAX_MEMBERS} members, got {len(models)}")
         if tokenizers is not None and len(tokenizers) != len(models):
             raise ValueError(f"tokenizers must hold one per model, {len(models)}, got {len(tokenizers)}")
-        given = {"k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates}
+        given = {
+            "k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates,
+            "combine": combine,
+        }  # fmt: skip
         self.step_options: StepOptions = step_options(given, StepOptions()).check(len(models))
         check_method(method, method_options, len(models))
         self.method = method
@@ -120,9 +124,10 @@ class UniteEnsemble:
     ) -> UniteEnsemble:
         """Load the members by Hugging Face name, local folder or .gguf file, or as `members.loading.prepare` read them.
 
-        `k`, `primary`, `weights`, `score`, `duplicates`, `method` and `compile` are the ensemble's. Every other option
-        goes to `Member.from_pretrained` (`dtype`, `device`, `device_map`, `quantization_config`, `attn_implementation`,
-        `trust_remote_code`, `revision`, `tokenizer`, `chat_template`, ...); a list gives each member its own.
+        `k`, `primary`, `weights`, `score`, `duplicates`, `combine`, `method` and `compile` are the ensemble's. Every
+        other option goes to `Member.from_pretrained` (`dtype`, `device`, `device_map`, `quantization_config`,
+        `attn_implementation`, `trust_remote_code`, `revision`, `tokenizer`, `chat_template`, ...); a list gives each
+        member its own.
 
         Examples
         --------
@@ -195,7 +200,7 @@ class UniteEnsemble:
         progress : bool
             Show a progress bar over the prompts.
         **options
-            Of `GenerationOptions`, and `k`, `primary`, `weights`, `score`, `duplicates` for this call.
+            Of `GenerationOptions`, and `k`, `primary`, `weights`, `score`, `duplicates`, `combine` for this call.
 
         Returns
         -------

@@ -8,7 +8,7 @@ from typing import Any
 from .._core import MAX_MEMBERS
 from ..members.loading import MemberSource, prepare_all
 from ..members.transformers import Member
-from ..methods.registry import UNITE, check_method, check_vocabularies, needs_vocabularies
+from ..methods.registry import UNITE, check_combine, check_method, check_vocabularies, needs_vocabularies
 from ..options import STEP_FIELDS, StepOptions, step_options
 from ..vocab.alignment import VocabAlignment
 from .plan import METHOD_FIELDS
@@ -41,6 +41,7 @@ def load_members(
     method, own = ours.get("method", UNITE), ours.get("method_options")
     step = step_options(ours, StepOptions()).check(len(names))
     check_method(method, own, len(names))
+    check_combine(method, step)
     for name, value in options.items():
         if isinstance(value, (list, tuple)) and len(value) != len(names):
             raise ValueError(f"{name} must be one value or one per member, {len(names)}, got {len(value)}")

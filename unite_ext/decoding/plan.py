@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..methods.base import Method, TokenMethod
-from ..methods.registry import check_method
+from ..methods.registry import check_combine, check_method
 from ..options import STEP_FIELDS, GenerationOptions, StepOptions, generation_options, step_options
 
 METHOD_FIELDS = ("method", "method_options")
@@ -55,6 +55,7 @@ def make_plan(
     check_method(method, own, members)
     if not generates and (unknown := options.keys() - {*STEP_FIELDS, *METHOD_FIELDS}):
         raise TypeError(f"unknown option {sorted(unknown)[0]!r}")
+    check_combine(method, step)
     generation = generation_options(options, METHOD_FIELDS)
     made = make_method(method, own, step)
     if generation.do_sample and isinstance(made, TokenMethod) and not made.samples:

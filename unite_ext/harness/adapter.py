@@ -61,7 +61,7 @@ class UniteLM(LM):
     speculate : bool, int or str, optional
         As in `GenerationOptions`; where a task samples, nothing is drafted.
     **options
-        Of `UniteEnsemble.from_pretrained`: `k`, `primary`, `method`, `score`, `duplicates`, `dtype`, ...
+        Of `UniteEnsemble.from_pretrained`: `k`, `primary`, `method`, `score`, `duplicates`, `combine`, `dtype`, ...
     device : str or sequence of str, optional
         For all members, or one per member, as a string separated by ";". The harness asks for "cuda:0" unless it is
         told otherwise: without CUDA that means the CPU, with a warning.

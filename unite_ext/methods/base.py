@@ -21,6 +21,8 @@ class Method(ABC):
     name: ClassVar[str]
     takes_one: ClassVar[bool] = False
     """Whether it can run with a single member."""
+    multiplies: ClassVar[bool] = False
+    """Whether it takes combine="product" and its weights."""
     is_large: ClassVar[bool] = True
     """Whether an object may hold tensors as large as a vocabulary. Only one such object should be kept."""
 

@@ -31,7 +31,7 @@ class EntryMethod(TokenMethod):
 
     def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
         super().__init__(alignment, members, options)
-        self.weights = options.normalized_weights(alignment.num_members)
+        self.weights = options.step_weights(alignment.num_members)
         self.entry_ids: Tensor
         self.emits: Tensor
 

@@ -63,6 +63,13 @@ def check_method(method: str | Method, own: Mapping[str, object] | None, members
     cls.check_options(own or {})
 
 
+def check_combine(method: str | Method, options: StepOptions) -> None:
+    """Raise ValueError if a method cannot combine members as the options say."""
+    cls = type(method) if isinstance(method, Method) else method_class(method)
+    if options.combine != "mean" and not cls.multiplies:
+        raise ValueError(f"combine must be 'mean' with method {cls.name!r}, got {options.combine!r}")
+
+
 def check_vocabularies(
     method: str | Method, own: Mapping[str, object] | None, alignment: VocabAlignment, options: StepOptions
 ) -> None:
@@ -89,7 +96,7 @@ def make_method(
         return method
     cls = method_class(method)
     if issubclass(cls, AnswerMethod):
-        weights = options.normalized_weights(len(members))
+        weights = options.step_weights(len(members))
         primary = options.primary
         return cls([weights[primary], *weights[:primary], *weights[primary + 1 :]], **(own or {}))
     assert issubclass(cls, TokenMethod)

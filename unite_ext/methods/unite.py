@@ -25,6 +25,7 @@ class Unite(TokenMethod):
     is_large: ClassVar[bool] = False
     samples: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
+    multiplies: ClassVar[bool] = True
 
     def step(self, scores: Sequence[Scores], states: Sequence[object]) -> StepResult:
         """See `TokenMethod.step`."""
@@ -57,14 +58,16 @@ def step_in_parts(
     """Do one step of UNITE without whole logits: from every member's k best ids, and its logits of the slots."""
     tops = [own.top_k(alignment, m, options) for m, own in enumerate(scores)]
     keys = torch.stack([keys for keys, _ in tops], dim=1)
-    union = unite_keys(keys, alignment, primary=options.primary, include=include)
-    probs = []
+    weights, combine = options.step_weights(len(scores)), options.combine
+    union = unite_keys(keys, alignment, primary=options.primary, weights=weights, combine=combine, include=include)
+    columns = []
     for m, (own, (own_keys, log_sums)) in enumerate(zip(scores, tops)):
         slots = union.slots[:, :, m]
         values = own.gather(slots)
         given = (values, slots, union.union_size, own_keys, union.key_slots[:, m], log_sums)
-        probs.append(score_slots(*given, score=options.score, duplicates=options.duplicates))
-    return combine_slots(torch.stack(probs, dim=2), union, primary=options.primary, weights=options.weights)
+        columns.append(score_slots(*given, score=options.score, duplicates=options.duplicates, combine=combine))
+    given_scores = torch.stack(columns, dim=2)
+    return combine_slots(given_scores, union, primary=options.primary, weights=weights, combine=combine)
 
 
 def emission_probability(step: StepResult, targets: Tensor, alignment: VocabAlignment, primary: int) -> Tensor:

@@ -240,6 +240,7 @@ def step_in_parts(
     weights: Sequence[float] | None = None,
     score: str = "logits",
     duplicates: str = "repeat",
+    combine: str = "mean",
     include: Tensor | None = None,
 ) -> StepResult:
     """A whole step made of `parts`.
@@ -250,16 +251,17 @@ def step_in_parts(
         `unite_ext.step_parts`, `unite_ext.reference`, or what has their five functions under the same names.
     logits : sequence of Tensor
         One [B, V_m] per member.
-    alignment, k, primary, weights, score, duplicates, include
+    alignment, k, primary, weights, score, duplicates, combine, include
         As in `unite_ext.unite_step`.
     """
     tops = [parts.top_k_keys(x, alignment, m, k=k, score=score) for m, x in enumerate(logits)]
     keys = torch.stack([keys for keys, _ in tops], dim=1)
-    union = parts.unite_keys(keys, alignment, primary=primary, include=include)
+    pool = {"primary": primary, "weights": weights, "combine": combine}
+    union = parts.unite_keys(keys, alignment, **pool, include=include)
     columns = []
     for m, (own, log_sums) in enumerate(tops):
         slots = union.slots[:, :, m]
         values = parts.gather_logits(logits[m], slots)
         given = (values, slots, union.union_size, own, union.key_slots[:, m], log_sums)
-        columns.append(parts.score_slots(*given, score=score, duplicates=duplicates))
-    return parts.combine_slots(torch.stack(columns, dim=2), union, primary=primary, weights=weights)
+        columns.append(parts.score_slots(*given, score=score, duplicates=duplicates, combine=combine))
+    return parts.combine_slots(torch.stack(columns, dim=2), union, **pool)
