@@ -14,6 +14,7 @@ from unite_ext.decoding import batch
 from unite_ext.decoding.likelihood import score_continuations
 from unite_ext.methods.registry import ANSWER_METHODS, TOKEN_METHODS
 from unite_ext.methods.unite import emission_probability
+from unite_ext.testing import Recorder
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +173,115 @@ def test_a_context_that_is_too_short(ensemble):
     short = UniteEnsemble([toy_model("llama", tokenizer, context=8)], [tokenizer])
     with pytest.raises(ValueError, match=r"requests\[0\]: only [0-9]+ of its 9 tokens fit"):
         list(score_continuations(short, [("James", [encode(ensemble, "a")[0]] * 9)]))
+
+
+def plain_log_probs(member, prompt_ids, ids):
+    """What transformers alone gives ids after a prompt, as lm-evaluation-harness's own model takes it."""
+    logits = member.model(torch.tensor([[*prompt_ids, *ids]])).logits[0].detach().double().log_softmax(dim=1)
+    return [float(logits[len(prompt_ids) + n - 1, i]) for n, i in enumerate(ids)]
+
+
+@pytest.mark.parametrize("m", [0, 1])
+def test_one_member_alone_gives_its_own_numbers(ensemble, m):
+    """Up to the mass of special tokens, which are not eligible and which toy models do not know to be special."""
+    alone, member = ensemble.alone(m), ensemble.members[m]
+    texts = [("James met", " the quick fox"), ("A", "b"), ("The", " 中文 and 2024")]
+    requests = [(prompt, encode(alone, text)) for prompt, text in texts]
+    found = {f.index: f for f in score_continuations(alone, requests, k=1, likelihood="full")}
+    ineligible = torch.ones(member.num_logits, dtype=torch.bool)
+    ineligible[: alone.alignment.vocab_sizes[0]] = alone.alignment.classes[0][: alone.alignment.vocab_sizes[0]] < 0
+    for i, (prompt, ids) in enumerate(requests):
+        logits = member.model(torch.tensor([[*member.encode_prompt(prompt), *ids]])).logits[0].detach().double()
+        rows = logits[-len(ids) - 1 : -1]
+        own = rows.masked_fill(ineligible, -torch.inf).log_softmax(dim=1)
+        expected = sum(float(own[n, t]) for n, t in enumerate(ids))
+        assert found[i].log_prob == pytest.approx(expected, abs=1e-4)
+        lost = sum(float(x) for x in rows.softmax(dim=1)[:, ineligible].sum(dim=1))
+        whole = sum(plain_log_probs(member, member.encode_prompt(prompt), ids))
+        assert whole == pytest.approx(expected, abs=1.5 * lost + 1e-4)
+
+
+@pytest.mark.parametrize("primary", [0, 1])
+def test_full_is_the_mean_of_the_members_own_probabilities(ensemble, primary):
+    """Through first sub-tokens the chain of a member's ids, each text tokenized again and nothing cached."""
+    texts = [("James met", " the quick fox"), ("A", "b"), ("The", " 中文 Jamboree")]
+    requests = [(prompt, encode(ensemble, text, primary)) for prompt, text in texts]
+    found = {f.index: f for f in score_continuations(ensemble, requests, primary=primary, likelihood="full")}
+    union = {f.index: f for f in score_continuations(ensemble, requests, primary=primary)}
+    alignment, chains = ensemble.alignment, 0
+    for i, (prompt, ids) in enumerate(requests):
+        log_prob, text = 0.0, b""
+        for n, target in enumerate(ids):
+            piece, total = alignment.token_bytes(primary, target), 0.0
+            for m, member in enumerate(ensemble.members):
+                own = ids[:n] if m == primary else alignment.encode_continuation(m, text)
+                chain = [target] if m == primary else alignment.encode_continuation(m, piece)
+                representative = int(alignment.class_ids[alignment.class_of(primary, target), m])
+                if m != primary and representative < 2**28:
+                    chain = [representative]
+                chains += len(chain) > 1
+                logits = member.model(torch.tensor([member.encode_prompt(prompt) + own + chain])).logits[0].detach()
+                eligible = alignment.classes[m][: alignment.vocab_sizes[m]] >= 0
+                rows = logits[:, : len(eligible)].double().masked_fill(~eligible, -torch.inf).log_softmax(dim=1)
+                at = len(logits) - len(chain) - 1
+                total += [2 / 3, 1 / 3][m] * math.exp(sum(float(rows[at + j, t]) for j, t in enumerate(chain)))
+            log_prob += math.log(total)
+            text += piece
+        assert found[i].log_prob == pytest.approx(log_prob, abs=1e-3)
+        assert found[i].is_greedy == union[i].is_greedy
+        assert found[i].log_prob < union[i].log_prob, "the union leaves out what nobody proposed"
+    assert chains > 0
+
+
+def test_full_takes_one_pass_and_pieces_where_there_is_no_room(ensemble, monkeypatch):
+    text = " the quick brown fox, 中文 and 2024 more words"
+    requests = [("James met", encode(ensemble, text)), ("A", encode(ensemble, " b"))]
+    expected = list(score_continuations(ensemble, requests, likelihood="full"))
+    widest = max(member.num_logits for member in ensemble.members)
+    for room in (1, 7):
+        monkeypatch.setattr(batch, "_PLACE_BYTES", 4 * widest * room)
+        found = {f.index: f for f in score_continuations(ensemble, requests, likelihood="full")}
+        for one in expected:
+            assert found[one.index].log_prob == pytest.approx(one.log_prob, abs=1e-4)
+    monkeypatch.undo()
+    both = score_continuations(ensemble, requests, likelihood="full", batch_size=1)
+    assert [f.log_prob for f in both] == pytest.approx([f.log_prob for f in sorted(expected, key=lambda f: f.index)])
+
+
+def test_full_probabilities_of_a_member_alone_add_up(ensemble):
+    alone = ensemble.alone(0)
+    vocabulary = alone.alignment.vocabularies[0]
+    ids = torch.nonzero(alone.alignment.classes[0] >= 0)[:, 0].tolist()
+    total = sum(math.exp(f.log_prob) for f in score_continuations(alone, [("A", [i]) for i in ids], likelihood="full"))
+    assert total == pytest.approx(1.0, abs=1e-4)
+    assert vocabulary.eos_token_id in ids
+
+
+def test_full_from_recorded_members_without_logits(ensemble):
+    """The interface of members is enough: their keys, log-sums and logits of given ids."""
+    requests = [("James met", encode(ensemble, " the quick fox"))]
+    (expected,) = score_continuations(ensemble, requests, likelihood="full")
+    recorders = [Recorder(member) for member in ensemble.members]
+    recording = UniteEnsemble(recorders, alignment=ensemble.alignment, weights=[2, 1])
+    list(score_continuations(recording, requests, likelihood="full"))
+    replayed = UniteEnsemble([r.recorded() for r in recorders], alignment=ensemble.alignment, weights=[2, 1])
+    (got,) = score_continuations(replayed, requests, likelihood="full")
+    assert got.log_prob == pytest.approx(expected.log_prob, abs=1e-4)
+
+
+def test_full_with_weights_of_the_prompt(ensemble):
+    """PackLLM's weights are those of the mean."""
+    requests = [("James met", encode(ensemble, " the"))]
+    each = [next(score_continuations(ensemble, requests, weights=w, likelihood="full")) for w in ([1, 0], [0, 1])]
+    (pack,) = score_continuations(ensemble, requests, weights=None, method="packllm", likelihood="full")
+    low, high = sorted(math.exp(f.log_prob) for f in each)
+    assert low < math.exp(pack.log_prob) < high
+
+
+def test_full_needs_a_mean(ensemble):
+    with pytest.raises(ValueError, match="likelihood must be one of 'union', 'full', got 'all'"):
+        score_continuations(ensemble, [("A", [1])], likelihood="all")
+    with pytest.raises(ValueError, match="likelihood must be 'union' with method 'gac'"):
+        score_continuations(ensemble, [("A", [1])], method="gac", likelihood="full")
+    with pytest.raises(ValueError, match="likelihood must be 'union' with method 'unite' and combine='product'"):
+        score_continuations(ensemble, [("A", [1])], combine="product", likelihood="full")

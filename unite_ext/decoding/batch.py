@@ -12,6 +12,7 @@ from ..vocab.text_sync import append_all
 from .choice import Choice, Chooser
 from .drafts import Drafter, DraftLengths
 from .evaluation import Evaluator
+from .full_likelihood import Chains, ask, base_rows, chain_log_probs
 from .places import place_length, places_along
 from .request import Request, StepRecord
 
@@ -41,6 +42,7 @@ class StepRunner:
         self.primary = primary
         self.evaluator = Evaluator(members, contexts, alignment)
         self.chooser = Chooser(members, alignment, primary)
+        self.chains = Chains(alignment, primary)
         self.drafter = Drafter(self.evaluator, primary)
         self.lengths = DraftLengths()
         self._eos = frozenset(alignment.vocabularies[primary].eos_token_ids)
@@ -64,8 +66,9 @@ class StepRunner:
         """
         scoring = [request for request in requests if request.targets is not None]
         generating = [request for request in requests if request.targets is None]
-        if scoring:
-            self._score(scoring)
+        for full in (False, True):
+            if alike := [request for request in scoring if request.full == full]:
+                self._score(alike, full)
         plain = [request for request in generating if request.drafter is None]
         for drafter in {request.drafter: None for request in generating if request.drafter is not None}:
             self._speculate([request for request in generating if request.drafter == drafter])
@@ -165,22 +168,29 @@ class StepRunner:
 
     # Targets
 
-    def _score(self, requests: Sequence[Request]) -> None:
+    def _score(self, requests: Sequence[Request], full: bool) -> None:
         """Score the next targets of every request, as many as one pass takes."""
         room = max(1, self.max_places // len(requests))
         chunks, places, cut = [], [], []
         for request in requests:
             ids = (request.targets or ())[len(request.ids) : len(request.ids) + room]
+            if full:
+                ids = self._affordable(ids, room)
             own = self._member_places(request, ids[:-1])
             fitting = self._fitting(request, own)
             cut.append(fitting < len(ids))
             chunks.append(ids[:fitting])
             places.append([member[:fitting] for member in own])
-        scores = [
-            self.evaluator.place_scores(m, requests, [own[m] for own in places]) for m in range(len(self.members))
-        ]
         rows = [request for request, ids in zip(requests, chunks) for _ in ids]
-        choices = iter(self.chooser.choose(scores, rows, [i for ids in chunks for i in ids]))
+        targets = [i for ids in chunks for i in ids]
+        if full:
+            scores, own_log_probs = self._full_scores(requests, chunks, places)
+            choices = iter(self.chooser.choose(scores, rows, targets, own_log_probs))
+        else:
+            scores = [
+                self.evaluator.place_scores(m, requests, [own[m] for own in places]) for m in range(len(self.members))
+            ]
+            choices = iter(self.chooser.choose(scores, rows, targets))
         grown = []
         for request, ids, is_cut in zip(requests, chunks, cut):
             self._take_scores(request, [next(choices) for _ in ids])
@@ -193,6 +203,32 @@ class StepRunner:
         self._grow_contexts(
             [request for request, _ in grown], [self._bytes_of(ids) for _, ids in grown], [ids for _, ids in grown]
         )
+
+    def _full_scores(
+        self, requests: Sequence[Request], chunks: Sequence[Sequence[int]], places: Sequence[Sequence[list[Place]]]
+    ) -> tuple[list[Scores], torch.Tensor]:
+        """The members' scores at all targets, and their own log-probabilities of them, [N, M]."""
+        scores, columns = [], []
+        for m, member in enumerate(self.members):
+            lengths = self.contexts[m].lengths([request.key for request in requests])
+            asked = [
+                ask(own[m], [self.chains.of(m, i) for i in ids], length, member.context_length)
+                for ids, own, length in zip(chunks, places, lengths)
+            ]
+            found = self.evaluator.place_scores(m, requests, [own.places for own in asked])
+            options = requests[0].method.options
+            columns.append(chain_log_probs(found, self.alignment, m, options, asked))
+            scores.append(found.select(base_rows(asked)))
+        return scores, torch.stack(columns, dim=1)
+
+    def _affordable(self, ids: Sequence[int], room: int) -> Sequence[int]:
+        """As many of the targets, at least one, as have room with the places along their chains."""
+        used = 0
+        for n, token_id in enumerate(ids):
+            used += max(len(self.chains.of(m, token_id)) for m in range(len(self.members)))
+            if used > room:
+                return ids[: max(1, n)]
+        return ids
 
     def _take_scores(self, request: Request, choices: Sequence[Choice]) -> None:
         for choice in choices:

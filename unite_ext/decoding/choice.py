@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from .request import Request, StepRecord, TargetScore
 from .sampling import sample
 
 _TINY = torch.finfo(torch.float32).tiny  # a probability of 0 counts as this
+_LOWEST = -1e4  # the logarithm of one that no member gives, where they may be smaller than that
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,11 @@ class Chooser:
         self.primary = primary
 
     def choose(
-        self, scores: Sequence[Scores], requests: Sequence[Request], targets: Sequence[int] | None = None
+        self,
+        scores: Sequence[Scores],
+        requests: Sequence[Request],
+        targets: Sequence[int] | None = None,
+        own: Tensor | None = None,
     ) -> list[Choice]:
         """Decide every row.
 
@@ -60,29 +64,41 @@ class Chooser:
             Whose row it is; a request may have several.
         targets : sequence of int, optional
             Per row an id of the primary that is taken whatever the members say, and scored.
+        own : Tensor, float64 [N, M], optional
+            The members' own log-probabilities of the targets, by which they are scored.
         """
         groups: dict[int, list[int]] = {}
         for r, request in enumerate(requests):
             groups.setdefault(id(request.method), []).append(r)
         if len(groups) == 1:
-            return self._choose_alike(scores, requests, targets)
+            return self._choose_alike(scores, requests, targets, own)
         choices: list[Choice | None] = [None] * len(requests)
         for rows in groups.values():
             given = None if targets is None else [targets[r] for r in rows]
-            own = self._choose_alike([s.select(rows) for s in scores], [requests[r] for r in rows], given)
-            for r, choice in zip(rows, own):
+            theirs = None if own is None else own[torch.tensor(rows, device=own.device)]
+            found = self._choose_alike([s.select(rows) for s in scores], [requests[r] for r in rows], given, theirs)
+            for r, choice in zip(rows, found):
                 choices[r] = choice
         return [choice for choice in choices if choice is not None]
 
     def _choose_alike(
-        self, scores: Sequence[Scores], requests: Sequence[Request], targets: Sequence[int] | None
+        self,
+        scores: Sequence[Scores],
+        requests: Sequence[Request],
+        targets: Sequence[int] | None,
+        own: Tensor | None,
     ) -> list[Choice]:
         """The same for rows whose requests have one method."""
         method, states = requests[0].method, [request.state for request in requests]
         if targets is not None:
             wanted = torch.tensor(list(targets), device=self.alignment.device)
-            probs, step = method.likelihood(scores, states, wanted)
-            return self._score(probs, step, wanted, targets, requests)
+            if own is None:
+                probs, step = method.likelihood(scores, states, wanted)
+                log_probs = probs.double().clamp(min=_TINY).log()
+            else:
+                step = method.step(scores, states)
+                log_probs = (own + method.member_weights(states).log()).logsumexp(dim=1).clamp(min=_LOWEST)
+            return self._score(log_probs, step, wanted, targets, requests)
         step = method.step(scores, states)
         # The step's one wait for the device.
         packed = torch.stack([step.next_ids[:, self.primary], step.winner.long(), step.status.long()]).cpu()
@@ -102,18 +118,18 @@ class Chooser:
         ]
 
     def _score(
-        self, probs: Tensor, step: StepResult, wanted: Tensor, targets: Sequence[int], requests: Sequence[Request]
+        self, log_probs: Tensor, step: StepResult, wanted: Tensor, targets: Sequence[int], requests: Sequence[Request]
     ) -> list[Choice]:
         """How likely every row's target is, and whether it would have been taken."""
         classes = self.alignment.classes[self.primary]
         own = step.next_ids[:, self.primary]
         same = (classes[own.clamp(min=0)] == classes[wanted]) & (own >= 0)
-        packed = torch.stack([probs.double(), same.double(), step.status.double()]).cpu()
+        packed = torch.stack([log_probs, same.double(), step.status.double()]).cpu()
         found, greedy, status = packed.tolist()
         return [
             Choice(None, self._failure(int(status[r]), request))
             if status[r]
-            else Choice(target, score=TargetScore(math.log(max(found[r], _TINY)), bool(greedy[r])))
+            else Choice(target, score=TargetScore(found[r], bool(greedy[r])))
             for r, (request, target) in enumerate(zip(requests, targets))
         ]
 

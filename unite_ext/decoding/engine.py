@@ -145,6 +145,7 @@ class Engine:
         seed: int = 0,
         keeps_records: bool = False,
         targets: Sequence[int] | None = None,
+        full: bool = False,
     ) -> Request:
         """Take a request; it starts in a later `step`.
 
@@ -162,6 +163,8 @@ class Engine:
             Keep a `StepRecord` of every step.
         targets : sequence of int, optional
             Ids of the primary that are emitted whatever the members say, to be scored.
+        full : bool
+            Score the targets by the members' own probabilities, see `score_continuations`; for methods that average.
 
         Raises
         ------
@@ -191,6 +194,7 @@ class Engine:
             generator=_generator(seed + index) if options.do_sample else None,
             keeps_records=keeps_records,
             targets=targets,
+            full=full,
             drafter=drafter,
             draft_length=draft_length,
         )

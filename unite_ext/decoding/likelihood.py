@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .._checks import check_choice
 from ..members.base import Prompt
 from ..methods.base import AnswerMethod
 from ..options import GenerationOptions
@@ -14,6 +15,9 @@ from .request import Request
 
 if TYPE_CHECKING:
     from .ensemble import UniteEnsemble
+
+
+LIKELIHOODS = ("union", "full")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ def score_continuations(
     *,
     batch_size: int | None = None,
     progress: bool = False,
+    likelihood: str = "union",
     **options: Any,
 ) -> Iterator[Likelihood]:
     """Score continuations under an ensemble; each is yielded as soon as it is known.
@@ -48,6 +53,11 @@ def score_continuations(
         How many run side by side; all by default.
     progress : bool
         Show a progress bar.
+    likelihood : {"union", "full"}
+        How probable a token is. "union": what the step gives it, which UNITE normalises over the union. "full": the
+        weighted mean of the members' own probabilities, each over its whole eligible vocabulary; a member that has no
+        single id for the token's text counts with the chain of its ids of that text. The latter can be compared with a
+        single model's, and of one member alone is its own.
     **options
         Step options (`k`, `primary`, `weights`, `method`, ...) for this call.
 
@@ -56,9 +66,15 @@ def score_continuations(
     TypeError, ValueError
         An option, a prompt or an id is wrong, or the method gives no likelihoods; no model has run.
     """
+    check_choice("likelihood", likelihood, LIKELIHOODS)
     plan = ensemble.plan(options, generates=False)
     if isinstance(plan.method, AnswerMethod):
         raise ValueError(f"method {plan.method.name!r} chooses among whole answers and gives no likelihoods")
+    if likelihood == "full" and not plan.token_method.averages:
+        raise ValueError(
+            f"likelihood must be 'union' with method {plan.method.name!r} and combine={plan.step.combine!r}: they take "
+            "no mean of the members' probabilities"
+        )
     primary = plan.step.primary
     for i, (_, ids) in enumerate(requests):
         if not ids:
@@ -70,7 +86,7 @@ def score_continuations(
     engine = ensemble.new_engine(plan, max_requests=batch_size or max(1, len(requests)))
     wanted = GenerationOptions(max_new_tokens=longest + 1)
     for i, (prompt, ids) in enumerate(requests):
-        engine.submit(prompt, plan.token_method, wanted, index=i, targets=list(ids))
+        engine.submit(prompt, plan.token_method, wanted, index=i, targets=list(ids), full=likelihood == "full")
     return (_found(request) for request in engine.run(progress=progress))
 
 

@@ -66,6 +66,8 @@ class Request:
     keeps_records: bool = False
     targets: Sequence[int] | None = None
     """Ids of the primary that are emitted whatever the members say, to be scored."""
+    full: bool = False
+    """Whether its targets are scored by the members' own probabilities, see `full_likelihood`."""
     drafter: int | str | None = None
     """Who drafts its text: a member, or `NGRAM`; None for plain decoding."""
     draft_length: int | None = None

@@ -98,6 +98,15 @@ class TokenMethod(Method):
             The status of each request says whether its step could be decided.
         """
 
+    @property
+    def averages(self) -> bool:
+        """Whether it takes the weighted mean of the members' own probabilities, which `member_weights` gives."""
+        return False
+
+    def member_weights(self, states: Sequence[object]) -> Tensor:
+        """The members' weights for each of N requests, float64 [N, M], together 1. Only if the method `averages`."""
+        raise ValueError(f"method {self.name!r} takes no mean of the members' probabilities")
+
     def likelihood(
         self, scores: Sequence[Scores], states: Sequence[object], targets: Tensor
     ) -> tuple[Tensor, StepResult]:

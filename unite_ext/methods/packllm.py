@@ -65,6 +65,15 @@ class PackLLM(TokenMethod):
         unit = max(1, len(prompt_ids[self.primary]) - 1)
         return tuple(prompt_weights([loss / unit for loss in losses], self.tau))
 
+    @property
+    def averages(self) -> bool:
+        """See `TokenMethod.averages`."""
+        return True
+
+    def member_weights(self, states: Sequence[object]) -> Tensor:
+        """See `TokenMethod.member_weights`."""
+        return torch.tensor(states, dtype=torch.float64, device=self.alignment.device)
+
     def step(self, scores: Sequence[Scores], states: Sequence[object]) -> StepResult:
         """Do UNITE's step, with each request's weights."""
         return self._step(scores, states, None)

@@ -27,6 +27,16 @@ class Unite(TokenMethod):
     needs_logits: ClassVar[bool] = False
     multiplies: ClassVar[bool] = True
 
+    @property
+    def averages(self) -> bool:
+        """See `TokenMethod.averages`."""
+        return self.options.combine == "mean"
+
+    def member_weights(self, states: Sequence[object]) -> Tensor:
+        """See `TokenMethod.member_weights`."""
+        weights = self.options.step_weights(self.alignment.num_members)
+        return torch.tensor([weights], dtype=torch.float64, device=self.alignment.device).expand(len(states), -1)
+
     def step(self, scores: Sequence[Scores], states: Sequence[object]) -> StepResult:
         """See `TokenMethod.step`."""
         return unite_scores(scores, self.alignment, self.options)
