@@ -10,12 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import toy_tokenizers
 from toy_models import toy_model
 from typer.testing import CliRunner
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'unite_ext[eval]'")
 
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.model import TemplateLM  # noqa: E402
 from lm_eval.api.registry import get_model  # noqa: E402
 
 from unite_ext import StepOptions, UniteEnsemble  # noqa: E402
@@ -142,15 +145,13 @@ def test_a_temperature_alone_samples(model, ensemble):
 @pytest.mark.parametrize("space", [" ", "\n", "\n\n", " \n\t ", "\u3000", "\xa0"])
 def test_white_space_moves_to_the_continuation(model, ensemble, space):
     """All of it, as in the harness's own models: their `_encode_pair` leaves `context.rstrip()`."""
-    from lm_eval.api.model import TemplateLM
-
     pairs = []
     harness = SimpleNamespace(backend="causal", tok_encode=lambda text, **_: pairs.append(text) or [])
     TemplateLM._encode_pair(harness, f"James met{space}", "Jam")
     assert pairs == [f"James met{space}Jam", "James met"]  # the whole, and what is left of the context
     encode = ensemble.alignment.encode_continuation
     ((got, _),) = model.loglikelihood([request(f"James met{space}", "Jam")])
-    (found,) = score_continuations(ensemble, [("James met", encode(0, f"{space}Jam".encode()))])
+    (found,) = score_continuations(ensemble, [("James met", encode(0, f"{space}Jam".encode()))], likelihood="full")
     assert got == pytest.approx(found.log_prob, abs=1e-4)
     ((got, _),) = model.loglikelihood([request(space, "Jam")])
     assert got == pytest.approx(model.loglikelihood([request("", f"{space}Jam")])[0][0], abs=1e-4)
@@ -161,19 +162,87 @@ def test_loglikelihood(model, ensemble):
     requests = [request("A", " the"), request("James met ", "Jam"), request("", "The")]
     got = model.loglikelihood(requests)
     first, second = score_continuations(
-        ensemble, [("A", encode(0, b" the")), ("James met", encode(0, b" Jam"))], batch_size=1
+        ensemble, [("A", encode(0, b" the")), ("James met", encode(0, b" Jam"))], batch_size=1, likelihood="full"
     )
     assert got[0] == (pytest.approx(first.log_prob, abs=1e-4), first.is_greedy)
     assert got[1] == (pytest.approx(second.log_prob, abs=1e-4), second.is_greedy)
     # Llama's BOS, Mistral's BOS: the same as an empty prompt through each tokenizer.
     start = [member.encode_prompt("") for member in ensemble.members]
-    (alone,) = score_continuations(ensemble, [(start, encode(0, b"The"))])
+    (alone,) = score_continuations(ensemble, [(start, encode(0, b"The"))], likelihood="full")
     assert got[2][0] == pytest.approx(alone.log_prob, abs=1e-4)
     text = ensemble.generate("A", max_new_tokens=3)
     assert model.loglikelihood([request("A", text)])[0][1] == (encode(0, text.encode()) == ensemble.generate(
         "A", max_new_tokens=3, return_dict=True).token_ids[0][0])  # fmt: skip
     with pytest.raises(ValueError, match="a continuation must not be empty"):
         model.loglikelihood([request("A", "")])
+
+
+class PlainModel(TemplateLM):
+    """A transformers model under the harness: its way of splitting ids, and one plain pass per pair."""
+
+    def __init__(self, model, tokenizer):
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+
+    @property
+    def eot_token_id(self):
+        return self.tokenizer.eos_token_id
+
+    def tok_encode(self, string, **_):
+        return self.tokenizer.encode(string)
+
+    def _loglikelihood_tokens(self, requests, **_):
+        found = []
+        for _, context, continuation in requests:
+            logits = self.model(torch.tensor([context + continuation])).logits[0, -len(continuation) - 1 : -1]
+            log_probs = logits.detach().float().log_softmax(dim=1)
+            targets = torch.tensor(continuation)
+            greedy = bool((log_probs.argmax(dim=1) == targets).all())
+            found.append((float(log_probs.gather(1, targets[:, None]).sum()), greedy))
+        return found
+
+    def loglikelihood_rolling(self, requests, **_):
+        raise NotImplementedError
+
+    def generate_until(self, requests, **_):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("m", [0, 1])
+def test_a_member_alone_gives_the_numbers_of_the_harness_own_model(folders, m):
+    """Special tokens are not eligible; a trained model gives them nearly nothing, and so are these toys made to."""
+    alone = UniteEnsemble.from_pretrained(folders[m : m + 1])
+    member = alone.members[0]
+    eligible = alone.alignment.classes[0][: alone.alignment.vocab_sizes[0]] >= 0
+    ineligible = torch.ones(member.num_logits, dtype=torch.bool)
+    ineligible[: len(eligible)] = ~eligible
+
+    def forget_special_tokens(_model, _inputs, output):
+        output.logits[..., ineligible] = -100.0
+
+    handle = member.model.register_forward_hook(forget_special_tokens)
+    try:
+        pairs = [("A", " the"), ("James met ", "Jam"), ("The quick", " brown fox, 中文 and 2024"), ("x:", "y")]
+        ours = UniteLM(ensemble=alone, progress=False).loglikelihood([request(*pair) for pair in pairs])
+        harness = PlainModel(member.model, member.tokenizer)
+        theirs = harness.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs])
+        union = UniteLM(ensemble=alone, progress=False, likelihood="union")
+        flattered = union.loglikelihood([request(*pair) for pair in pairs])
+    finally:
+        handle.remove()
+    for (got, greedy), (expected, expected_greedy), (more, _) in zip(ours, theirs, flattered):
+        assert got == pytest.approx(expected, abs=1e-4)
+        assert greedy == expected_greedy
+        assert more > expected
+
+
+def test_likelihoods_are_full_where_the_method_takes_a_mean(ensemble, folders):
+    assert UniteLM(ensemble=ensemble).likelihood == "full"
+    assert UniteLM(ensemble=ensemble).get_model_info()["likelihood"] == "full"
+    assert UniteLM(folders, method="gac", progress=False).likelihood == "union"
+    assert UniteLM(folders, combine="product", weights="1.5;-0.5", progress=False).likelihood == "union"
+    with pytest.raises(ValueError, match="likelihood must be one of 'union', 'full', got 'own'"):
+        UniteLM(ensemble=ensemble, likelihood="own")
 
 
 def test_loglikelihood_rolling(model, ensemble, monkeypatch):
@@ -194,7 +263,7 @@ def test_loglikelihood_rolling(model, ensemble, monkeypatch):
         before = ids[max(0, start - 1 - (4 - len(targets))) : start]
         data = b"".join(ensemble.alignment.token_bytes(0, i) for i in before)
         prompt = [own + encode(m, data) for m, own in enumerate(starts)]
-        total += next(score_continuations(ensemble, [(prompt, targets)])).log_prob
+        total += next(score_continuations(ensemble, [(prompt, targets)], likelihood="full")).log_prob
     assert len(ids) > 8
     assert windows == pytest.approx(total, abs=1e-3)
 

@@ -90,7 +90,8 @@ TEST(dropped_duplicates_leave_the_id_to_the_first_sub_token) {
   const Outputs out = run(w, {{-5, 1, 2}, {3, -kInf}}, options);
   check_ids(out, {2, 1, 1, 1, 0, 0, -1, -1});
   check_probs(out, 2, 1, {-kInf, -kInf, 3});
-  const Outputs finite = run(w, {{-5, 1, 2}, {3, 0.5}}, {1, 0, Score::kLogits, Duplicates::kDrop, {}, {}});
+  const Outputs finite =
+      run(w, {{-5, 1, 2}, {3, 0.5}}, {1, 0, Score::kLogits, Duplicates::kDrop, Combine::kMean, {}, {}});
   check_ids(finite, {2, 1, 0, 0});
   check_probs(finite, 2, 1, {0.5, 3});
 }

@@ -54,6 +54,13 @@ def evaluate(
     combine: Annotated[
         str, typer.Option(help="mean, or product: weights are exponents, and may be negative.")
     ] = "mean",
+    likelihood: Annotated[
+        str | None,
+        typer.Option(
+            help="full, or union. full, the default where it is defined: the mean of the members' own probabilities, "
+            "as of a single model. union: normalised over a step's slots."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts that run side by side.")] = 8,
     chat: Annotated[bool, typer.Option(help="Put every prompt through each member's own chat template.")] = False,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -99,12 +106,13 @@ def evaluate(
         loaded = manager.load(names)  # reads the data, before any model is loaded
         decisive: dict[str, object] = {
             "k": k, "primary": primary, "weights": weight, "combine": combine, "method": method,
-            "method_options": parsed, "dtype": dtype,
+            "method_options": parsed, "dtype": dtype, "likelihood": likelihood,
         }  # fmt: skip
         placed = None if not device else device[0] if len(device) == 1 else device
         lm = UniteLM(
-            model, batch_size=batch_size, k=k, primary=primary, weights=weight, combine=combine, method=method,
-            method_options=parsed, dtype=dtype, trust_remote_code=trust_remote_code, device=placed,
+            model, batch_size=batch_size, k=k, primary=primary, weights=weight, combine=combine,
+            likelihood=likelihood, method=method, method_options=parsed, dtype=dtype,
+            trust_remote_code=trust_remote_code, device=placed,
         )  # fmt: skip
         tracker = EvaluationTracker(output_path=str(output)) if output else None
         answers = None

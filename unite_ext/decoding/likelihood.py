@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._checks import check_choice
 from ..members.base import Prompt
-from ..methods.base import AnswerMethod
+from ..methods.base import AnswerMethod, TokenMethod
 from ..options import GenerationOptions
 from .request import Request
 
@@ -88,6 +88,12 @@ def score_continuations(
     for i, (prompt, ids) in enumerate(requests):
         engine.submit(prompt, plan.token_method, wanted, index=i, targets=list(ids), full=likelihood == "full")
     return (_found(request) for request in engine.run(progress=progress))
+
+
+def default_likelihood(ensemble: UniteEnsemble) -> str:
+    """ "full" where the ensemble's method takes a mean of the members' own probabilities, else "union"."""
+    method = ensemble.plan({}).method
+    return "full" if isinstance(method, TokenMethod) and method.averages else "union"
 
 
 def _found(request: Request) -> Likelihood:

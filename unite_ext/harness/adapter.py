@@ -23,9 +23,9 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from .._checks import check_integer
+from .._checks import check_choice, check_integer
 from ..decoding.ensemble import UniteEnsemble
-from ..decoding.likelihood import score_continuations
+from ..decoding.likelihood import LIKELIHOODS, default_likelihood, score_continuations
 from ..members.base import Prompt
 from ..methods.registry import is_answer_method, parse_options
 from ..options import parse_speculate
@@ -60,6 +60,9 @@ class UniteLM(LM):
         Show progress bars.
     speculate : bool, int or str, optional
         As in `GenerationOptions`; where a task samples, nothing is drafted.
+    likelihood : {"full", "union"}, optional
+        As in `score_continuations`. By default "full" where the method takes a mean of the members' probabilities, so
+        that numbers can be compared with those of single models; else the method's own.
     **options
         Of `UniteEnsemble.from_pretrained`: `k`, `primary`, `method`, `score`, `duplicates`, `combine`, `dtype`, ...
     device : str or sequence of str, optional
@@ -79,6 +82,7 @@ class UniteLM(LM):
         ensemble: UniteEnsemble | None = None,
         progress: bool = True,
         speculate: bool | int | str | None = None,
+        likelihood: str | None = None,
         device: str | Sequence[str] | None = None,
         **options: Any,
     ) -> None:
@@ -87,6 +91,8 @@ class UniteLM(LM):
         check_integer("max_gen_toks", max_gen_toks, 1, 2**31)
         self.max_gen_toks = max_gen_toks
         self.progress = progress
+        if likelihood is not None:
+            check_choice("likelihood", likelihood, LIKELIHOODS)
         self.speculate = parse_speculate(speculate) if isinstance(speculate, str) else speculate
         if (models is None) == (ensemble is None):
             raise ValueError("models must name the members, separated by ';' (or ensemble must be given, not both)")
@@ -103,6 +109,7 @@ class UniteLM(LM):
         self.ensemble = ensemble
         self.primary: int = ensemble.step_options.primary
         self.method = ensemble.method
+        self.likelihood = likelihood or default_likelihood(ensemble)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """Text for every request's (context, generation options), in their order."""
@@ -192,7 +199,8 @@ class UniteLM(LM):
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes into its results beside the arguments: `unite select` tells ensembles by it."""
         method = self.method if isinstance(self.method, str) else self.method.name
-        return {"members": [member.name for member in self.ensemble.members], "method": method}
+        names = [member.name for member in self.ensemble.members]
+        return {"members": names, "method": method, "likelihood": self.likelihood}
 
     @property
     def tokenizer_name(self) -> str:
@@ -200,7 +208,9 @@ class UniteLM(LM):
         return "unite__" + "__".join(member.name.replace("/", "--") for member in self.ensemble.members)
 
     def _score(self, pairs: list[Any]) -> Any:
-        return score_continuations(self.ensemble, pairs, batch_size=self.batch_size, progress=self.progress)
+        return score_continuations(
+            self.ensemble, pairs, batch_size=self.batch_size, progress=self.progress, likelihood=self.likelihood
+        )
 
     def _check_likelihoods(self) -> None:
         if is_answer_method(self.method):
