@@ -82,6 +82,7 @@ FAULTS = {
         "cuda/merge.cuh", "top[place] = key;", "top[place + 1] = key;", "RACE|UNINITIALISED|out-of-bounds"
     ),
     "scan buffer reused": Fault("cuda/cuda_block.cuh", "warp_totals + kWarp * turn", "warp_totals", "RACE"),
+    "shared classes not cleared": Fault("core/union.h", "*s.shared_class = 0;", "", "UNINITIALISED"),
     "no barrier after the keys of the union": Fault(
         "core/row_parts.h",
         "block.sync();  // s.top is complete",
