@@ -32,12 +32,26 @@ def check_logits(logits: Sequence[Tensor], alignment: VocabAlignment) -> None:
         raise ValueError(
             f"logits must hold one tensor per member of the alignment, {alignment.num_members}, got {len(logits)}"
         )
+    device = alignment.device
     batch = None
-    for m, tensor in enumerate(logits):
-        check_rows(f"logits[{m}]", tensor, alignment.vocab_sizes[m], alignment.device)
-        batch = tensor.shape[0] if batch is None else batch
-        if tensor.shape[0] != batch:
-            raise ValueError(f"logits[{m}] must have {batch} rows like logits[0], got {tensor.shape[0]}")
+    for m, (tensor, vocab_size) in enumerate(zip(logits, alignment.vocab_sizes)):
+        if not _are_rows(tensor, vocab_size, device):
+            check_rows(f"logits[{m}]", tensor, vocab_size, device)
+        batch = tensor.size(0) if batch is None else batch
+        if tensor.size(0) != batch:
+            raise ValueError(f"logits[{m}] must have {batch} rows like logits[0], got {tensor.size(0)}")
+
+
+def _are_rows(tensor: object, vocab_size: int, device: torch.device) -> bool:
+    """Whether a tensor is in order beyond doubt; `check_rows` decides about others, and says what is wrong."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.dim() == 2
+        and tensor.size(1) >= vocab_size
+        and tensor.stride(1) == 1
+        and tensor.dtype in DTYPES
+        and tensor.device == device
+    )
 
 
 def check_rows(name: str, tensor: object, vocab_size: int = 0, device: torch.device | None = None) -> None:

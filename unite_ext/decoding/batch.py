@@ -62,13 +62,20 @@ class StepRunner:
             Requests of one kind (scoring, each drafter, plain) have all taken their step or none of them has. What the
             contexts have read is lost.
         """
-        scoring = [request for request in requests if request.targets is not None]
-        generating = [request for request in requests if request.targets is None]
+        scoring: list[Request] = []
+        plain: list[Request] = []
+        drafted: dict[int | str, list[Request]] = {}
+        for request in requests:
+            if request.targets is not None:
+                scoring.append(request)
+            elif request.drafter is None:
+                plain.append(request)
+            else:
+                drafted.setdefault(request.drafter, []).append(request)
         if scoring:
             self._score(scoring)
-        plain = [request for request in generating if request.drafter is None]
-        for drafter in {request.drafter: None for request in generating if request.drafter is not None}:
-            self._speculate([request for request in generating if request.drafter == drafter])
+        for own in drafted.values():
+            self._speculate(own)
         if plain:
             self._take_one(plain)
 
@@ -76,20 +83,32 @@ class StepRunner:
         """One token of every request."""
         first = self.evaluator.next_scores(self.primary, requests)
         gated = self._gated(first, requests)
-        open_rows = [r for r in range(len(requests)) if r not in gated]
-        choices = {r: self._gated_choice(requests[r], token_id) for r, token_id in gated.items()}
-        if open_rows:
-            asked = [requests[r] for r in open_rows]
-            scores = self._all_scores(asked, first.select(open_rows) if gated else first)
-            choices |= zip(open_rows, self.chooser.choose(scores, asked))
+        if gated:
+            choices = self._choose_beside(gated, first, requests)
+        else:
+            choices = self.chooser.choose(self._all_scores(requests, first), requests)
         grown: list[Request] = []
         pieces: list[bytes] = []
-        for r, request in enumerate(requests):
-            request.gated_steps += r in gated
-            if self._take(request, choices[r]):
+        new_ids: list[list[int]] = []
+        for request, choice in zip(requests, choices):
+            if self._take(request, choice):
                 grown.append(request)
-                pieces.append(self._token_bytes[request.ids[-1]])
-        self._grow_contexts(grown, pieces, [[request.ids[-1]] for request in grown])
+                token_id = request.ids[-1]
+                pieces.append(self._token_bytes[token_id])
+                new_ids.append([token_id])
+        self._grow_contexts(grown, pieces, new_ids)
+
+    def _choose_beside(self, gated: dict[int, int], first: Scores, requests: Sequence[Request]) -> list[Choice]:
+        """Every row's choice, where the gate has decided some."""
+        choices = {r: self._gated_choice(requests[r], token_id) for r, token_id in gated.items()}
+        open_rows = [r for r in range(len(requests)) if r not in gated]
+        if open_rows:
+            asked = [requests[r] for r in open_rows]
+            scores = self._all_scores(asked, first.select(open_rows))
+            choices |= zip(open_rows, self.chooser.choose(scores, asked))
+        for r in gated:
+            requests[r].gated_steps += 1
+        return [choices[r] for r in range(len(requests))]
 
     def _all_scores(self, requests: Sequence[Request], first: Scores) -> list[Scores]:
         return [

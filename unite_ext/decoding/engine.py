@@ -49,7 +49,7 @@ class Failed:
     request: Request
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Advanced:
     """A request goes on: its text has grown, or some of its targets have been scored."""
 
@@ -230,9 +230,10 @@ class Engine:
         before = {key: request.num_steps for key, request in self._running.items()}
         try:
             self._admit(events)
-            for m, context in enumerate(self.contexts):
-                guarded(m, partial(context.prefill, self._prefill_chunk))
-            self._start(events)
+            if self._joined:
+                for m, context in enumerate(self.contexts):
+                    guarded(m, partial(context.prefill, self._prefill_chunk))
+                self._start(events)
             running = list(self._running.values())
             if running:
                 self.runner.step(running)

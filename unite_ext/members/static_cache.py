@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .forward import cache_argument
 from .kv_cache import Change, RaggedCache
 
 FEEDS = (1, 2, 4, 8)
@@ -126,19 +125,16 @@ class StaticRaggedCache(RaggedCache):
         active = len(input_ids)
         copies = self._rows - active
         feed = len(input_ids[0])
-        device = self.model.device
         self.mask[active:] = self.mask[0]
         if self.kv is None:
             self.kv = _static_cache(self.model.config, self._capacity)
         for layer in self.kv.layers:
             layer.cumulative_length.fill_(width - feed)
         arguments = {
-            "input_ids": torch.tensor(input_ids + input_ids[:1] * copies, device="cpu").to(device, non_blocking=True),
-            "position_ids": torch.tensor(positions + positions[:1] * copies, device="cpu").to(
-                device, non_blocking=True
-            ),
-            "attention_mask": torch.from_numpy(self.mask).to(device, non_blocking=True),
-            cache_argument(self.model): self.kv,
+            "input_ids": self.to_device(input_ids + input_ids[:1] * copies),
+            "position_ids": self.to_device(positions + positions[:1] * copies),
+            "attention_mask": self.to_device(self.mask),
+            self.cache_name: self.kv,
             "use_cache": True,
             "logits_to_keep": 1,
         }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import Place
-from .forward import cache_argument, uses_window
+from .forward import uses_window
 from .kv_cache import RaggedCache, new_cache
 from .token_tree import TokenTree, tree_mask
 
@@ -54,6 +54,8 @@ class TreeCache(RaggedCache):
 
     def adopt(self) -> None:
         """Keep the nodes that rows have grown along since they were fed; let go of the others."""
+        if not self.trees:
+            return
         trees, self.trees = self.trees, {}
         for r, tree in trees.items():
             self.mask[r, tree.columns] = False
@@ -105,20 +107,19 @@ class TreeCache(RaggedCache):
             positions.append(padding + tree.depths)
             tree.columns = list(range(past + len(padding), width))
             self.mask[r, past:width] = False
-        device = self.model.device
         arguments: dict[str, Any] = {
-            "input_ids": torch.tensor(input_ids, device="cpu").to(device, non_blocking=True),
-            "position_ids": torch.tensor(positions, device="cpu").to(device, non_blocking=True),
+            "input_ids": self.to_device(input_ids),
+            "position_ids": self.to_device(positions),
         }
         if masked:
             arguments["attention_mask"] = self._tree_masks(trees, feed)
         elif any(len(columns) + feed < width for columns in self.columns):
             for r, tree in enumerate(trees):
                 self.mask[r, tree.columns] = True
-            arguments["attention_mask"] = torch.from_numpy(self.mask[:, :width]).to(device, non_blocking=True)
+            arguments["attention_mask"] = self.to_device(self.mask[:, :width])
         if self.kv is None:
             self.kv = new_cache()
-        arguments[cache_argument(self.model)] = self.kv
+        arguments[self.cache_name] = self.kv
         logits = self.model(**arguments, use_cache=True, logits_to_keep=feed).logits
         self.width = width
         return logits
