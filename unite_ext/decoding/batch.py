@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -10,13 +11,13 @@ from ..members.base import BaseMember, Context, Place, Scores
 from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import append_all
 from .choice import Choice, Chooser
-from .drafts import Drafter, DraftLengths
+from .draft_choice import AUTO, PLAIN, DraftChooser, DraftCosts
+from .drafts import NGRAM_LENGTH, Drafter, Drafts
 from .evaluation import Evaluator
 from .places import place_length, places_along
-from .request import Request, StepRecord
+from .request import NGRAM, Request, StepRecord
 
 _PLACE_BYTES = 1 << 28  # of the logits of one pass over many places
-ACCEPTANCE_RATE = 0.05  # weight of one drafted token in the running share of those that are taken
 
 
 class StepRunner:
@@ -30,10 +31,17 @@ class StepRunner:
     alignment : VocabAlignment
         On the device where the steps run.
     primary : int
+    draft_costs : DraftCosts, optional
+        What is known already of the times of drafts.
     """
 
     def __init__(
-        self, members: Sequence[BaseMember], contexts: Sequence[Context], alignment: VocabAlignment, primary: int
+        self,
+        members: Sequence[BaseMember],
+        contexts: Sequence[Context],
+        alignment: VocabAlignment,
+        primary: int,
+        draft_costs: DraftCosts | None = None,
     ) -> None:
         self.members = members
         self.contexts = contexts
@@ -42,7 +50,7 @@ class StepRunner:
         self.evaluator = Evaluator(members, contexts, alignment)
         self.chooser = Chooser(members, alignment, primary)
         self.drafter = Drafter(self.evaluator, primary)
-        self.lengths = DraftLengths()
+        self.draft_chooser = DraftChooser(draft_costs or DraftCosts(len(members), primary), primary)
         self._eos = frozenset(alignment.vocabularies[primary].eos_token_ids)
         self._token_bytes = alignment.vocabularies[primary].token_bytes
         self._limits = [
@@ -64,18 +72,21 @@ class StepRunner:
         """
         scoring: list[Request] = []
         plain: list[Request] = []
-        drafted: dict[int | str, list[Request]] = {}
+        drafted: dict[tuple[int | str, bool], list[Request]] = {}
         for request in requests:
             if request.targets is not None:
                 scoring.append(request)
             elif request.drafter is None:
                 plain.append(request)
             else:
-                drafted.setdefault(request.drafter, []).append(request)
+                drafted.setdefault((request.drafter, request.draft_length is None), []).append(request)
         if scoring:
             self._score(scoring)
-        for own in drafted.values():
-            self._speculate(own)
+        for (drafter, automatic), own in drafted.items():
+            if automatic:
+                self._speculate(own, drafter)
+            else:
+                self._try(own, self.drafter.draft(own, drafter, [r.draft_length or 0 for r in own]), drafter)
         if plain:
             self._take_one(plain)
 
@@ -245,9 +256,37 @@ class StepRunner:
 
     # Drafts
 
-    def _speculate(self, requests: Sequence[Request]) -> None:
+    def _speculate(self, requests: Sequence[Request], drafter: int | str) -> None:
+        """Take the kind of round that is measured to be fastest; a plain one is that of plain decoding."""
+        start = time.perf_counter()
+        chooser, drafting = self.draft_chooser, 0.0
+        before = [len(request.ids) for request in requests]
+        steps = [request.num_steps for request in requests]
+        repeats = Drafts([[] for _ in requests])
+        if drafter == AUTO:
+            repeats = self.drafter.draft(requests, NGRAM, [NGRAM_LENGTH] * len(requests))
+        offered = [list(ids) for ids in repeats.ids]
+        kind = chooser.choose(requests, offered)
+        if kind.drafter is None:
+            self._take_one(requests)
+            for request in requests:
+                request.rounds += 1
+        elif kind.drafter == NGRAM:
+            self._try(requests, repeats, NGRAM)
+        else:
+            drafts = self.drafter.draft(requests, kind.drafter, [kind.length] * len(requests))
+            drafting = time.perf_counter() - start
+            self._try(requests, drafts, kind.drafter)
+        if all(steps):  # the first pass reads a prompt as well
+            tokens = sum(request.num_steps for request in requests) - sum(steps)
+            chooser.end(requests, kind, tokens, time.perf_counter() - start, drafting)
+        if kind.drafter != NGRAM:
+            # What would have become of the n-grams is seen without trying them.
+            for request, ids, at in zip(requests, offered, before):
+                chooser.compare(request, NGRAM, ids, request.ids[at:])
+
+    def _try(self, requests: Sequence[Request], drafts: Drafts, drafter: int | str) -> None:
         """Try a draft of every request: steps are taken at all its places while the winners are the draft's tokens."""
-        drafts = self.drafter.draft(requests, self.lengths.choose(requests))
         places = []
         for request, draft in zip(requests, drafts.ids):
             own = self._draft_places(request, draft, drafts.asked)
@@ -266,6 +305,7 @@ class StepRunner:
         for request, draft in zip(requests, drafts.ids):
             before = len(request.ids)
             self._take_draft(request, draft, [next(choices) for _ in range(len(draft) + 1)])
+            self.draft_chooser.compare(request, drafter, draft, request.ids[before:])
             new_ids.append(request.ids[before:])
         drafts.settle(self.evaluator, requests, new_ids)
         grown = [r for r, ids in enumerate(new_ids) if ids]
@@ -275,7 +315,6 @@ class StepRunner:
             [new_ids[r] for r in grown],
             drafts.asked,
         )
-        self.lengths.end()
 
     def _draft_places(self, request: Request, draft: Sequence[int], asked: int | None) -> list[list[Place]]:
         """Per member its places along a draft; the one that has been asked needs none."""
@@ -292,7 +331,5 @@ class StepRunner:
                 choice.record.drafted = True
             accepted = agrees and choice.error is None
             request.accepted += accepted
-            if n < len(draft):
-                request.acceptance += (accepted - request.acceptance) * ACCEPTANCE_RATE
             if not self._take(request, choice) or not agrees or request.done:
                 return

@@ -21,6 +21,7 @@ from ..options import STEP_FIELDS, StepOptions, step_options
 from ..trace import Trace
 from ..vocab.alignment import VocabAlignment
 from .answers import choose_answers
+from .draft_choice import DraftCosts
 from .engine import Engine
 from .load import load_members
 from .plan import METHOD_FIELDS, Plan, make_plan
@@ -112,6 +113,7 @@ class UniteEnsemble:
                 )
         self._alone: dict[int, UniteEnsemble] = {}
         self._made: dict[str, Method] = {}
+        self._draft_costs: dict[int, DraftCosts] = {}
         self.plan({})
 
     @classmethod
@@ -359,6 +361,9 @@ class UniteEnsemble:
             max_requests=max_requests,
             compiled=self.compile,
             expected_length=expected_length,
+            draft_costs=self._draft_costs.setdefault(
+                plan.step.primary, DraftCosts(len(self.members), plan.step.primary)
+            ),
         )
 
     def alone(self, m: int) -> UniteEnsemble:

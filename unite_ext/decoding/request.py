@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 NGRAM = "ngram"
 """The drafter that looks for what followed the last tokens where they stood before."""
+Acceptance = dict[int | str, tuple[float, int]]
+"""By drafter, the running share of drafted tokens that are taken, and how many have been compared."""
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Request:
     targets: Sequence[int] | None = None
     """Ids of the primary that are emitted whatever the members say, to be scored."""
     drafter: int | str | None = None
-    """Who drafts its text: a member, or `NGRAM`; None for plain decoding."""
+    """Who drafts its text: a member, `NGRAM`, or what is measured to be fastest; None for plain decoding."""
     draft_length: int | None = None
     """How many tokens a draft has; None for what is measured to be fastest."""
 
@@ -89,8 +91,8 @@ class Request:
     """Drafted tokens."""
     accepted: int = 0
     """Drafted tokens that were taken."""
-    acceptance: float = 0.8
-    """Running share of drafted tokens that are taken."""
+    acceptance: Acceptance = field(default_factory=dict)
+    """Of this text."""
     ngrams: Ngrams | None = None
     """What `NGRAM` drafts from, made when it is first asked."""
     state: object = None
