@@ -61,8 +61,14 @@ def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
     return {"name": name, "files": {p.name: _digest(p) for p in files}, "written": written}
 
 
-def keep_run(rows: Path, options: Mapping[str, Any]) -> None:
-    """Describe a run beside its rows before the first is written, or check that those there are of the same run.
+def keep_run(rows: Path, run: Mapping[str, Any] | None) -> None:
+    """Write what `check_rows` returned beside the rows, before the first of them."""
+    if run is not None:
+        write_run(run_file(rows), run)
+
+
+def check_rows(rows: Path, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Describe a run, and check that rows that are there already are of the same run. Nothing is written.
 
     Parameters
     ----------
@@ -70,17 +76,22 @@ def keep_run(rows: Path, options: Mapping[str, Any]) -> None:
         The file of rows, which need not exist.
     options : mapping
         All arguments of the command; those that do not decide a row's text are left out here.
+
+    Returns
+    -------
+    dict or None
+        What `keep_run` has to write; None where a description is there, or none is wanted.
     """
     if rows.exists() and not rows.is_file():
-        return  # a terminal or pipe, which nothing goes on with
+        return None  # a terminal or pipe, which nothing goes on with
     if not rows.parent.is_dir():
         raise ValueError(f"--output: the folder {rows.parent} does not exist")
     decisive = {name: value for name, value in options.items() if name not in _INDECISIVE}
     run = describe_run(options["model"], decisive)
     if rows.exists() and rows.stat().st_size:
         check_run(rows, run)
-    else:
-        write_run(run_file(rows), run)
+        return None
+    return run
 
 
 def keep_answers(folder: Path, run: Mapping[str, Any]) -> tuple[Path, list[str]]:

@@ -11,7 +11,7 @@ from ..members.base import BaseMember, Context, Place, Scores
 from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import append_all
 from .choice import Choice, Chooser
-from .draft_choice import AUTO, PLAIN, DraftChooser, DraftCosts
+from .draft_choice import AUTO, DraftChooser, DraftCosts
 from .drafts import NGRAM_LENGTH, Drafter, Drafts
 from .evaluation import Evaluator
 from .places import place_length, places_along

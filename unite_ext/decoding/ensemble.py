@@ -9,6 +9,7 @@ from .._checks import check_integer
 from .._core import MAX_MEMBERS
 from ..members.base import BaseMember, Prompt
 from ..members.loading import MemberSource
+from ..members.static_cache import check_static_cache
 from ..members.transformers import Member
 from ..methods.base import AnswerMethod, Method
 from ..methods.registry import (
@@ -23,7 +24,7 @@ from ..vocab.alignment import VocabAlignment
 from .answers import choose_answers
 from .draft_choice import DraftCosts
 from .engine import Engine
-from .load import load_members
+from .load import TemplateVariables, load_members, variables_of_members
 from .plan import METHOD_FIELDS, Plan, make_plan
 from .request import GenerateOutput, Request
 from .text_stream import TextStream
@@ -88,6 +89,8 @@ class UniteEnsemble:
         check_method(method, method_options, len(models))
         self.method = method
         self.method_options = method_options
+        if compile:
+            check_static_cache()
         self.compile = compile
         self.members: list[BaseMember] = []
         for m, model in enumerate(models):
@@ -113,7 +116,7 @@ class UniteEnsemble:
                 )
         self._alone: dict[int, UniteEnsemble] = {}
         self._made: dict[str, Method] = {}
-        self._draft_costs: dict[int, DraftCosts] = {}
+        self._draft_costs = [DraftCosts(len(self.members), m) for m in range(len(self.members))]  # by primary
         self.plan({})
 
     @classmethod
@@ -130,6 +133,8 @@ class UniteEnsemble:
         --------
         >>> ens = UniteEnsemble.from_pretrained([a, b], dtype=torch.bfloat16, device=["cuda:0", "cuda:1"])
         """
+        if compile:
+            check_static_cache()
         members, ours = load_members(names, options, lossy=lossy)
         return cls(members, lossy=lossy, compile=compile, **ours)
 
@@ -197,7 +202,8 @@ class UniteEnsemble:
         progress : bool
             Show a progress bar over the prompts.
         **options
-            Of `GenerationOptions`, and `k`, `primary`, `weights`, `score`, `duplicates` for this call.
+            Of `GenerationOptions`; `k`, `primary`, `weights`, `score`, `duplicates` for this call; and
+            `chat_template_kwargs`, see `generate_each`.
 
         Returns
         -------
@@ -237,15 +243,19 @@ class UniteEnsemble:
         progress: bool = False,
         trace: bool = False,
         indices: Sequence[int] | None = None,
+        chat_template_kwargs: TemplateVariables = None,
         **options: Any,
     ) -> Iterator[Request]:
         """Yield every prompt's `Request` as it finishes: `index` says whose it is, `decoded()` is its text.
 
         Arguments as `generate`; `trace` keeps a record of every step. `indices` numbers the prompts, 0, 1, ... by
         default; sampling draws by it. A prompt that fails raises its error when the others have finished.
+        `chat_template_kwargs` are further variables for the members' chat templates, for all members or a list with one
+        mapping (or None) per member.
         """
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1, 2**31)
+        variables = variables_of_members(chat_template_kwargs, len(self.members))
         indices = range(len(prompts)) if indices is None else indices
         if len(indices) != len(prompts):
             raise ValueError(f"indices must hold one number per prompt, {len(prompts)}, got {len(indices)}")
@@ -258,12 +268,18 @@ class UniteEnsemble:
             # Every member takes all prompts before any of them runs: what one of them refuses is found out at once.
             runs = [
                 self.alone(m).generate_each(
-                    prompts, indices=indices, batch_size=batch_size, progress=progress, trace=trace, **others
+                    prompts,
+                    indices=indices,
+                    batch_size=batch_size,
+                    progress=progress,
+                    trace=trace,
+                    chat_template_kwargs=variables[m],
+                    **others,
                 )
                 for m in order
             ]
             return choose_answers(plan.method, runs, prompts, indices)
-        encoded = [[member.encode_prompt(prompt) for member in self.members] for prompt in prompts]
+        encoded = [self._encode(prompt, variables) for prompt in prompts]
         longest = max((len(ids) for own in encoded for ids in own), default=0)
         engine = self.new_engine(
             plan,
@@ -275,17 +291,20 @@ class UniteEnsemble:
             engine.submit(ids, plan.token_method, plan.generation, index=index, seed=seed, keeps_records=trace)
         return engine.run(progress=progress)
 
-    def stream(self, prompt: Prompt, *, trace: bool = False, **options: Any) -> TextStream:
+    def stream(
+        self, prompt: Prompt, *, trace: bool = False, chat_template_kwargs: TemplateVariables = None, **options: Any
+    ) -> TextStream:
         """Yield the text of one prompt piece by piece, never half a character.
 
-        `trace` keeps the record of every step in the `request` of what this returns.
+        `trace` keeps the record of every step in the `request` of what this returns. `chat_template_kwargs` as
+        `generate_each`.
         """
         plan = self.plan(options)
         if isinstance(plan.method, AnswerMethod):
             raise ValueError(
                 f"method {plan.method.name!r} chooses among whole answers, which cannot be streamed: use generate"
             )
-        ids = [member.encode_prompt(prompt) for member in self.members]
+        ids = self._encode(prompt, variables_of_members(chat_template_kwargs, len(self.members)))
         longest = max(map(len, ids)) + plan.generation.max_new_tokens
         engine = self.new_engine(plan, max_requests=1, expected_length=longest)
         request = engine.submit(
@@ -327,6 +346,7 @@ class UniteEnsemble:
             raise ValueError(f"method {name!r} chooses among whole answers: it has no steps to trace")
         batch, single = _as_batch(prompts)
         requests = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=True, **options)
+        options.pop("chat_template_kwargs", None)  # the requests have used it
         traces = {r.index: self.trace_of(r, batch[r.index], **options) for r in requests}
         return traces[0] if single else [traces[i] for i in range(len(batch))]
 
@@ -361,9 +381,7 @@ class UniteEnsemble:
             max_requests=max_requests,
             compiled=self.compile,
             expected_length=expected_length,
-            draft_costs=self._draft_costs.setdefault(
-                plan.step.primary, DraftCosts(len(self.members), plan.step.primary)
-            ),
+            draft_costs=self._draft_costs[plan.step.primary],
         )
 
     def alone(self, m: int) -> UniteEnsemble:
@@ -371,6 +389,13 @@ class UniteEnsemble:
         if m not in self._alone:
             self._alone[m] = UniteEnsemble([self.members[m]], lossy=True)
         return self._alone[m]
+
+    def _encode(self, prompt: Prompt, variables: Sequence[Mapping[str, Any] | None]) -> list[list[int]]:
+        """A prompt's ids in every member, with each member's further variables for its chat template."""
+        return [
+            member.encode_prompt(prompt) if own is None else member.encode_with(prompt, own)
+            for member, own in zip(self.members, variables)
+        ]
 
     def _method(self, method: str | Method, own: Mapping[str, Any] | None, step: StepOptions) -> Method:
         """The method's object; small ones are kept, and of large ones the last."""

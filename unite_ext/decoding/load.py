@@ -14,6 +14,21 @@ from ..vocab.alignment import VocabAlignment
 from .plan import METHOD_FIELDS
 
 
+TemplateVariables = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
+"""Variables for chat templates: of all members, or one mapping per member."""
+
+
+def variables_of_members(given: TemplateVariables, members: int) -> list[Mapping[str, Any] | None]:
+    """Per member its variables. TypeError or ValueError where they are no mappings, or not one per member."""
+    each = [given] * members if given is None or isinstance(given, Mapping) else list(given)
+    if len(each) != members:
+        raise ValueError(f"chat_template_kwargs must be one mapping or one per member, {members}, got {len(each)}")
+    for own in each:
+        if own is not None and not isinstance(own, Mapping):
+            raise TypeError(f"chat_template_kwargs must map names to values, got {type(own).__name__}")
+    return each
+
+
 def load_members(
     names: Sequence[str | MemberSource], given: Mapping[str, Any], *, lossy: bool
 ) -> tuple[list[Member], dict[str, Any]]:

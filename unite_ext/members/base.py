@@ -232,6 +232,13 @@ class BaseMember(ABC):
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt, at least one. ValueError for one that the model cannot take."""
 
+    def encode_with(self, prompt: Prompt, variables: Mapping[str, Any]) -> list[int]:
+        """Ids of a prompt as `encode_prompt`, with further variables for the chat template."""
+        raise ValueError(f"chat_template_kwargs must be None for {self.name}, which has no chat template here")
+
+    def check_ids(self, ids: Sequence[int]) -> None:  # noqa: B027  # most kinds find out by themselves
+        """Raise ValueError for ids that the model cannot read."""
+
     @abstractmethod
     def new_context(self, *, max_requests: int, compiled: bool = False, expected_length: int = 0) -> Context:
         """An empty context for up to `max_requests` running requests.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .prompts import PromptEncoder, one_line, read_chat_template
+from .prompts import PromptEncoder, check_against_file, one_line, read_chat_template
 
 SHARED = (
     "revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "force_download", "proxies", "subfolder",
@@ -154,10 +154,14 @@ def _tokenizer(name: str, place: str, other: Any, options: Mapping[str, Any]) ->
     if other is not None and not isinstance(other, str):
         return other
     shared = {o: options[o] for o in SHARED if o in options} if other is None else {}
+    source = place if other is None else other
     try:
-        return AutoTokenizer.from_pretrained(place if other is None else other, **shared)
+        found = AutoTokenizer.from_pretrained(source, **shared)
     except Exception as error:
         raise ValueError(f"the tokenizer of {name} cannot be loaded: {one_line(error)}") from error
+    if shared.get("gguf_file") is None:
+        check_against_file(found, name, Path(source, shared.get("subfolder") or "", "tokenizer.json"))
+    return found
 
 
 def check_device(device: Any) -> torch.device:

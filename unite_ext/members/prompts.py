@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from .base import Message, Prompt
 
@@ -120,6 +123,12 @@ class PromptEncoder:
                 f"a prompt takes {len(ids)} tokens in {self.name}, whose context holds {self.context_length}: "
                 "shorten it, the new tokens need room as well"
             )
+        self.check_rows(ids)
+
+    def check_rows(self, ids: Sequence[int]) -> None:
+        """Raise ValueError unless there are ids, and the model has an embedding for each."""
+        if not ids or min(ids) < 0:
+            raise ValueError(f"a prompt must have ids from 0 on in {self.name}, got {list(ids)[:8]}")
         if self.rows is not None and (highest := max(ids)) >= self.rows:
             raise ValueError(
                 f"a prompt has id {highest} ({self.tokenizer.convert_ids_to_tokens(highest)!r}) in {self.name}, whose "
@@ -189,6 +198,30 @@ def check_spelling(tokenizer: Any, name: str) -> None:
         warnings.warn(
             f"{name}'s tokenizer ({type(tokenizer).__name__}) encodes {SAMPLE!r} as ids that say {said!r}: its prompts "
             "will be wrong; is tokenizer_class in its tokenizer_config.json the class of its tokenizer.json?",
+            stacklevel=3,
+        )
+
+
+def check_against_file(tokenizer: Any, name: str, file: Path) -> None:
+    """Warn when a tokenizer gives other ids than its tokenizer.json, as when its class is not that of the file.
+
+    A class may replace the file's own parts. Only where it has is the file read as a tokenizer of its own.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not file.is_file():
+        return
+    text = file.read_text(encoding="utf-8")
+    parts = json.loads(text)
+    own = {part: getattr(backend, part) for part in ("normalizer", "pre_tokenizer")}
+    if all((parts.get(p) or None) == (json.loads(found.__getstate__()) if found else None) for p, found in own.items()):
+        return
+    said = list(Tokenizer.from_str(text).encode(SAMPLE, add_special_tokens=False).ids)
+    ids = list(tokenizer(SAMPLE, add_special_tokens=False).input_ids)
+    if ids != said:
+        warnings.warn(
+            f"{name}'s tokenizer ({type(tokenizer).__name__}) encodes {SAMPLE!r} as {ids[:12]}, but its tokenizer.json "
+            f"as {said[:12]}: its prompts will be wrong; is tokenizer_class in its tokenizer_config.json the class of its "
+            "tokenizer.json?",
             stacklevel=3,
         )
 

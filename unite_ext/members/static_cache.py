@@ -177,12 +177,22 @@ def compile_forward(model: Any) -> Callable[..., Any]:
     return torch.compile(model.forward, mode=mode, fullgraph=True, dynamic=False)
 
 
+def check_static_cache() -> None:
+    """Raise RuntimeError where this transformers has no static cache that can be cut back."""
+    import transformers
+    from transformers.cache_utils import StaticLayer
+
+    if not hasattr(StaticLayer(1), "cumulative_length"):
+        raise RuntimeError(
+            f"compile must be False with transformers {transformers.__version__}: it needs 5.4 or newer, whose static "
+            "caches can be cut back"
+        )
+
+
 def _static_cache(config: Any, capacity: int) -> Any:
     """Full-length layers whatever the model's own kinds: the mask says what a window sees."""
     from transformers.cache_utils import Cache, StaticLayer
 
-    if not hasattr(StaticLayer(1), "cumulative_length"):
-        raise RuntimeError("compile=True needs transformers 5.4 or newer, whose static caches can be cut back")
     layers = config.get_text_config().num_hidden_layers
     with torch.device("cpu"):  # a layer makes its counter where the default is, and moves it to its keys later
         return Cache(layers=[StaticLayer(capacity) for _ in range(layers)])

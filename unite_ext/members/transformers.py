@@ -237,6 +237,14 @@ class Member(BaseMember):
         """
         return self.prompts.encode(prompt, chat_template_kwargs)
 
+    def encode_with(self, prompt: Prompt, variables: Mapping[str, Any]) -> list[int]:
+        """See `BaseMember.encode_with`."""
+        return self.encode_prompt(prompt, chat_template_kwargs=variables)
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """See `BaseMember.check_ids`."""
+        self.prompts.check_rows(ids)
+
     def __repr__(self) -> str:
         return (
             f"Member({self.name}: {type(self.model).__name__}, {self.model.dtype}, {self.device}, "
