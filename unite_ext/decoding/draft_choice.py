@@ -1,9 +1,9 @@
 """What is drafted where no length was asked for: what measured times and measured acceptance say is fastest.
 
 Plain decoding, drafts of several lengths by a member, and what n-grams offer are compared by tokens per second. What a
-round takes is measured; for kinds of rounds that have not run yet it is estimated from those that have, by two figures:
-the drafter's share of a plain step, and what a further place costs in a pass. How many tokens a round gives follows from
-the share of drafted tokens that are taken. Times are kept by the number of requests, in powers of two.
+round takes is measured. For kinds of rounds that have not run yet it is estimated from those that have, by two figures:
+the drafter's share of a plain step, and what a further place costs in a pass. How many tokens a round gives follows
+from the share of drafted tokens that are taken. Times are kept by the number of requests, in powers of two.
 """
 
 from __future__ import annotations

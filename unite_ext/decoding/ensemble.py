@@ -24,7 +24,7 @@ from ..vocab.alignment import VocabAlignment
 from .answers import choose_answers
 from .draft_choice import DraftCosts
 from .engine import Engine
-from .load import TemplateVariables, load_members, variables_of_members
+from .load import TemplateVariables, as_batch, encode_prompt, load_members, variables_of_members
 from .plan import METHOD_FIELDS, Plan, make_plan
 from .request import GenerateOutput, Request
 from .text_stream import TextStream
@@ -217,23 +217,13 @@ class UniteEnsemble:
         RuntimeError
             A member is out of memory; says which and what to try.
         """
-        batch, single = _as_batch(prompts)
+        batch, single = as_batch(prompts)
         each = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=return_dict, **options)
         requests = sorted(each, key=lambda request: request.index)
         texts = [request.decoded() for request in requests]
         if not return_dict:
             return texts[0] if single else texts
-        return GenerateOutput(
-            texts=texts,
-            token_ids=[[r.token_ids(m) for m in range(len(r.syncs))] for r in requests],
-            finish_reasons=[r.finish_reason for r in requests],
-            num_steps=[r.num_steps for r in requests],
-            gated_steps=[r.gated_steps for r in requests],
-            rounds=[r.rounds for r in requests],
-            drafted=[r.drafted for r in requests],
-            accepted=[r.accepted for r in requests],
-            records=[r.records for r in requests],
-        )
+        return GenerateOutput.of(requests)
 
     def generate_each(
         self,
@@ -279,7 +269,7 @@ class UniteEnsemble:
                 for m in order
             ]
             return choose_answers(plan.method, runs, prompts, indices)
-        encoded = [self._encode(prompt, variables) for prompt in prompts]
+        encoded = [encode_prompt(self.members, prompt, variables) for prompt in prompts]
         longest = max((len(ids) for own in encoded for ids in own), default=0)
         engine = self.new_engine(
             plan,
@@ -304,7 +294,7 @@ class UniteEnsemble:
             raise ValueError(
                 f"method {plan.method.name!r} chooses among whole answers, which cannot be streamed: use generate"
             )
-        ids = self._encode(prompt, variables_of_members(chat_template_kwargs, len(self.members)))
+        ids = encode_prompt(self.members, prompt, variables_of_members(chat_template_kwargs, len(self.members)))
         longest = max(map(len, ids)) + plan.generation.max_new_tokens
         engine = self.new_engine(plan, max_requests=1, expected_length=longest)
         request = engine.submit(
@@ -344,7 +334,7 @@ class UniteEnsemble:
         if is_answer_method(method):
             name = method if isinstance(method, str) else method.name
             raise ValueError(f"method {name!r} chooses among whole answers: it has no steps to trace")
-        batch, single = _as_batch(prompts)
+        batch, single = as_batch(prompts)
         requests = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=True, **options)
         options.pop("chat_template_kwargs", None)  # the requests have used it
         traces = {r.index: self.trace_of(r, batch[r.index], **options) for r in requests}
@@ -390,13 +380,6 @@ class UniteEnsemble:
             self._alone[m] = UniteEnsemble([self.members[m]], lossy=True)
         return self._alone[m]
 
-    def _encode(self, prompt: Prompt, variables: Sequence[Mapping[str, Any] | None]) -> list[list[int]]:
-        """A prompt's ids in every member, with each member's further variables for its chat template."""
-        return [
-            member.encode_prompt(prompt) if own is None else member.encode_with(prompt, own)
-            for member, own in zip(self.members, variables)
-        ]
-
     def _method(self, method: str | Method, own: Mapping[str, Any] | None, step: StepOptions) -> Method:
         """The method's object; small ones are kept, and of large ones the last."""
         key = f"{method} {sorted((own or {}).items())} {step}"
@@ -414,11 +397,3 @@ class UniteEnsemble:
         members = ", ".join(member.name for member in self.members)
         step = self.step_options
         return f"UniteEnsemble({members}; primary {self.members[step.primary].name}, k={step.k})"
-
-
-def _as_batch(prompts: Any) -> tuple[Sequence[Prompt], bool]:
-    """The prompts, and whether there was a single one: a string, or a list of messages."""
-    if not isinstance(prompts, Sequence):
-        raise TypeError(f"prompts must be text, chat messages, or a list of these, got {type(prompts).__name__}")
-    single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
-    return ([prompts] if single else prompts), single

@@ -163,3 +163,18 @@ class GenerateOutput:
     """Of these, how many were taken."""
     records: list[list[StepRecord]]
     """Every step of every prompt."""
+
+    @classmethod
+    def of(cls, requests: Sequence[Request]) -> GenerateOutput:
+        """What finished requests came to."""
+        return cls(
+            texts=[r.decoded() for r in requests],
+            token_ids=[[r.token_ids(m) for m in range(len(r.syncs))] for r in requests],
+            finish_reasons=[r.finish_reason for r in requests],
+            num_steps=[r.num_steps for r in requests],
+            gated_steps=[r.gated_steps for r in requests],
+            rounds=[r.rounds for r in requests],
+            drafted=[r.drafted for r in requests],
+            accepted=[r.accepted for r in requests],
+            records=[r.records for r in requests],
+        )

@@ -220,8 +220,8 @@ def check_against_file(tokenizer: Any, name: str, file: Path) -> None:
     if ids != said:
         warnings.warn(
             f"{name}'s tokenizer ({type(tokenizer).__name__}) encodes {SAMPLE!r} as {ids[:12]}, but its tokenizer.json "
-            f"as {said[:12]}: its prompts will be wrong; is tokenizer_class in its tokenizer_config.json the class of its "
-            "tokenizer.json?",
+            f"as {said[:12]}: its prompts will be wrong; is tokenizer_class in its tokenizer_config.json the class of "
+            "its tokenizer.json?",
             stacklevel=3,
         )
 
