@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ..options import StepOptions
     from ..vocab.alignment import VocabAlignment
 
@@ -216,7 +218,7 @@ class BaseMember(ABC):
     """
 
     name: str
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     eos_token_ids: list[int]
     context_length: int | None
 

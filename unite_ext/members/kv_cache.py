@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .forward import cache_argument
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Change = Callable[[Tensor], Tensor]
 
@@ -45,7 +48,7 @@ class RaggedCache:
         How the model's cache may be reused, see `cache_probe.probe_reuse`.
     """
 
-    def __init__(self, model: Any, rows: int, *, reuse: str) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, *, reuse: str) -> None:
         self.model = model
         self.reuse = reuse
         self.ids: list[list[int]] = [[] for _ in range(rows)]

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .prompts import PromptEncoder, check_against_file, one_line, read_chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 SHARED = (
     "revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "force_download", "proxies", "subfolder",
@@ -41,9 +44,9 @@ class MemberSource:
     name: str
     place: str
     """What `from_pretrained` of transformers is given."""
-    config: Any
+    config: PreTrainedConfig
     """None where only loading the model finds it (adapters)."""
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     options: Mapping[str, Any]
     """Of `AutoModelForCausalLM.from_pretrained`."""
     device: torch.device | None
@@ -190,12 +193,12 @@ def check_dtype(dtype: Any) -> Any:
     return found
 
 
-def text_config(config: Any) -> Any:
+def text_config(config: PreTrainedConfig) -> Any:
     """The part of a config that is about text."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def context_length(config: Any) -> int | None:
+def context_length(config: PreTrainedConfig) -> int | None:
     """The longest text a config's model was made for."""
     config = text_config(config)
     for name in ("max_position_embeddings", "n_positions", "seq_length"):
@@ -269,7 +272,7 @@ def _config(name: str, place: str, options: Mapping[str, Any]) -> Any:
         raise ValueError(f"{name} cannot be loaded: {one_line(error)}") from error
 
 
-def _check_names(name: str, options: Mapping[str, Any], config: Any, others: Collection[str]) -> None:
+def _check_names(name: str, options: Mapping[str, Any], config: PreTrainedConfig, others: Collection[str]) -> None:
     """Every option is one that transformers' loading takes, or one of the config's fields."""
     taken = _model_options()
     for option in options:

@@ -7,11 +7,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from .base import Message, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OWN, PLAIN = "own", "plain"
 """Chat templates by name: the tokenizer's, and "Role: content" for models that have none."""
@@ -39,7 +42,7 @@ class PromptEncoder:
         Variables for the template (`enable_thinking`, `tools`, ...).
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     name: str
     rows: int | None = None
     context_length: int | None = None
@@ -190,7 +193,7 @@ def read_chat_template(value: str | Path | None) -> str | None:
     return path.read_text(encoding="utf-8-sig")
 
 
-def check_spelling(tokenizer: Any, name: str) -> None:
+def check_spelling(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Warn when a tokenizer does not give back what it encodes, as when its class is not that of its file."""
     ids = tokenizer(SAMPLE, add_special_tokens=False).input_ids
     said = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -202,7 +205,7 @@ def check_spelling(tokenizer: Any, name: str) -> None:
         )
 
 
-def check_against_file(tokenizer: Any, name: str, file: Path) -> None:
+def check_against_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> None:
     """Warn when a tokenizer gives other ids than its tokenizer.json, as when its class is not that of the file.
 
     A class may replace the file's own parts. Only where it has is the file read as a tokenizer of its own.

@@ -8,13 +8,16 @@ some of its last ids again, as `RaggedCache` does anyway. Prompts run uncompiled
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .kv_cache import Change, RaggedCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 FEEDS = (1, 2, 4, 8)
 MIN_CAPACITY = 256
@@ -37,7 +40,7 @@ class StaticRaggedCache(RaggedCache):
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         rows: int,
         *,
         reuse: str,
@@ -171,7 +174,7 @@ class StaticRaggedCache(RaggedCache):
         self._capacity = capacity
 
 
-def compile_forward(model: Any) -> Callable[..., Any]:
+def compile_forward(model: PreTrainedModel) -> Callable[..., Any]:
     """The model's pass, compiled as one graph on first use; on CUDA devices it is captured into CUDA graphs."""
     mode = "reduce-overhead" if model.device.type == "cuda" else "default"
     return torch.compile(model.forward, mode=mode, fullgraph=True, dynamic=False)
@@ -189,7 +192,7 @@ def check_static_cache() -> None:
         )
 
 
-def _static_cache(config: Any, capacity: int) -> Any:
+def _static_cache(config: PreTrainedConfig, capacity: int) -> Any:
     """Full-length layers whatever the model's own kinds: the mask says what a window sees."""
     from transformers.cache_utils import Cache, StaticLayer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from .loading import MemberSource, context_length, load_tokenizer, prepare
 from .prompts import PromptEncoder, check_spelling, read_chat_template
 from .static_cache import StaticRaggedCache, compile_forward
 from .tree_cache import TreeCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Member", "load_tokenizer"]
 
@@ -50,8 +53,8 @@ class Member(BaseMember):
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         name: str | None = None,
         chat_template: str | None = None,
@@ -252,7 +255,7 @@ class Member(BaseMember):
         )
 
 
-def _generation_eos(model: Any) -> list[int]:
+def _generation_eos(model: PreTrainedModel) -> list[int]:
     """The EOS ids of a model's generation config: a number, a tensor, or several of these."""
     eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if eos is None:
@@ -261,7 +264,7 @@ def _generation_eos(model: Any) -> list[int]:
     return [int(i) for i in (ids if isinstance(ids, Iterable) else [ids])]
 
 
-def _head_width(model: Any) -> int | None:
+def _head_width(model: PreTrainedModel) -> int | None:
     """The width of a model's head, packed weights and heads without a weight included; None where only a run shows."""
     head = model.get_output_embeddings()
     for width in (getattr(head, "out_features", None), getattr(head, "num_embeddings", None)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from .forward import uses_window
 from .kv_cache import RaggedCache, new_cache
 from .token_tree import TokenTree, tree_mask
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 
 class TreeCache(RaggedCache):
     """`RaggedCache` with `place_logits`: the ids of all places form a tree, and every node is fed once.
@@ -22,7 +25,7 @@ class TreeCache(RaggedCache):
     that path are kept, and the others become holes.
     """
 
-    def __init__(self, model: Any, rows: int, *, reuse: str) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, *, reuse: str) -> None:
         super().__init__(model, rows, reuse=reuse)
         self.trees: dict[int, TokenTree] = {}
 
@@ -169,7 +172,7 @@ class TreeCache(RaggedCache):
         return super().computed(row)
 
 
-def layer_windows(config: Any) -> dict[str, int | None]:
+def layer_windows(config: PreTrainedConfig) -> dict[str, int | None]:
     """Per type of a model's layers how many positions its attention sees, None for all."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     window = getattr(config, "sliding_window", None)
