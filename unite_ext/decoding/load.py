@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._core import MAX_MEMBERS
-from ..members.base import BaseMember, Prompt
+from ..members.base import BaseMember, Prompt, Variables
 from ..members.loading import MemberSource, prepare_all
 from ..members.transformers import Member
 from ..methods.registry import UNITE, check_method, check_vocabularies, needs_vocabularies
@@ -14,11 +14,11 @@ from ..options import STEP_FIELDS, StepOptions, step_options
 from ..vocab.alignment import VocabAlignment
 from .plan import METHOD_FIELDS
 
-TemplateVariables = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
+TemplateVariables = Variables | Sequence[Variables | None] | None
 """Variables for chat templates: of all members, or one mapping per member."""
 
 
-def variables_of_members(given: TemplateVariables, members: int) -> list[Mapping[str, Any] | None]:
+def variables_of_members(given: TemplateVariables, members: int) -> list[Variables | None]:
     """Per member its variables. TypeError or ValueError where they are no mappings, or not one per member."""
     each = [given] * members if given is None or isinstance(given, Mapping) else list(given)
     if len(each) != members:
@@ -70,7 +70,7 @@ def load_members(
 
 
 def encode_prompt(
-    members: Sequence[BaseMember], prompt: Prompt, variables: Sequence[Mapping[str, Any] | None]
+    members: Sequence[BaseMember], prompt: Prompt, variables: Sequence[Variables | None]
 ) -> list[list[int]]:
     """A prompt's ids in every member, with each member's further variables for its chat template."""
     return [

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..vocab.alignment import VocabAlignment
 
 Message = Mapping[str, Any]
+Variables = Mapping[str, Any]
+"""Of a chat template."""
 Prompt = str | Sequence[Message]
 """Text, or chat messages."""
 Place = tuple[int, int, Sequence[int]]
@@ -234,7 +236,7 @@ class BaseMember(ABC):
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt, at least one. ValueError for one that the model cannot take."""
 
-    def encode_with(self, prompt: Prompt, variables: Mapping[str, Any]) -> list[int]:
+    def encode_with(self, prompt: Prompt, variables: Variables) -> list[int]:
         """Ids of a prompt as `encode_prompt`, with further variables for the chat template."""
         raise ValueError(f"chat_template_kwargs must be None for {self.name}, which has no chat template here")
 

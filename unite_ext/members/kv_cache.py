@@ -25,7 +25,7 @@ from torch import Tensor
 from .forward import cache_argument
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 Change = Callable[[Tensor], Tensor]
 
@@ -114,7 +114,7 @@ class RaggedCache:
         self.ids += other.ids
         self.columns += other.columns
 
-    def _joined(self, other: RaggedCache, width: int) -> Any:
+    def _joined(self, other: RaggedCache, width: int) -> Cache:
         """The keys and values of both, padded on the left."""
         holder = self if self.width else other
         if not self.ids:
@@ -295,7 +295,7 @@ class RaggedCache:
                 layer.keys, layer.values = change(layer.keys), change(layer.values)
 
 
-def new_cache() -> Any:
+def new_cache() -> Cache:
     """A cache of plain growing layers, whatever the model's default: window layers forget what a drop needs back."""
     from transformers import DynamicCache
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from .base import Message, Prompt
+from .base import Message, Prompt, Variables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,14 +47,14 @@ class PromptEncoder:
     rows: int | None = None
     context_length: int | None = None
     chat_template: str | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: Variables = field(default_factory=dict)
 
     @property
     def template(self) -> str | None:
         """What chat messages are written by, None without anything."""
         return self.chat_template or getattr(self.tokenizer, "chat_template", None)
 
-    def encode(self, prompt: Prompt, variables: Mapping[str, Any] | None = None) -> list[int]:
+    def encode(self, prompt: Prompt, variables: Variables | None = None) -> list[int]:
         """Ids of a prompt: text as the tokenizer encodes it (its own BOS included), or messages by the chat template.
 
         Raises
@@ -79,7 +79,7 @@ class PromptEncoder:
         self._check_ids(ids)
         return ids
 
-    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> str:
+    def render(self, messages: Sequence[Message], variables: Variables | None = None) -> str:
         """Messages as text: the template's, up to where the assistant is to go on.
 
         A last message of the assistant is continued, not closed.

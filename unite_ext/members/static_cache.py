@@ -17,7 +17,7 @@ from torch import Tensor
 from .kv_cache import Change, RaggedCache
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 FEEDS = (1, 2, 4, 8)
 MIN_CAPACITY = 256
@@ -192,7 +192,7 @@ def check_static_cache() -> None:
         )
 
 
-def _static_cache(config: PreTrainedConfig, capacity: int) -> Any:
+def _static_cache(config: PreTrainedConfig, capacity: int) -> Cache:
     """Full-length layers whatever the model's own kinds: the mask says what a window sees."""
     from transformers.cache_utils import Cache, StaticLayer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .base import BaseMember, Prompt
+from .base import BaseMember, Prompt, Variables
 from .cache_probe import embedding_rows, probe_reuse, probe_trees
 from .context import TransformersContext
 from .kv_cache import RaggedCache
@@ -58,10 +58,10 @@ class Member(BaseMember):
         *,
         name: str | None = None,
         chat_template: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Variables | None = None,
     ) -> None:
-        self.model: Any = model.eval()
-        self.tokenizer: Any = tokenizer
+        self.model: PreTrainedModel = model.eval()
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer
         self.name: str = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self._given_template: str | None = read_chat_template(chat_template)
         self.chat_template_kwargs: dict[str, Any] = dict(chat_template_kwargs or {})
@@ -78,7 +78,7 @@ class Member(BaseMember):
         tokenizer: Any = None,
         device: Any = None,
         chat_template: str | Path | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Variables | None = None,
         **options: Any,
     ) -> Member:
         """Load model and tokenizer by Hugging Face name, local folder or .gguf file.
@@ -227,7 +227,7 @@ class Member(BaseMember):
             chat_template_kwargs=self.chat_template_kwargs,
         )
 
-    def encode_prompt(self, prompt: Prompt, *, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+    def encode_prompt(self, prompt: Prompt, *, chat_template_kwargs: Variables | None = None) -> list[int]:
         """Ids of a prompt: text as the tokenizer encodes it (its own BOS included), or messages by its chat template.
 
         A last message of the assistant is continued. `chat_template_kwargs` are further variables for the template.
@@ -240,7 +240,7 @@ class Member(BaseMember):
         """
         return self.prompts.encode(prompt, chat_template_kwargs)
 
-    def encode_with(self, prompt: Prompt, variables: Mapping[str, Any]) -> list[int]:
+    def encode_with(self, prompt: Prompt, variables: Variables) -> list[int]:
         """See `BaseMember.encode_with`."""
         return self.encode_prompt(prompt, chat_template_kwargs=variables)
 
