@@ -20,13 +20,15 @@ TemplateVariables = Variables | Sequence[Variables | None] | None
 
 def variables_of_members(given: TemplateVariables, members: int) -> list[Variables | None]:
     """Per member its variables. TypeError or ValueError where they are no mappings, or not one per member."""
-    each = [given] * members if given is None or isinstance(given, Mapping) else list(given)
+    each = list(given) if isinstance(given, (list, tuple)) else [given] * members
     if len(each) != members:
         raise ValueError(f"chat_template_kwargs must be one mapping or one per member, {members}, got {len(each)}")
+    found: list[Variables | None] = []
     for own in each:
         if own is not None and not isinstance(own, Mapping):
             raise TypeError(f"chat_template_kwargs must map names to values, got {type(own).__name__}")
-    return each
+        found.append(own)
+    return found
 
 
 def load_members(
