@@ -174,12 +174,17 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=96, help="tokens per text of the real models")
     parser.add_argument("--out", type=Path, help="CSV file to append to")
     arguments = parser.parse_args()
-    facts, rows = machine(), []
+    facts, out = machine(), arguments.out or RESULTS / "speculation_cpu.csv"
+
+    def save(rows: list) -> None:
+        """Append a case as soon as it has been measured: what ends early loses the rest only."""
+        append_csv(out, [facts | row for row in rows])
+
     demo = UniteEnsemble([load_member(name) for name in COMPARABLE])
     problems = [problem.prompt for problem in problem_set("dev", DEV_SEED, 360)[:8]]
     for batch in (1, 4):
-        rows += measure_texts("bundled, problems", demo, problems, batch, 90, arguments.rounds)
-    rows += measure_scoring("bundled", demo, arguments.rounds)
+        save(measure_texts("bundled, problems", demo, problems, batch, 90, arguments.rounds))
+    save(measure_scoring("bundled", demo, arguments.rounds))
     if arguments.models:
         loaded = {
             name: Member.from_pretrained(str(arguments.models / name), dtype=torch.float32)
@@ -189,9 +194,8 @@ def main() -> None:
             ensemble = UniteEnsemble([loaded[name] for name in names])
             for case, prompts in (("real, word problems", WORD_PROBLEMS), ("real, code", CODE)):
                 for batch in (1, 4):
-                    rows += measure_texts(case, ensemble, list(prompts), batch, arguments.length, arguments.rounds)
-            rows += measure_scoring("real", ensemble, arguments.rounds)
-    append_csv(arguments.out or RESULTS / "speculation_cpu.csv", [facts | row for row in rows])
+                    save(measure_texts(case, ensemble, list(prompts), batch, arguments.length, arguments.rounds))
+            save(measure_scoring("real", ensemble, arguments.rounds))
 
 
 if __name__ == "__main__":

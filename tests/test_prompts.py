@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from toy_models import toy_model
 from transformers import PreTrainedTokenizerFast
 
 from unite_ext import UniteEnsemble
-from unite_ext.members.prompts import PromptEncoder, check_spelling, plain_chat, read_chat_template
+from unite_ext.decoding.likelihood import score_continuations
+from unite_ext.members.prompts import PromptEncoder, check_against_file, check_spelling, plain_chat, read_chat_template
 from unite_ext.members.transformers import Member
 
 CHAT = (
@@ -171,6 +173,65 @@ def test_working_tokenizers_are_not_blamed(make):
 def test_real_tokenizers_are_not_blamed(real_tokenizer):
     for name in ("llama-3", "qwen2", "deepseek-v3", "mistral-7b-v0.1", "mistral-7b-v0.3"):
         check_spelling(real_tokenizer(name), name)
+
+
+def test_a_class_that_replaces_parts_of_its_file_is_noticed(tmp_path):
+    """Its text still comes back, but in other tokens than the model was trained on."""
+    tokenizer = toy_tokenizers.byte_level()
+    file = tmp_path / "tokenizer.json"
+    file.write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_against_file(tokenizer, "fine", file)
+        check_against_file(tokenizer, "nothing to compare with", tmp_path / "none.json")
+    wrong = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    wrong.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("a", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    other = PreTrainedTokenizerFast(tokenizer_object=wrong, eos_token="</s>")
+    check_spelling(other, "mixed")
+    with pytest.warns(UserWarning, match=r"^mixed's tokenizer .* but its tokenizer.json as \["):
+        check_against_file(other, "mixed", file)
+
+
+def test_template_variables_per_call(member, tokenizer):
+    plain = Member(toy_model("llama", tokenizer, context=64, seed=1), tokenizer, name="other", chat_template="plain")
+    ensemble = UniteEnsemble([member, plain])
+    calm = {"enable_thinking": False}
+    expected = [member.encode_prompt(HI, chat_template_kwargs=calm), plain.encode_prompt(HI)]
+    assert expected[0] != member.encode_prompt(HI)
+    for given in (calm, [calm, None]):
+        [request] = ensemble.generate_each([HI], max_new_tokens=1, chat_template_kwargs=given)
+        assert request.prompt_ids == expected
+        stream = ensemble.stream(HI, max_new_tokens=1, chat_template_kwargs=given)
+        assert stream.request.prompt_ids == expected
+    assert (
+        ensemble.generate(HI, max_new_tokens=1, chat_template_kwargs=calm)
+        == ensemble.generate([HI], max_new_tokens=1, chat_template_kwargs=[calm, None])[0]
+    )
+    assert len(ensemble.trace(HI, max_new_tokens=1, chat_template_kwargs=calm).steps) == 1
+    with pytest.raises(ValueError, match="chat_template_kwargs must be one mapping or one per member, 2, got 1"):
+        ensemble.generate(HI, chat_template_kwargs=[calm])
+    with pytest.raises(TypeError, match="chat_template_kwargs must map names to values, got str"):
+        ensemble.generate(HI, chat_template_kwargs="calm")
+
+
+def test_ids_given_for_scoring_are_those_of_the_embedding(member):
+    ensemble = UniteEnsemble([member])
+    rows = member.model.get_input_embeddings().num_embeddings
+    target = member.encode_prompt("Hi")[-1:]
+    for ids in ([rows], [-1], []):
+        with pytest.raises(ValueError, match=r"^requests\[0\]: a prompt "):
+            score_continuations(ensemble, [([ids], target)])
+    assert len(list(score_continuations(ensemble, [([[1, 2]], target)]))) == 1
+
+
+def test_an_old_static_cache_is_refused_before_anything_is_loaded(member, monkeypatch):
+    monkeypatch.setattr("transformers.cache_utils.StaticLayer", lambda length: object())
+    with pytest.raises(RuntimeError, match=r"compile must be False with transformers .* it needs 5\.4 or newer"):
+        UniteEnsemble([member], compile=True)
+    with pytest.raises(RuntimeError, match="compile must be False"):
+        UniteEnsemble.from_pretrained(["nowhere"], compile=True)
 
 
 def test_eos_ids_of_any_kind():

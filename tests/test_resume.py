@@ -12,7 +12,16 @@ from toy_models import toy_model
 from typer.testing import CliRunner
 
 from unite_ext.cli import app, resume
-from unite_ext.cli.resume import check_run, describe_run, differences, keep_answers, keep_run, read_run, run_file
+from unite_ext.cli.resume import (
+    check_rows,
+    check_run,
+    describe_run,
+    differences,
+    keep_answers,
+    keep_run,
+    read_run,
+    run_file,
+)
 
 
 @pytest.fixture
@@ -89,18 +98,20 @@ def test_commits_count_where_they_are_known(monkeypatch):
 def test_a_file_of_rows(tmp_path):
     rows = tmp_path / "out.jsonl"
     given = {"model": ["org/a"], "k": 10, "output": rows, "batch_size": 8}
-    keep_run(rows, given)
+    run = check_rows(rows, given)
+    assert not run_file(rows).exists()  # a run whose prompts are refused leaves nothing
+    keep_run(rows, run)
     rows.touch()
-    keep_run(rows, {**given, "k": 3})  # nothing was written yet
+    keep_run(rows, check_rows(rows, {**given, "k": 3}))  # nothing was written yet
     rows.write_text("{}\n")
     with pytest.raises(ValueError, match=r"out\.jsonl holds rows of another run: k was 3, now 10; name another file"):
-        keep_run(rows, given)
-    keep_run(rows, {**given, "k": 3, "batch_size": 1})  # decides no text
+        check_rows(rows, given)
+    assert check_rows(rows, {**given, "k": 3, "batch_size": 1}) is None  # decides no text
     run_file(rows).unlink()
     with pytest.raises(ValueError, match=r"has no out\.jsonl\.run\.json beside it"):
-        keep_run(rows, given)
+        check_rows(rows, given)
     with pytest.raises(ValueError, match=r"the folder .*nowhere does not exist"):
-        keep_run(tmp_path / "nowhere" / "out.jsonl", given)
+        check_rows(tmp_path / "nowhere" / "out.jsonl", given)
 
 
 @pytest.mark.parametrize(

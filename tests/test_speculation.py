@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 from toy_models import cached_toy_model, toy_model
 
 from unite_ext import GenerationOptions, StepOptions, UniteEnsemble
-from unite_ext.decoding.drafts import LENGTHS, DraftLengths
 from unite_ext.decoding.ngrams import NGRAMS, Ngrams
-from unite_ext.decoding.request import Request
 from unite_ext.demo import COMPARABLE, load_member
 from unite_ext.demo.problems import problem_set
-from unite_ext.methods.unite import Unite
 from unite_ext.testing import Recorder
 
 CLEAR = 1e-5  # a choice between probabilities closer than this may fall either way
@@ -285,32 +282,6 @@ def test_the_index_finds_what_looking_finds(ids, more, length):
     for n in range(len(more) + 1):
         assert index.following(length) == looked_for(ids + more[:n], length)
         index.extend(more[n : n + 1])
-
-
-def automatic(acceptance: float) -> Request:
-    request = Request(0, 0, [[1]], GenerationOptions(), Unite.__new__(Unite), [None], drafter=0, draft_length=None)
-    request.acceptance = acceptance
-    return request
-
-
-@pytest.mark.parametrize(
-    ("acceptance", "seconds_per_token", "expected"),
-    [(0.99, 0.01, 8), (0.9, 0.25, 4), (0.05, 0.5, 0), (0.9, 2.0, 0)],
-)
-def test_auto_finds_the_fastest_length(monkeypatch, acceptance, seconds_per_token, expected):
-    """A round takes 1 s and so much more per drafted token."""
-    now = [0.0]
-    monkeypatch.setattr("unite_ext.decoding.drafts.time.perf_counter", lambda: now[0])
-    lengths, requests = DraftLengths(), [automatic(acceptance)]
-    chosen = []
-    for _ in range(400):
-        [length] = lengths.choose(requests)
-        assert length in LENGTHS
-        chosen.append(length)
-        now[0] += 1 + seconds_per_token * length
-        lengths.end()
-    assert max(set(chosen[20:]), key=chosen[20:].count) == expected
-    assert chosen[20:].count(expected) >= 0.97 * len(chosen[20:])
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def _launch(
     workspace: Tensor | None,
 ) -> StepResult:
     return StepResult(
-        *torch.ops.unite_ext.fused_step(
+        *torch.ops.unite_ext.fused_step.default(
             logits,
             alignment.table,
             alignment.class_ids,

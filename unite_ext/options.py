@@ -97,8 +97,8 @@ class GenerationOptions:
     speculate: bool | int | str | None = False
     """Draft some tokens, and ask all members about them in one pass each: the same text in fewer passes.
 
-    True or "auto": drafts by the primary, as long as is measured to be fastest; a number: of so many tokens; "ngram":
-    what followed the last tokens where they stood before; a member's name: by that one. False or None: no drafts.
+    True or "auto": what is measured to be fastest; a number: so many tokens by the primary; "ngram": what followed the
+    last tokens where they stood before; a member's name: by that one. False or None: no drafts.
     """
 
     def __post_init__(self) -> None:

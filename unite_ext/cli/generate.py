@@ -12,7 +12,7 @@ import typer
 from .._jsonl import parse_record, record_line, split_lines, takes_unicode
 from .console import console, errors, fail
 from .prompts import prepare_members, read_prompts, read_templates
-from .resume import keep_run
+from .resume import check_rows, keep_run
 from .trace import save_and_say
 
 if TYPE_CHECKING:
@@ -125,11 +125,11 @@ def generate(
         prompts = read_prompts(prompt, file, chat, system)
         streams = len(prompts) == 1 and output is None and not as_json
         _check_trace(trace, method, streams)
-        done = _read_done(output, resume, prompts)
+        done, run = _read_done(output, resume, prompts), None
         if output:
             if chat_template:
                 given["chat_template"] = read_templates(chat_template)
-            keep_run(output, given)
+            run = check_rows(output, given)
         todo = [i for i in range(len(prompts)) if i not in done]
         if not todo:
             errors.print(f"nothing to do: {output} holds all {len(prompts)} rows")
@@ -163,6 +163,8 @@ def generate(
             [prompts[i] for i in todo], indices=todo, batch_size=batch_size, progress=sys.stderr.isatty(),
             trace=trace is not None, **options,
         )  # fmt: skip
+        if output:
+            keep_run(output, run)  # all prompts have been taken by all members
         traces: dict[int, Trace] = {}
         try:
             _write_rows(

@@ -14,6 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+Described = Mapping[str, Any]
+"""JSON that describes a run or a model."""
+
 VERSION = 1  # of the file and of how models are told apart
 
 # Arguments that decide no row's text: models are described by their content, and every row holds its prompt.
@@ -32,7 +35,7 @@ def run_file(rows: Path) -> Path:
     return rows.with_name(rows.name + ".run.json")
 
 
-def describe_run(models: Sequence[str], options: Mapping[str, Any], *, revision: str | None = None) -> dict[str, Any]:
+def describe_run(models: Sequence[str], options: Described, *, revision: str | None = None) -> Described:
     """Describe models and options so that they can be compared with those of a later run.
 
     Parameters
@@ -48,7 +51,7 @@ def describe_run(models: Sequence[str], options: Mapping[str, Any], *, revision:
     return json.loads(json.dumps(described, default=str))
 
 
-def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
+def describe_model(name: str, revision: str | None = None) -> Described:
     """Describe what a name stands for now: the content of a folder, or the commit of a downloaded model."""
     path = Path(name)
     if path.is_dir():
@@ -61,8 +64,14 @@ def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
     return {"name": name, "files": {p.name: _digest(p) for p in files}, "written": written}
 
 
-def keep_run(rows: Path, options: Mapping[str, Any]) -> None:
-    """Describe a run beside its rows before the first is written, or check that those there are of the same run.
+def keep_run(rows: Path, run: Described | None) -> None:
+    """Write what `check_rows` returned beside the rows, before the first of them."""
+    if run is not None:
+        write_run(run_file(rows), run)
+
+
+def check_rows(rows: Path, options: Described) -> Described | None:
+    """Describe a run, and check that rows that are there already are of the same run. Nothing is written.
 
     Parameters
     ----------
@@ -70,20 +79,25 @@ def keep_run(rows: Path, options: Mapping[str, Any]) -> None:
         The file of rows, which need not exist.
     options : mapping
         All arguments of the command; those that do not decide a row's text are left out here.
+
+    Returns
+    -------
+    dict or None
+        What `keep_run` has to write; None where a description is there, or none is wanted.
     """
     if rows.exists() and not rows.is_file():
-        return  # a terminal or pipe, which nothing goes on with
+        return None  # a terminal or pipe, which nothing goes on with
     if not rows.parent.is_dir():
         raise ValueError(f"--output: the folder {rows.parent} does not exist")
     decisive = {name: value for name, value in options.items() if name not in _INDECISIVE}
     run = describe_run(options["model"], decisive)
     if rows.exists() and rows.stat().st_size:
         check_run(rows, run)
-    else:
-        write_run(run_file(rows), run)
+        return None
+    return run
 
 
-def keep_answers(folder: Path, run: Mapping[str, Any]) -> tuple[Path, list[str]]:
+def keep_answers(folder: Path, run: Described) -> tuple[Path, list[str]]:
     """Find the answers that `unite eval` kept of this run in a folder, or make a place for them.
 
     Returns
@@ -110,7 +124,7 @@ def keep_answers(folder: Path, run: Mapping[str, Any]) -> tuple[Path, list[str]]
     return place, others
 
 
-def check_run(path: Path, run: Mapping[str, Any]) -> None:
+def check_run(path: Path, run: Described) -> None:
     """Raise ValueError unless a file of rows was made by this very run, and say what differs."""
     kept = read_run(run_file(path))
     if kept is None:
@@ -123,7 +137,7 @@ def check_run(path: Path, run: Mapping[str, Any]) -> None:
         raise ValueError(f"{path} holds rows of another run: {'; '.join(found)}; name another file")
 
 
-def read_run(path: Path) -> dict[str, Any] | None:
+def read_run(path: Path) -> Described | None:
     """The description that a file holds; None if there is none.
 
     Raises
@@ -150,7 +164,7 @@ def read_run(path: Path) -> dict[str, Any] | None:
     return kept
 
 
-def write_run(path: Path, run: Mapping[str, Any]) -> None:
+def write_run(path: Path, run: Described) -> None:
     """Keep a description, whole or not at all. Call it before the first row is written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -160,7 +174,7 @@ def write_run(path: Path, run: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def differences(kept: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+def differences(kept: Described, run: Described) -> list[str]:
     """Say in short sentences what differs between two described runs; empty if nothing does."""
     found = []
     old, new = kept["models"], run["models"]
@@ -177,7 +191,7 @@ def differences(kept: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _model_differences(i: int, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _model_differences(i: int, before: Described, now: Described) -> list[str]:
     name = f"model {i} ({now['name']})"
     if "files" in before and "files" in now:
         changed = _changed(before["files"], now["files"])
@@ -199,7 +213,7 @@ def _model_differences(i: int, before: Mapping[str, Any], now: Mapping[str, Any]
     return [] if ("files" in before) == ("files" in now) else [f"{name} was not the folder that it is now"]
 
 
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _changed(old: Described, new: Described) -> list[str]:
     return [name for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
@@ -234,6 +248,6 @@ def _commit(name: str, revision: str | None) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else None
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "…"

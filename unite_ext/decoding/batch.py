@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -10,14 +11,14 @@ from ..members.base import BaseMember, Context, Place, Scores
 from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import append_all
 from .choice import Choice, Chooser
-from .drafts import Drafter, DraftLengths
+from .draft_choice import AUTO, DraftChooser, DraftCosts
+from .drafts import NGRAM_LENGTH, Drafter, Drafts
 from .evaluation import Evaluator
 from .full_likelihood import Chains, ask, base_rows, chain_log_probs
 from .places import place_length, places_along
-from .request import Request, StepRecord
+from .request import NGRAM, Request, StepRecord
 
 _PLACE_BYTES = 1 << 28  # of the logits of one pass over many places
-ACCEPTANCE_RATE = 0.05  # weight of one drafted token in the running share of those that are taken
 
 
 class StepRunner:
@@ -31,10 +32,17 @@ class StepRunner:
     alignment : VocabAlignment
         On the device where the steps run.
     primary : int
+    draft_costs : DraftCosts, optional
+        What is known already of the times of drafts.
     """
 
     def __init__(
-        self, members: Sequence[BaseMember], contexts: Sequence[Context], alignment: VocabAlignment, primary: int
+        self,
+        members: Sequence[BaseMember],
+        contexts: Sequence[Context],
+        alignment: VocabAlignment,
+        primary: int,
+        draft_costs: DraftCosts | None = None,
     ) -> None:
         self.members = members
         self.contexts = contexts
@@ -44,7 +52,7 @@ class StepRunner:
         self.chooser = Chooser(members, alignment, primary)
         self.chains = Chains(alignment, primary)
         self.drafter = Drafter(self.evaluator, primary)
-        self.lengths = DraftLengths()
+        self.draft_chooser = DraftChooser(draft_costs or DraftCosts(len(members), primary), primary)
         self._eos = frozenset(alignment.vocabularies[primary].eos_token_ids)
         self._token_bytes = alignment.vocabularies[primary].token_bytes
         self._limits = [
@@ -64,14 +72,24 @@ class StepRunner:
             Requests of one kind (scoring, each drafter, plain) have all taken their step or none of them has. What the
             contexts have read is lost.
         """
-        scoring = [request for request in requests if request.targets is not None]
-        generating = [request for request in requests if request.targets is None]
+        scoring: list[Request] = []
+        plain: list[Request] = []
+        drafted: dict[tuple[int | str, bool], list[Request]] = {}
+        for request in requests:
+            if request.targets is not None:
+                scoring.append(request)
+            elif request.drafter is None:
+                plain.append(request)
+            else:
+                drafted.setdefault((request.drafter, request.draft_length is None), []).append(request)
         for full in (False, True):
             if alike := [request for request in scoring if request.full == full]:
                 self._score(alike, full)
-        plain = [request for request in generating if request.drafter is None]
-        for drafter in {request.drafter: None for request in generating if request.drafter is not None}:
-            self._speculate([request for request in generating if request.drafter == drafter])
+        for (drafter, automatic), own in drafted.items():
+            if automatic:
+                self._speculate(own, drafter)
+            else:
+                self._try(own, self.drafter.draft(own, drafter, [r.draft_length or 0 for r in own]), drafter)
         if plain:
             self._take_one(plain)
 
@@ -79,20 +97,32 @@ class StepRunner:
         """One token of every request."""
         first = self.evaluator.next_scores(self.primary, requests)
         gated = self._gated(first, requests)
-        open_rows = [r for r in range(len(requests)) if r not in gated]
-        choices = {r: self._gated_choice(requests[r], token_id) for r, token_id in gated.items()}
-        if open_rows:
-            asked = [requests[r] for r in open_rows]
-            scores = self._all_scores(asked, first.select(open_rows) if gated else first)
-            choices |= zip(open_rows, self.chooser.choose(scores, asked))
+        if gated:
+            choices = self._choose_beside(gated, first, requests)
+        else:
+            choices = self.chooser.choose(self._all_scores(requests, first), requests)
         grown: list[Request] = []
         pieces: list[bytes] = []
-        for r, request in enumerate(requests):
-            request.gated_steps += r in gated
-            if self._take(request, choices[r]):
+        new_ids: list[list[int]] = []
+        for request, choice in zip(requests, choices):
+            if self._take(request, choice):
                 grown.append(request)
-                pieces.append(self._token_bytes[request.ids[-1]])
-        self._grow_contexts(grown, pieces, [[request.ids[-1]] for request in grown])
+                token_id = request.ids[-1]
+                pieces.append(self._token_bytes[token_id])
+                new_ids.append([token_id])
+        self._grow_contexts(grown, pieces, new_ids)
+
+    def _choose_beside(self, gated: dict[int, int], first: Scores, requests: Sequence[Request]) -> list[Choice]:
+        """Every row's choice, where the gate has decided some."""
+        choices = {r: self._gated_choice(requests[r], token_id) for r, token_id in gated.items()}
+        open_rows = [r for r in range(len(requests)) if r not in gated]
+        if open_rows:
+            asked = [requests[r] for r in open_rows]
+            scores = self._all_scores(asked, first.select(open_rows))
+            choices |= zip(open_rows, self.chooser.choose(scores, asked))
+        for r in gated:
+            requests[r].gated_steps += 1
+        return [choices[r] for r in range(len(requests))]
 
     def _all_scores(self, requests: Sequence[Request], first: Scores) -> list[Scores]:
         return [
@@ -262,9 +292,37 @@ class StepRunner:
 
     # Drafts
 
-    def _speculate(self, requests: Sequence[Request]) -> None:
+    def _speculate(self, requests: Sequence[Request], drafter: int | str) -> None:
+        """Take the kind of round that is measured to be fastest; a plain one is that of plain decoding."""
+        start = time.perf_counter()
+        chooser, drafting = self.draft_chooser, 0.0
+        before = [len(request.ids) for request in requests]
+        steps = [request.num_steps for request in requests]
+        repeats = Drafts([[] for _ in requests])
+        if drafter == AUTO:
+            repeats = self.drafter.draft(requests, NGRAM, [NGRAM_LENGTH] * len(requests))
+        offered = [list(ids) for ids in repeats.ids]
+        kind = chooser.choose(requests, offered)
+        if kind.drafter is None:
+            self._take_one(requests)
+            for request in requests:
+                request.rounds += 1
+        elif kind.drafter == NGRAM:
+            self._try(requests, repeats, NGRAM)
+        else:
+            drafts = self.drafter.draft(requests, kind.drafter, [kind.length] * len(requests))
+            drafting = time.perf_counter() - start
+            self._try(requests, drafts, kind.drafter)
+        if all(steps):  # the first pass reads a prompt as well
+            tokens = sum(request.num_steps for request in requests) - sum(steps)
+            chooser.end(requests, kind, tokens, time.perf_counter() - start, drafting)
+        if kind.drafter != NGRAM:
+            # What would have become of the n-grams is seen without trying them.
+            for request, ids, at in zip(requests, offered, before):
+                chooser.compare(request, NGRAM, ids, request.ids[at:])
+
+    def _try(self, requests: Sequence[Request], drafts: Drafts, drafter: int | str) -> None:
         """Try a draft of every request: steps are taken at all its places while the winners are the draft's tokens."""
-        drafts = self.drafter.draft(requests, self.lengths.choose(requests))
         places = []
         for request, draft in zip(requests, drafts.ids):
             own = self._draft_places(request, draft, drafts.asked)
@@ -283,6 +341,7 @@ class StepRunner:
         for request, draft in zip(requests, drafts.ids):
             before = len(request.ids)
             self._take_draft(request, draft, [next(choices) for _ in range(len(draft) + 1)])
+            self.draft_chooser.compare(request, drafter, draft, request.ids[before:])
             new_ids.append(request.ids[before:])
         drafts.settle(self.evaluator, requests, new_ids)
         grown = [r for r, ids in enumerate(new_ids) if ids]
@@ -292,7 +351,6 @@ class StepRunner:
             [new_ids[r] for r in grown],
             drafts.asked,
         )
-        self.lengths.end()
 
     def _draft_places(self, request: Request, draft: Sequence[int], asked: int | None) -> list[list[Place]]:
         """Per member its places along a draft; the one that has been asked needs none."""
@@ -309,7 +367,5 @@ class StepRunner:
                 choice.record.drafted = True
             accepted = agrees and choice.error is None
             request.accepted += accepted
-            if n < len(draft):
-                request.acceptance += (accepted - request.acceptance) * ACCEPTANCE_RATE
             if not self._take(request, choice) or not agrees or request.done:
                 return

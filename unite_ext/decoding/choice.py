@@ -19,7 +19,7 @@ _TINY = torch.finfo(torch.float32).tiny  # a probability of 0 counts as this
 _LOWEST = -1e4  # the logarithm of one that no member gives, where they may be smaller than that
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Choice:
     """What one row of a step came to."""
 
@@ -100,9 +100,10 @@ class Chooser:
                 log_probs = (own + method.member_weights(states).log()).logsumexp(dim=1).clamp(min=_LOWEST)
             return self._score(log_probs, step, wanted, targets, requests)
         step = method.step(scores, states)
-        # The step's one wait for the device.
-        packed = torch.stack([step.next_ids[:, self.primary], step.winner.long(), step.status.long()]).cpu()
-        ids, winners, status = packed.tolist()
+        found = [step.next_ids[:, self.primary], step.winner, step.status]
+        if not step.status.is_cpu:  # the step's one wait for the device
+            found = list(torch.stack([values.long() for values in found]).cpu())
+        ids, winners, status = (values.tolist() for values in found)
         drawing = [r for r, request in enumerate(requests) if request.options.do_sample and status[r] == 0]
         if drawing:
             emits = self._emits(step).cpu()

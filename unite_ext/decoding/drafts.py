@@ -1,4 +1,4 @@
-"""Drafts for lossless speculation: who writes them, and how long they are.
+"""Drafts for lossless speculation, and who writes them.
 
 A draft is a guess at a text's next tokens, as ids of the primary. All members are asked at all its places in one pass
 each, and a step is taken at every place: as long as the winner is the draft's token, the next place stands where the
@@ -7,7 +7,6 @@ text does. A draft changes how many passes a text takes, and never the text.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,12 +19,7 @@ from .ngrams import Ngrams
 from .request import NGRAM, Request
 
 NGRAM_LENGTH = 8
-LENGTHS = (0, 2, 4, 8)
-"""What "auto" chooses among; 0 is plain decoding."""
-_FIRST = (0, 4)  # lengths that are timed at first; others are estimated from these
-_WARM, _AGAIN = 2, 64  # rounds of each at first, and rounds between looks at the second best
 _BEST = StepOptions(k=1)
-_KEEP = 0.8  # of the old estimate when a new figure comes
 
 
 @dataclass
@@ -76,18 +70,17 @@ class Drafter:
         self._primary = primary
         self._alignment = evaluator.alignment
 
-    def draft(self, requests: Sequence[Request], lengths: Sequence[int]) -> Drafts:
-        """Drafts of up to these lengths, all by the drafter of the first request."""
+    def draft(self, requests: Sequence[Request], drafter: int | str, lengths: Sequence[int]) -> Drafts:
+        """Drafts of up to these lengths, by a member or `NGRAM`."""
         lengths = [
             max(0, min(n, request.options.max_new_tokens - len(request.ids) - 1))
             for n, request in zip(lengths, requests)
         ]
-        drafter = requests[0].drafter
         if drafter == NGRAM:
             return Drafts([self._repeated(request, n) for request, n in zip(requests, lengths)])
         if drafter == self._primary:
             return self._by_primary(requests, lengths)
-        return self._by_member(int(drafter or 0), requests, lengths)
+        return self._by_member(int(drafter), requests, lengths)
 
     def _repeated(self, request: Request, length: int) -> list[int]:
         """What followed the text's last ids before, in the prompt or the text."""
@@ -158,57 +151,3 @@ class Drafter:
                     context.edit(requests[r].key, 0, [i])
                     following.append(r)
             going = following
-
-
-class DraftLengths:
-    """How long drafts are: as asked for, or what has been measured to be fastest.
-
-    A round with drafts of n tokens takes T(n) seconds, which is measured, and gives (1 - a^(n+1)) / (1 - a) tokens,
-    where a is the share of drafted tokens that are taken: of these figures the best ratio decides.
-    """
-
-    def __init__(self) -> None:
-        self._seconds: dict[tuple[int, int], float] = {}  # (requests, length) to seconds of a round
-        self._count: dict[tuple[int, int], int] = {}
-        self._rounds = 0
-        self._round: tuple[int, int] | None = None
-        self._start = 0.0
-
-    def choose(self, requests: Sequence[Request]) -> list[int]:
-        """The length of every request's draft in the round that begins."""
-        self._start = time.perf_counter()
-        automatic = [request for request in requests if request.draft_length is None]
-        length = self._best(len(requests), automatic) if automatic else 0
-        self._round = (len(requests), length) if len(automatic) == len(requests) else None
-        return [length if request.draft_length is None else request.draft_length for request in requests]
-
-    def end(self) -> None:
-        """The round has ended, its tokens have been chosen."""
-        if self._round is None:
-            return
-        seconds, key = time.perf_counter() - self._start, self._round
-        old = self._seconds.get(key)
-        # The first round of a kind pays for what later ones find ready.
-        first = self._count.get(key, 0) < 1
-        self._seconds[key] = seconds if old is None or first else min(2 * old, _KEEP * old + (1 - _KEEP) * seconds)
-        self._count[key] = self._count.get(key, 0) + 1
-
-    def _best(self, size: int, requests: Sequence[Request]) -> int:
-        for length in _FIRST:
-            if self._count.get((size, length), 0) < _WARM:
-                return length
-        self._rounds += 1
-        ranked = sorted(LENGTHS, key=lambda n: -self._tokens(n, requests) / self._time(size, n))
-        return ranked[1] if self._rounds % _AGAIN == 0 else ranked[0]
-
-    def _tokens(self, length: int, requests: Sequence[Request]) -> float:
-        rates = [min(request.acceptance, 0.999) for request in requests]
-        return sum((1 - a ** (length + 1)) / (1 - a) for a in rates) / len(rates)
-
-    def _time(self, size: int, length: int) -> float:
-        """Measured, or on the line through the lengths that are timed at first."""
-        known = self._seconds.get((size, length))
-        if known is not None:
-            return known
-        low, high = (self._seconds[size, n] for n in _FIRST)
-        return max(low, low + (high - low) * (length - _FIRST[0]) / (_FIRST[1] - _FIRST[0]))

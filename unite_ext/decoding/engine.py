@@ -25,6 +25,7 @@ from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import TextSync
 from .batch import StepRunner
 from .cache_memory import CacheMemory
+from .draft_choice import AUTO, DraftCosts
 from .drafts import NGRAM_LENGTH
 from .evaluation import MemberOutOfMemory, guarded
 from .processors import check_processors
@@ -49,7 +50,7 @@ class Failed:
     request: Request
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Advanced:
     """A request goes on: its text has grown, or some of its targets have been scored."""
 
@@ -80,6 +81,8 @@ class Engine:
         Run the members through `torch.compile`, see `UniteEnsemble`.
     expected_length : int
         How many ids the longest request will have, for caches of fixed shape.
+    draft_costs : DraftCosts, optional
+        What other engines of these members have measured, for `speculate="auto"`.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Engine:
         cache_memory: int | None = None,
         compiled: bool = False,
         expected_length: int = 0,
+        draft_costs: DraftCosts | None = None,
     ) -> None:
         check_integer("max_requests", max_requests, 1, 2**31)
         check_integer("prefill_chunk", prefill_chunk, 1, 2**31)
@@ -105,7 +109,7 @@ class Engine:
             member.new_context(max_requests=max_requests, compiled=compiled, expected_length=expected_length)
             for member in self.members
         ]
-        self.runner = StepRunner(self.members, self.contexts, self.alignment, primary)
+        self.runner = StepRunner(self.members, self.contexts, self.alignment, primary, draft_costs)
         self._shares_ids = [f == self.alignment.fingerprints[primary] for f in self.alignment.fingerprints]
         self._max_requests = max_requests
         self._room = max_requests  # how many may run at present: fewer after a lack of memory
@@ -206,7 +210,7 @@ class Engine:
         if speculate is None or speculate is False:
             return None, None
         if speculate is True or speculate == "auto":
-            return self.primary, None
+            return AUTO, None
         if isinstance(speculate, int):
             return self.primary, speculate
         if speculate == NGRAM:
@@ -234,9 +238,10 @@ class Engine:
         before = {key: request.num_steps for key, request in self._running.items()}
         try:
             self._admit(events)
-            for m, context in enumerate(self.contexts):
-                guarded(m, partial(context.prefill, self._prefill_chunk))
-            self._start(events)
+            if self._joined:
+                for m, context in enumerate(self.contexts):
+                    guarded(m, partial(context.prefill, self._prefill_chunk))
+                self._start(events)
             running = list(self._running.values())
             if running:
                 self.runner.step(running)

@@ -9,6 +9,7 @@ from .._checks import check_integer
 from .._core import MAX_MEMBERS
 from ..members.base import BaseMember, Prompt
 from ..members.loading import MemberSource
+from ..members.static_cache import check_static_cache
 from ..members.transformers import Member
 from ..methods.base import AnswerMethod, Method
 from ..methods.registry import (
@@ -21,8 +22,9 @@ from ..options import STEP_FIELDS, StepOptions, step_options
 from ..trace import Trace
 from ..vocab.alignment import VocabAlignment
 from .answers import choose_answers
+from .draft_choice import DraftCosts
 from .engine import Engine
-from .load import load_members
+from .load import TemplateVariables, as_batch, encode_prompt, load_members, variables_of_members
 from .plan import METHOD_FIELDS, Plan, make_plan
 from .request import GenerateOutput, Request
 from .text_stream import TextStream
@@ -91,6 +93,8 @@ class UniteEnsemble:
         check_method(method, method_options, len(models))
         self.method = method
         self.method_options = method_options
+        if compile:
+            check_static_cache()
         self.compile = compile
         self.members: list[BaseMember] = []
         for m, model in enumerate(models):
@@ -116,6 +120,7 @@ class UniteEnsemble:
                 )
         self._alone: dict[int, UniteEnsemble] = {}
         self._made: dict[str, Method] = {}
+        self._draft_costs = [DraftCosts(len(self.members), m) for m in range(len(self.members))]  # by primary
         self.plan({})
 
     @classmethod
@@ -133,6 +138,8 @@ class UniteEnsemble:
         --------
         >>> ens = UniteEnsemble.from_pretrained([a, b], dtype=torch.bfloat16, device=["cuda:0", "cuda:1"])
         """
+        if compile:
+            check_static_cache()
         members, ours = load_members(names, options, lossy=lossy)
         return cls(members, lossy=lossy, compile=compile, **ours)
 
@@ -200,7 +207,8 @@ class UniteEnsemble:
         progress : bool
             Show a progress bar over the prompts.
         **options
-            Of `GenerationOptions`, and `k`, `primary`, `weights`, `score`, `duplicates`, `combine` for this call.
+            Of `GenerationOptions`; `k`, `primary`, `weights`, `score`, `duplicates`, `combine` for this call; and
+            `chat_template_kwargs`, see `generate_each`.
 
         Returns
         -------
@@ -214,23 +222,13 @@ class UniteEnsemble:
         RuntimeError
             A member is out of memory; says which and what to try.
         """
-        batch, single = _as_batch(prompts)
+        batch, single = as_batch(prompts)
         each = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=return_dict, **options)
         requests = sorted(each, key=lambda request: request.index)
         texts = [request.decoded() for request in requests]
         if not return_dict:
             return texts[0] if single else texts
-        return GenerateOutput(
-            texts=texts,
-            token_ids=[[r.token_ids(m) for m in range(len(r.syncs))] for r in requests],
-            finish_reasons=[r.finish_reason for r in requests],
-            num_steps=[r.num_steps for r in requests],
-            gated_steps=[r.gated_steps for r in requests],
-            rounds=[r.rounds for r in requests],
-            drafted=[r.drafted for r in requests],
-            accepted=[r.accepted for r in requests],
-            records=[r.records for r in requests],
-        )
+        return GenerateOutput.of(requests)
 
     def generate_each(
         self,
@@ -240,15 +238,19 @@ class UniteEnsemble:
         progress: bool = False,
         trace: bool = False,
         indices: Sequence[int] | None = None,
+        chat_template_kwargs: TemplateVariables = None,
         **options: Any,
     ) -> Iterator[Request]:
         """Yield every prompt's `Request` as it finishes: `index` says whose it is, `decoded()` is its text.
 
         Arguments as `generate`; `trace` keeps a record of every step. `indices` numbers the prompts, 0, 1, ... by
         default; sampling draws by it. A prompt that fails raises its error when the others have finished.
+        `chat_template_kwargs` are further variables for the members' chat templates, for all members or a list with one
+        mapping (or None) per member.
         """
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1, 2**31)
+        variables = variables_of_members(chat_template_kwargs, len(self.members))
         indices = range(len(prompts)) if indices is None else indices
         if len(indices) != len(prompts):
             raise ValueError(f"indices must hold one number per prompt, {len(prompts)}, got {len(indices)}")
@@ -261,12 +263,18 @@ class UniteEnsemble:
             # Every member takes all prompts before any of them runs: what one of them refuses is found out at once.
             runs = [
                 self.alone(m).generate_each(
-                    prompts, indices=indices, batch_size=batch_size, progress=progress, trace=trace, **others
+                    prompts,
+                    indices=indices,
+                    batch_size=batch_size,
+                    progress=progress,
+                    trace=trace,
+                    chat_template_kwargs=variables[m],
+                    **others,
                 )
                 for m in order
             ]
             return choose_answers(plan.method, runs, prompts, indices)
-        encoded = [[member.encode_prompt(prompt) for member in self.members] for prompt in prompts]
+        encoded = [encode_prompt(self.members, prompt, variables) for prompt in prompts]
         longest = max((len(ids) for own in encoded for ids in own), default=0)
         engine = self.new_engine(
             plan,
@@ -278,17 +286,20 @@ class UniteEnsemble:
             engine.submit(ids, plan.token_method, plan.generation, index=index, seed=seed, keeps_records=trace)
         return engine.run(progress=progress)
 
-    def stream(self, prompt: Prompt, *, trace: bool = False, **options: Any) -> TextStream:
+    def stream(
+        self, prompt: Prompt, *, trace: bool = False, chat_template_kwargs: TemplateVariables = None, **options: Any
+    ) -> TextStream:
         """Yield the text of one prompt piece by piece, never half a character.
 
-        `trace` keeps the record of every step in the `request` of what this returns.
+        `trace` keeps the record of every step in the `request` of what this returns. `chat_template_kwargs` as
+        `generate_each`.
         """
         plan = self.plan(options)
         if isinstance(plan.method, AnswerMethod):
             raise ValueError(
                 f"method {plan.method.name!r} chooses among whole answers, which cannot be streamed: use generate"
             )
-        ids = [member.encode_prompt(prompt) for member in self.members]
+        ids = encode_prompt(self.members, prompt, variables_of_members(chat_template_kwargs, len(self.members)))
         longest = max(map(len, ids)) + plan.generation.max_new_tokens
         engine = self.new_engine(plan, max_requests=1, expected_length=longest)
         request = engine.submit(
@@ -328,8 +339,9 @@ class UniteEnsemble:
         if is_answer_method(method):
             name = method if isinstance(method, str) else method.name
             raise ValueError(f"method {name!r} chooses among whole answers: it has no steps to trace")
-        batch, single = _as_batch(prompts)
+        batch, single = as_batch(prompts)
         requests = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=True, **options)
+        options.pop("chat_template_kwargs", None)  # the requests have used it
         traces = {r.index: self.trace_of(r, batch[r.index], **options) for r in requests}
         return traces[0] if single else [traces[i] for i in range(len(batch))]
 
@@ -364,6 +376,7 @@ class UniteEnsemble:
             max_requests=max_requests,
             compiled=self.compile,
             expected_length=expected_length,
+            draft_costs=self._draft_costs[plan.step.primary],
         )
 
     def alone(self, m: int) -> UniteEnsemble:
@@ -389,11 +402,3 @@ class UniteEnsemble:
         members = ", ".join(member.name for member in self.members)
         step = self.step_options
         return f"UniteEnsemble({members}; primary {self.members[step.primary].name}, k={step.k})"
-
-
-def _as_batch(prompts: Any) -> tuple[Sequence[Prompt], bool]:
-    """The prompts, and whether there was a single one: a string, or a list of messages."""
-    if not isinstance(prompts, Sequence):
-        raise TypeError(f"prompts must be text, chat messages, or a list of these, got {type(prompts).__name__}")
-    single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
-    return ([prompts] if single else prompts), single

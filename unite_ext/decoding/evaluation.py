@@ -93,7 +93,8 @@ class Evaluator:
         if logits.dtype == torch.float64:
             logits = logits.float()
         # Joined rows are stacked whenever they are asked for: once is enough.
-        return LogitScores(logits.to(self.alignment.device))
+        moved = logits.to(self.alignment.device)
+        return scores if moved is logits and isinstance(scores, LogitScores) else LogitScores(moved)
 
     def _place_ids(self, m: int, place: Place) -> list[int]:
         key, drop, append = place

@@ -76,7 +76,13 @@ def score_continuations(
             "no mean of the members' probabilities"
         )
     primary = plan.step.primary
-    for i, (_, ids) in enumerate(requests):
+    for i, (prompt, ids) in enumerate(requests):
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], list):
+            for member, own in zip(ensemble.members, prompt):
+                try:
+                    member.check_ids(own)
+                except ValueError as error:
+                    raise ValueError(f"requests[{i}]: {error}") from error
         if not ids:
             raise ValueError(f"requests[{i}]: the continuation must have at least one token, got none")
         bad = [t for t in ids if ensemble.alignment.class_of(primary, t) < 0]

@@ -6,12 +6,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._core import MAX_MEMBERS
+from ..members.base import BaseMember, Prompt, Variables
 from ..members.loading import MemberSource, prepare_all
 from ..members.transformers import Member
 from ..methods.registry import UNITE, check_combine, check_method, check_vocabularies, needs_vocabularies
 from ..options import STEP_FIELDS, StepOptions, step_options
 from ..vocab.alignment import VocabAlignment
 from .plan import METHOD_FIELDS
+
+TemplateVariables = Variables | Sequence[Variables | None] | None
+"""Variables for chat templates: of all members, or one mapping per member."""
+
+
+def variables_of_members(given: TemplateVariables, members: int) -> list[Variables | None]:
+    """Per member its variables. TypeError or ValueError where they are no mappings, or not one per member."""
+    each = list(given) if isinstance(given, (list, tuple)) else [given] * members
+    if len(each) != members:
+        raise ValueError(f"chat_template_kwargs must be one mapping or one per member, {members}, got {len(each)}")
+    found: list[Variables | None] = []
+    for own in each:
+        if own is not None and not isinstance(own, Mapping):
+            raise TypeError(f"chat_template_kwargs must map names to values, got {type(own).__name__}")
+        found.append(own)
+    return found
 
 
 def load_members(
@@ -53,3 +70,21 @@ def load_members(
         check_vocabularies(method, own, alignment if device is None else alignment.to(device), step)
     members = [Member.from_source(source) for source in sources]
     return members, ours
+
+
+def encode_prompt(
+    members: Sequence[BaseMember], prompt: Prompt, variables: Sequence[Variables | None]
+) -> list[list[int]]:
+    """A prompt's ids in every member, with each member's further variables for its chat template."""
+    return [
+        member.encode_prompt(prompt) if own is None else member.encode_with(prompt, own)
+        for member, own in zip(members, variables)
+    ]
+
+
+def as_batch(prompts: Any) -> tuple[Sequence[Prompt], bool]:
+    """The prompts, and whether there was a single one: a string, or a list of messages."""
+    if not isinstance(prompts, Sequence):
+        raise TypeError(f"prompts must be text, chat messages, or a list of these, got {type(prompts).__name__}")
+    single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
+    return ([prompts] if single else prompts), single

@@ -14,7 +14,7 @@ from ..members.context import LogitScores
 from ..options import GenerationOptions
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ScoredRow:
     """What a row of scores is for."""
 
@@ -57,7 +57,7 @@ class Processors:
 
     def _forbid_eos(self, member: int, logits: Tensor, rows: Sequence[int]) -> None:
         eos = self._eos[member] = self._eos[member].to(logits.device)
-        if len(rows) == len(logits):  # the common case, in a fraction of the time
+        if len(rows) == logits.shape[0]:  # the common case, in a fraction of the time
             logits.index_fill_(1, eos, -torch.inf)
         else:
             logits[torch.tensor(rows, device=logits.device)[:, None], eos[None]] = -torch.inf

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 NGRAM = "ngram"
 """The drafter that looks for what followed the last tokens where they stood before."""
+Acceptance = dict[int | str, tuple[float, int]]
+"""By drafter, the running share of drafted tokens that are taken, and how many have been compared."""
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Request:
     full: bool = False
     """Whether its targets are scored by the members' own probabilities, see `full_likelihood`."""
     drafter: int | str | None = None
-    """Who drafts its text: a member, or `NGRAM`; None for plain decoding."""
+    """Who drafts its text: a member, `NGRAM`, or what is measured to be fastest; None for plain decoding."""
     draft_length: int | None = None
     """How many tokens a draft has; None for what is measured to be fastest."""
 
@@ -91,8 +93,8 @@ class Request:
     """Drafted tokens."""
     accepted: int = 0
     """Drafted tokens that were taken."""
-    acceptance: float = 0.8
-    """Running share of drafted tokens that are taken."""
+    acceptance: Acceptance = field(default_factory=dict)
+    """Of this text."""
     ngrams: Ngrams | None = None
     """What `NGRAM` drafts from, made when it is first asked."""
     state: object = None
@@ -163,3 +165,18 @@ class GenerateOutput:
     """Of these, how many were taken."""
     records: list[list[StepRecord]]
     """Every step of every prompt."""
+
+    @classmethod
+    def of(cls, requests: Sequence[Request]) -> GenerateOutput:
+        """What finished requests came to."""
+        return cls(
+            texts=[r.decoded() for r in requests],
+            token_ids=[[r.token_ids(m) for m in range(len(r.syncs))] for r in requests],
+            finish_reasons=[r.finish_reason for r in requests],
+            num_steps=[r.num_steps for r in requests],
+            gated_steps=[r.gated_steps for r in requests],
+            rounds=[r.rounds for r in requests],
+            drafted=[r.drafted for r in requests],
+            accepted=[r.accepted for r in requests],
+            records=[r.records for r in requests],
+        )

@@ -19,6 +19,7 @@ from typing import Any
 
 import lm_eval.models  # noqa: F401  # the harness registers its own models only where none is registered yet
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -111,7 +112,7 @@ class UniteLM(LM):
         self.method = ensemble.method
         self.likelihood = likelihood or default_likelihood(ensemble)
 
-    def generate_until(self, requests: list[Any]) -> list[str]:
+    def generate_until(self, requests: list[Instance]) -> list[str]:
         """Text for every request's (context, generation options), in their order."""
         results: list[str] = [""] * len(requests)
         groups: dict[str, list[int]] = {}
@@ -130,7 +131,7 @@ class UniteLM(LM):
                 self.cache_hook.add_partial("generate_until", requests[i].args, results[i])
         return results
 
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy) of every request's (context, continuation), in their order."""
         self._check_likelihoods()
         pairs = []
@@ -154,7 +155,7 @@ class UniteLM(LM):
             self.cache_hook.add_partial("loglikelihood", requests[i].args, results[i])
         return results
 
-    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Log-probability of every request's whole text, in windows of the shortest context among the members."""
         self._check_likelihoods()
         encode = self.ensemble.alignment.encode_continuation

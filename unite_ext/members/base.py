@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ..options import StepOptions
     from ..vocab.alignment import VocabAlignment
 
 Message = Mapping[str, Any]
+Variables = Mapping[str, Any]
+"""Of a chat template."""
 Prompt = str | Sequence[Message]
 """Text, or chat messages."""
 Place = tuple[int, int, Sequence[int]]
@@ -216,7 +220,7 @@ class BaseMember(ABC):
     """
 
     name: str
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     eos_token_ids: list[int]
     context_length: int | None
 
@@ -231,6 +235,13 @@ class BaseMember(ABC):
     @abstractmethod
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt, at least one. ValueError for one that the model cannot take."""
+
+    def encode_with(self, prompt: Prompt, variables: Variables) -> list[int]:
+        """Ids of a prompt as `encode_prompt`, with further variables for the chat template."""
+        raise ValueError(f"chat_template_kwargs must be None for {self.name}, which has no chat template here")
+
+    def check_ids(self, ids: Sequence[int]) -> None:  # noqa: B027  # most kinds find out by themselves
+        """Raise ValueError for ids that the model cannot read."""
 
     @abstractmethod
     def new_context(self, *, max_requests: int, compiled: bool = False, expected_length: int = 0) -> Context:

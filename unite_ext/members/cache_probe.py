@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from torch.utils._pytree import tree_map
 from .forward import lacks_argument, uses_window
 from .kv_cache import REUSE, RaggedCache
 from .tree_cache import TreeCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ _EDITS = (((3, 4), (0, 2)), ((1, 1), (4, 6)))
 
 
 @torch.no_grad()
-def probe_reuse(model: Any, *, name: str = "model") -> str:
+def probe_reuse(model: PreTrainedModel, *, name: str = "model") -> str:
     """Find out how a model's cache may be reused.
 
     Returns
@@ -69,7 +72,7 @@ def probe_reuse(model: Any, *, name: str = "model") -> str:
 
 
 @torch.no_grad()
-def probe_trees(model: Any, reuse: str, *, name: str = "model") -> bool:
+def probe_trees(model: PreTrainedModel, reuse: str, *, name: str = "model") -> bool:
     """Find out whether a model gives the logits of many places in one pass, see `TreeCache`."""
     if reuse == "recompute":
         return False
@@ -87,7 +90,7 @@ def probe_trees(model: Any, reuse: str, *, name: str = "model") -> bool:
         return False
 
 
-def _tree_errors(model: Any, reuse: str, seed: int) -> Iterator[float]:
+def _tree_errors(model: PreTrainedModel, reuse: str, seed: int) -> Iterator[float]:
     """How far the logits at the ends of a tree's branches are from those of each path alone."""
     first, second = _sample(model, seed)
     cache = TreeCache(model, 2, reuse=reuse)
@@ -110,7 +113,7 @@ class _NoReuse(Exception):
     """No way of reuse gives a row's own logits."""
 
 
-def _run_once(model: Any, called: str) -> None:
+def _run_once(model: PreTrainedModel, called: str) -> None:
     """Run two ids, so that what fails without us is said as it is."""
     try:
         model(input_ids=torch.ones(1, 2, dtype=torch.long, device=model.device), use_cache=False)
@@ -120,7 +123,7 @@ def _run_once(model: Any, called: str) -> None:
         raise ValueError(f"{called} cannot be a member: it does not run, {_said(error)}") from error
 
 
-def _first_exact(model: Any, called: str, *, seeds: int, widened: bool = False) -> str:
+def _first_exact(model: PreTrainedModel, called: str, *, seeds: int, widened: bool = False) -> str:
     """The first way of reuse whose logits differ from each row's own by rounding only.
 
     What raises is not possible; unless it is `widened`, when the widening may be to blame.
@@ -154,7 +157,7 @@ def _first_exact(model: Any, called: str, *, seeds: int, widened: bool = False) 
     )
 
 
-def _errors(model: Any, reuse: str, seed: int) -> Iterator[float]:
+def _errors(model: PreTrainedModel, reuse: str, seed: int) -> Iterator[float]:
     """How far two rows of a cache are from each alone, after every edit."""
     fresh = [iter(row) for row in _sample(model, seed)]
     cache = RaggedCache(model, len(fresh), reuse=reuse)
@@ -166,7 +169,7 @@ def _errors(model: Any, reuse: str, seed: int) -> Iterator[float]:
             yield _distance(got[r], _logits(model, [row])[0, -1])
 
 
-def _allowed(model: Any, seeds: int) -> float:
+def _allowed(model: PreTrainedModel, seeds: int) -> float:
     """The distance that rounding explains.
 
     Seen where nothing but rounding can differ: two rows of one length beside each other against each alone, and the
@@ -192,17 +195,17 @@ def _distance(got: Tensor, expected: Tensor) -> float:
     return distance if distance == distance else float("inf")
 
 
-def _sample(model: Any, seed: int) -> list[list[int]]:
+def _sample(model: PreTrainedModel, seed: int) -> list[list[int]]:
     size = min(embedding_rows(model), 1000)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     return torch.randint(1, size, (2, 24), generator=generator, device="cpu").tolist()
 
 
-def _logits(model: Any, rows: list[list[int]]) -> Tensor:
+def _logits(model: PreTrainedModel, rows: list[list[int]]) -> Tensor:
     return model(input_ids=torch.tensor(rows, device=model.device), use_cache=False).logits
 
 
-def embedding_rows(model: Any) -> int:
+def embedding_rows(model: PreTrainedModel) -> int:
     """How many ids a model has an embedding for, packed weights included."""
     embedding = model.get_input_embeddings()
     rows = getattr(embedding, "num_embeddings", None)
@@ -217,14 +220,14 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _may_widen(model: Any) -> bool:
+def _may_widen(model: PreTrainedModel) -> bool:
     return model.device.type != "cpu" or sum(p.numel() for p in model.parameters()) <= SLOW_ELEMENTS
 
 
 class _Float32(TorchDispatchMode):
     """Run a 16-bit model in float32 arithmetic: every 16-bit tensor becomes float32 where an operator takes it."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self._weights = {id(p) for p in model.parameters()}
         self._kept: dict[int, Tensor] = {}

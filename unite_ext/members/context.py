@@ -223,7 +223,6 @@ class TransformersContext(Context):
             return newcomer.cache
         return newcomer.cache.take(newcomer.row, newcomer.read)
 
-    @torch.no_grad()
     def evaluate(self, keys: Sequence[int]) -> LogitScores:
         """See `Context.evaluate`. Every request of the batch takes part in the pass, asked for or not."""
         self._settle(keys)
@@ -232,7 +231,6 @@ class TransformersContext(Context):
             return scores
         return scores.select([self._row_of[key] for key in keys])
 
-    @torch.no_grad()
     def evaluate_places(self, places: Sequence[Place]) -> Scores:
         """See `Context.evaluate_places`. In one pass where the model gives trees."""
         batch = self._batch
@@ -248,6 +246,8 @@ class TransformersContext(Context):
             self._batch.select(rows)
             self._order = [self._order[row] for row in rows]
             self._row_of = {key: row for row, key in enumerate(self._order)}
+        if not self._newcomers:
+            return
         for cache, newcomers in self._arrivals(keys):
             for row, newcomer in enumerate(newcomers):
                 cache.edit(row, 0, newcomer.ids[len(cache.ids[row]) :])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 CACHE_NAMES = ("cache", "past_key_values")
 """The newest first: transformers 5.24 renamed `past_key_values`, and announces its removal."""
@@ -13,7 +16,7 @@ CACHE_NAMES = ("cache", "past_key_values")
 _found: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
-def cache_argument(model: Any) -> str:
+def cache_argument(model: PreTrainedModel) -> str:
     """The name under which a model's forward takes its KV cache, found once per model.
 
     A forward that only takes `**kwargs` hands them on: then the first module inside that names the cache decides. A
@@ -25,7 +28,7 @@ def cache_argument(model: Any) -> str:
     return name
 
 
-def _named_by(model: Any) -> str:
+def _named_by(model: PreTrainedModel) -> str:
     for module in model.modules():
         parameters = forward_parameters(module)
         for name in CACHE_NAMES:
@@ -42,14 +45,14 @@ def forward_parameters(module: Any) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-def lacks_argument(model: Any, name: str) -> bool:
+def lacks_argument(model: PreTrainedModel, name: str) -> bool:
     """Whether a model's forward certainly refuses an argument: it neither names it nor takes `**kwargs`."""
     parameters = forward_parameters(model)
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     return bool(parameters) and not takes_any and name not in parameters
 
 
-def uses_window(config: Any) -> bool:
+def uses_window(config: PreTrainedConfig) -> bool:
     """Whether some layer's attention is limited to a window, which counts columns."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     kinds = getattr(config, "layer_types", None)

@@ -14,19 +14,25 @@ again, so that all end in the last column and no row needs padding there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .forward import cache_argument
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 Change = Callable[[Tensor], Tensor]
 
 REUSE = ("holes", "compact", "recompute")
 MOVE_COST = 2.0  # of moving a column, in columns that a pass reads; from 0.5 to 4 it hardly matters (bench_holes.py)
 MIN_HOLES = 64  # fewer are not worth the calls
+FEW_COLUMNS = 8  # so many are written one by one in the time of one call with a list of them
 
 
 class RaggedCache:
@@ -42,7 +48,7 @@ class RaggedCache:
         How the model's cache may be reused, see `cache_probe.probe_reuse`.
     """
 
-    def __init__(self, model: Any, rows: int, *, reuse: str) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, *, reuse: str) -> None:
         self.model = model
         self.reuse = reuse
         self.ids: list[list[int]] = [[] for _ in range(rows)]
@@ -108,7 +114,7 @@ class RaggedCache:
         self.ids += other.ids
         self.columns += other.columns
 
-    def _joined(self, other: RaggedCache, width: int) -> Any:
+    def _joined(self, other: RaggedCache, width: int) -> Cache:
         """The keys and values of both, padded on the left."""
         holder = self if self.width else other
         if not self.ids:
@@ -132,17 +138,20 @@ class RaggedCache:
     @torch.no_grad()
     def next_logits(self) -> Tensor:
         """[B, V]: every row's logits after its last id, in the model's dtype and on its device."""
-        for row, ids in enumerate(self.ids):
-            if not ids:
-                raise ValueError(f"row {row} has no ids to run the model on")
         if self.reuse == "recompute":
             self._forget()
-        # A row whose ids are all in the cache runs its last one again.
-        feed = self._feed(max(max(1, len(ids) - len(columns)) for ids, columns in zip(self.ids, self.columns)))
-        kept = [max(0, min(len(columns), len(ids) - feed)) for ids, columns in zip(self.ids, self.columns)]
-        for r, n in enumerate(kept):
-            if n < len(self.columns[r]):
+        least = 1  # a row whose ids are all in the cache runs its last one again
+        for row, (ids, columns) in enumerate(zip(self.ids, self.columns)):
+            if not ids:
+                raise ValueError(f"row {row} has no ids to run the model on")
+            least = max(least, len(ids) - len(columns))
+        feed = self._feed(least)
+        kept = []
+        for r, (ids, columns) in enumerate(zip(self.ids, self.columns)):
+            n = max(0, len(ids) - feed)
+            if n < len(columns):
                 self.keep(r, n)
+            kept.append(len(columns))
         self.trim()
         if self.has_to_move():
             self.compact()
@@ -164,13 +173,14 @@ class RaggedCache:
         self.mask[:, past:width] = True
         input_ids, positions = [], []
         for r, (ids, columns, n) in enumerate(zip(self.ids, self.columns, kept)):
-            new = len(ids) - n
-            padding = [0] * (feed - new)
-            input_ids.append(padding + ids[n:])
-            positions.append(padding + list(range(n, len(ids))))
+            new, own, places = len(ids) - n, ids[n:], list(range(n, len(ids)))
             columns.extend(range(width - new, width))
-            if padding:
+            if new < feed:
+                padding = [0] * (feed - new)
+                own, places = padding + own, padding + places
                 self.mask[r, past : width - new] = False
+            input_ids.append(own)
+            positions.append(places)
         logits = self._run(input_ids, positions, width)
         self.width = width
         if self.reuse == "recompute":
@@ -179,24 +189,45 @@ class RaggedCache:
 
     def _run(self, input_ids: list[list[int]], positions: list[list[int]], width: int) -> Tensor:
         """One pass of the model, after which the cache has `width` columns."""
-        device = self.model.device
         arguments: dict[str, Any] = {
-            "input_ids": torch.tensor(input_ids, device="cpu").to(device, non_blocking=True),
-            "position_ids": torch.tensor(positions, device="cpu").to(device, non_blocking=True),
+            "input_ids": self.to_device(input_ids),
+            "position_ids": self.to_device(positions),
         }
         if any(len(ids) < width for ids in self.ids):
-            arguments["attention_mask"] = torch.from_numpy(self.mask[:, :width]).to(device, non_blocking=True)
+            arguments["attention_mask"] = self.to_device(self.mask[:, :width])
         if self.reuse != "recompute":
             if self.kv is None:
                 self.kv = new_cache()
-            arguments[cache_argument(self.model)] = self.kv
+            arguments[self.cache_name] = self.kv
         output = self.model(**arguments, use_cache=self.reuse != "recompute", logits_to_keep=1)
-        return output.logits[:, -1]
+        return output.logits.select(1, -1)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model takes its ids; a model walks its parameters to answer."""
+        return self.model.device
+
+    @cached_property
+    def cache_name(self) -> str:
+        """The argument of the model's forward that takes `kv`."""
+        return cache_argument(self.model)
+
+    def to_device(self, values: list[list[int]] | NDArray[np.bool_]) -> Tensor:
+        """Rows of ids as int64, or a mask, where the model takes them. NumPy reads lists faster than torch does."""
+        array = np.array(values, dtype=np.int64) if isinstance(values, list) else values
+        tensor = torch.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)
 
     def keep(self, row: int, count: int) -> None:
         """Let go of a row's columns after the first `count`."""
         columns = self.columns[row]
-        self.mask[row, columns[count:]] = False
+        dropped = columns[count:]
+        if len(dropped) > FEW_COLUMNS:
+            self.mask[row, dropped] = False
+        else:
+            own = self.mask[row]
+            for column in dropped:
+                own[column] = False
         del columns[count:]
 
     def _forget(self) -> None:
@@ -207,6 +238,10 @@ class RaggedCache:
 
     def trim(self) -> None:
         """Give back the columns at the right end that no row uses."""
+        last = self.width - 1
+        for columns in self.columns:
+            if columns and columns[-1] == last:
+                return
         used = max((columns[-1] + 1 for columns in self.columns if columns), default=0)
         if used < self.width:
             if used:
@@ -260,7 +295,7 @@ class RaggedCache:
                 layer.keys, layer.values = change(layer.keys), change(layer.values)
 
 
-def new_cache() -> Any:
+def new_cache() -> Cache:
     """A cache of plain growing layers, whatever the model's default: window layers forget what a drop needs back."""
     from transformers import DynamicCache
 

@@ -10,11 +10,18 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .prompts import PromptEncoder, one_line, read_chat_template
+from .base import Variables
+from .prompts import PromptEncoder, check_against_file, one_line, read_chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Options = Mapping[str, Any]
+"""Of a model's loading."""
 
 SHARED = (
     "revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "force_download", "proxies", "subfolder",
@@ -41,14 +48,14 @@ class MemberSource:
     name: str
     place: str
     """What `from_pretrained` of transformers is given."""
-    config: Any
+    config: PreTrainedConfig
     """None where only loading the model finds it (adapters)."""
-    tokenizer: Any
-    options: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    options: Options
     """Of `AutoModelForCausalLM.from_pretrained`."""
     device: torch.device | None
     chat_template: str | None
-    chat_template_kwargs: Mapping[str, Any]
+    chat_template_kwargs: Variables
 
     @property
     def prompts(self) -> PromptEncoder:
@@ -63,7 +70,7 @@ class MemberSource:
             chat_template_kwargs=self.chat_template_kwargs,
         )
 
-    def load_model(self) -> Any:
+    def load_model(self) -> PreTrainedModel:
         """The model, on its device."""
         from transformers import AutoModelForCausalLM
 
@@ -85,7 +92,7 @@ def prepare(
     tokenizer: Any = None,
     device: Any = None,
     chat_template: str | Path | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_kwargs: Variables | None = None,
     known: Collection[str] = (),
     **options: Any,
 ) -> MemberSource:
@@ -127,7 +134,7 @@ def prepare(
 
 
 def prepare_all(
-    names: Sequence[str | MemberSource], options: Sequence[Mapping[str, Any]], *, known: Collection[str] = ()
+    names: Sequence[str | MemberSource], options: Sequence[Options], *, known: Collection[str] = ()
 ) -> list[MemberSource]:
     """`prepare` of every member, so that what is wrong with the last is said before the first is loaded.
 
@@ -139,7 +146,7 @@ def prepare_all(
     ]
 
 
-def load_tokenizer(name: str, options: Mapping[str, Any] | None = None) -> Any:
+def load_tokenizer(name: str, options: Options | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that `Member.from_pretrained(name, **options)` uses: `name` may be a .gguf file."""
     options = dict(options or {})
     tokenizer = options.pop("tokenizer", None)
@@ -147,17 +154,23 @@ def load_tokenizer(name: str, options: Mapping[str, Any] | None = None) -> Any:
     return _tokenizer(name, place, tokenizer, options)
 
 
-def _tokenizer(name: str, place: str, other: Any, options: Mapping[str, Any]) -> Any:
+def _tokenizer(
+    name: str, place: str, other: str | PreTrainedTokenizerBase | None, options: Options
+) -> PreTrainedTokenizerBase:
     """A member's tokenizer, or the `other` that was asked for."""
     from transformers import AutoTokenizer
 
     if other is not None and not isinstance(other, str):
         return other
     shared = {o: options[o] for o in SHARED if o in options} if other is None else {}
+    source = place if other is None else other
     try:
-        return AutoTokenizer.from_pretrained(place if other is None else other, **shared)
+        found = AutoTokenizer.from_pretrained(source, **shared)
     except Exception as error:
         raise ValueError(f"the tokenizer of {name} cannot be loaded: {one_line(error)}") from error
+    if shared.get("gguf_file") is None:
+        check_against_file(found, name, Path(source, shared.get("subfolder") or "", "tokenizer.json"))
+    return found
 
 
 def check_device(device: Any) -> torch.device:
@@ -186,12 +199,12 @@ def check_dtype(dtype: Any) -> Any:
     return found
 
 
-def text_config(config: Any) -> Any:
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a config that is about text."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def context_length(config: Any) -> int | None:
+def context_length(config: PreTrainedConfig) -> int | None:
     """The longest text a config's model was made for."""
     config = text_config(config)
     for name in ("max_position_embeddings", "n_positions", "seq_length"):
@@ -251,7 +264,7 @@ def _reads_gguf() -> bool:
     return tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (5, 18)
 
 
-def _config(name: str, place: str, options: Mapping[str, Any]) -> Any:
+def _config(name: str, place: str, options: Options) -> PreTrainedConfig | None:
     from transformers import AutoConfig
 
     if options.get("config") is not None and not isinstance(options["config"], str):
@@ -265,7 +278,7 @@ def _config(name: str, place: str, options: Mapping[str, Any]) -> Any:
         raise ValueError(f"{name} cannot be loaded: {one_line(error)}") from error
 
 
-def _check_names(name: str, options: Mapping[str, Any], config: Any, others: Collection[str]) -> None:
+def _check_names(name: str, options: Options, config: PreTrainedConfig, others: Collection[str]) -> None:
     """Every option is one that transformers' loading takes, or one of the config's fields."""
     taken = _model_options()
     for option in options:

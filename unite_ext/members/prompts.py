@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .base import Message, Prompt
+from tokenizers import Tokenizer
+
+from .base import Message, Prompt, Variables
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OWN, PLAIN = "own", "plain"
 """Chat templates by name: the tokenizer's, and "Role: content" for models that have none."""
@@ -36,19 +42,19 @@ class PromptEncoder:
         Variables for the template (`enable_thinking`, `tools`, ...).
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     name: str
     rows: int | None = None
     context_length: int | None = None
     chat_template: str | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: Variables = field(default_factory=dict)
 
     @property
     def template(self) -> str | None:
         """What chat messages are written by, None without anything."""
         return self.chat_template or getattr(self.tokenizer, "chat_template", None)
 
-    def encode(self, prompt: Prompt, variables: Mapping[str, Any] | None = None) -> list[int]:
+    def encode(self, prompt: Prompt, variables: Variables | None = None) -> list[int]:
         """Ids of a prompt: text as the tokenizer encodes it (its own BOS included), or messages by the chat template.
 
         Raises
@@ -73,7 +79,7 @@ class PromptEncoder:
         self._check_ids(ids)
         return ids
 
-    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> str:
+    def render(self, messages: Sequence[Message], variables: Variables | None = None) -> str:
         """Messages as text: the template's, up to where the assistant is to go on.
 
         A last message of the assistant is continued, not closed.
@@ -120,6 +126,12 @@ class PromptEncoder:
                 f"a prompt takes {len(ids)} tokens in {self.name}, whose context holds {self.context_length}: "
                 "shorten it, the new tokens need room as well"
             )
+        self.check_rows(ids)
+
+    def check_rows(self, ids: Sequence[int]) -> None:
+        """Raise ValueError unless there are ids, and the model has an embedding for each."""
+        if not ids or min(ids) < 0:
+            raise ValueError(f"a prompt must have ids from 0 on in {self.name}, got {list(ids)[:8]}")
         if self.rows is not None and (highest := max(ids)) >= self.rows:
             raise ValueError(
                 f"a prompt has id {highest} ({self.tokenizer.convert_ids_to_tokens(highest)!r}) in {self.name}, whose "
@@ -181,7 +193,7 @@ def read_chat_template(value: str | Path | None) -> str | None:
     return path.read_text(encoding="utf-8-sig")
 
 
-def check_spelling(tokenizer: Any, name: str) -> None:
+def check_spelling(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Warn when a tokenizer does not give back what it encodes, as when its class is not that of its file."""
     ids = tokenizer(SAMPLE, add_special_tokens=False).input_ids
     said = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -189,6 +201,30 @@ def check_spelling(tokenizer: Any, name: str) -> None:
         warnings.warn(
             f"{name}'s tokenizer ({type(tokenizer).__name__}) encodes {SAMPLE!r} as ids that say {said!r}: its prompts "
             "will be wrong; is tokenizer_class in its tokenizer_config.json the class of its tokenizer.json?",
+            stacklevel=3,
+        )
+
+
+def check_against_file(tokenizer: PreTrainedTokenizerBase, name: str, file: Path) -> None:
+    """Warn when a tokenizer gives other ids than its tokenizer.json, as when its class is not that of the file.
+
+    A class may replace the file's own parts. Only where it has is the file read as a tokenizer of its own.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not file.is_file():
+        return
+    text = file.read_text(encoding="utf-8")
+    parts = json.loads(text)
+    own = {part: getattr(backend, part) for part in ("normalizer", "pre_tokenizer")}
+    if all((parts.get(p) or None) == (json.loads(found.__getstate__()) if found else None) for p, found in own.items()):
+        return
+    said = list(Tokenizer.from_str(text).encode(SAMPLE, add_special_tokens=False).ids)
+    ids = list(tokenizer(SAMPLE, add_special_tokens=False).input_ids)
+    if ids != said:
+        warnings.warn(
+            f"{name}'s tokenizer ({type(tokenizer).__name__}) encodes {SAMPLE!r} as {ids[:12]}, but its tokenizer.json "
+            f"as {said[:12]}: its prompts will be wrong; is tokenizer_class in its tokenizer_config.json the class of "
+            "its tokenizer.json?",
             stacklevel=3,
         )
 

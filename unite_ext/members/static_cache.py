@@ -8,14 +8,16 @@ some of its last ids again, as `RaggedCache` does anyway. Prompts run uncompiled
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .forward import cache_argument
 from .kv_cache import Change, RaggedCache
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 FEEDS = (1, 2, 4, 8)
 MIN_CAPACITY = 256
@@ -38,7 +40,7 @@ class StaticRaggedCache(RaggedCache):
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         rows: int,
         *,
         reuse: str,
@@ -126,19 +128,16 @@ class StaticRaggedCache(RaggedCache):
         active = len(input_ids)
         copies = self._rows - active
         feed = len(input_ids[0])
-        device = self.model.device
         self.mask[active:] = self.mask[0]
         if self.kv is None:
             self.kv = _static_cache(self.model.config, self._capacity)
         for layer in self.kv.layers:
             layer.cumulative_length.fill_(width - feed)
         arguments = {
-            "input_ids": torch.tensor(input_ids + input_ids[:1] * copies, device="cpu").to(device, non_blocking=True),
-            "position_ids": torch.tensor(positions + positions[:1] * copies, device="cpu").to(
-                device, non_blocking=True
-            ),
-            "attention_mask": torch.from_numpy(self.mask).to(device, non_blocking=True),
-            cache_argument(self.model): self.kv,
+            "input_ids": self.to_device(input_ids + input_ids[:1] * copies),
+            "position_ids": self.to_device(positions + positions[:1] * copies),
+            "attention_mask": self.to_device(self.mask),
+            self.cache_name: self.kv,
             "use_cache": True,
             "logits_to_keep": 1,
         }
@@ -175,18 +174,28 @@ class StaticRaggedCache(RaggedCache):
         self._capacity = capacity
 
 
-def compile_forward(model: Any) -> Callable[..., Any]:
+def compile_forward(model: PreTrainedModel) -> Callable[..., Any]:
     """The model's pass, compiled as one graph on first use; on CUDA devices it is captured into CUDA graphs."""
     mode = "reduce-overhead" if model.device.type == "cuda" else "default"
     return torch.compile(model.forward, mode=mode, fullgraph=True, dynamic=False)
 
 
-def _static_cache(config: Any, capacity: int) -> Any:
+def check_static_cache() -> None:
+    """Raise RuntimeError where this transformers has no static cache that can be cut back."""
+    import transformers
+    from transformers.cache_utils import StaticLayer
+
+    if not hasattr(StaticLayer(1), "cumulative_length"):
+        raise RuntimeError(
+            f"compile must be False with transformers {transformers.__version__}: it needs 5.4 or newer, whose static "
+            "caches can be cut back"
+        )
+
+
+def _static_cache(config: PreTrainedConfig, capacity: int) -> Cache:
     """Full-length layers whatever the model's own kinds: the mask says what a window sees."""
     from transformers.cache_utils import Cache, StaticLayer
 
-    if not hasattr(StaticLayer(1), "cumulative_length"):
-        raise RuntimeError("compile=True needs transformers 5.4 or newer, whose static caches can be cut back")
     layers = config.get_text_config().num_hidden_layers
     with torch.device("cpu"):  # a layer makes its counter where the default is, and moves it to its keys later
         return Cache(layers=[StaticLayer(capacity) for _ in range(layers)])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .base import BaseMember, Prompt
+from .base import BaseMember, Prompt, Variables
 from .cache_probe import embedding_rows, probe_reuse, probe_trees
 from .context import TransformersContext
 from .kv_cache import RaggedCache
@@ -18,6 +18,9 @@ from .loading import MemberSource, context_length, load_tokenizer, prepare
 from .prompts import PromptEncoder, check_spelling, read_chat_template
 from .static_cache import StaticRaggedCache, compile_forward
 from .tree_cache import TreeCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Member", "load_tokenizer"]
 
@@ -50,15 +53,15 @@ class Member(BaseMember):
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         name: str | None = None,
         chat_template: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Variables | None = None,
     ) -> None:
-        self.model: Any = model.eval()
-        self.tokenizer: Any = tokenizer
+        self.model: PreTrainedModel = model.eval()
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer
         self.name: str = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self._given_template: str | None = read_chat_template(chat_template)
         self.chat_template_kwargs: dict[str, Any] = dict(chat_template_kwargs or {})
@@ -75,7 +78,7 @@ class Member(BaseMember):
         tokenizer: Any = None,
         device: Any = None,
         chat_template: str | Path | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Variables | None = None,
         **options: Any,
     ) -> Member:
         """Load model and tokenizer by Hugging Face name, local folder or .gguf file.
@@ -224,7 +227,7 @@ class Member(BaseMember):
             chat_template_kwargs=self.chat_template_kwargs,
         )
 
-    def encode_prompt(self, prompt: Prompt, *, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+    def encode_prompt(self, prompt: Prompt, *, chat_template_kwargs: Variables | None = None) -> list[int]:
         """Ids of a prompt: text as the tokenizer encodes it (its own BOS included), or messages by its chat template.
 
         A last message of the assistant is continued. `chat_template_kwargs` are further variables for the template.
@@ -237,6 +240,14 @@ class Member(BaseMember):
         """
         return self.prompts.encode(prompt, chat_template_kwargs)
 
+    def encode_with(self, prompt: Prompt, variables: Variables) -> list[int]:
+        """See `BaseMember.encode_with`."""
+        return self.encode_prompt(prompt, chat_template_kwargs=variables)
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """See `BaseMember.check_ids`."""
+        self.prompts.check_rows(ids)
+
     def __repr__(self) -> str:
         return (
             f"Member({self.name}: {type(self.model).__name__}, {self.model.dtype}, {self.device}, "
@@ -244,7 +255,7 @@ class Member(BaseMember):
         )
 
 
-def _generation_eos(model: Any) -> list[int]:
+def _generation_eos(model: PreTrainedModel) -> list[int]:
     """The EOS ids of a model's generation config: a number, a tensor, or several of these."""
     eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if eos is None:
@@ -253,7 +264,7 @@ def _generation_eos(model: Any) -> list[int]:
     return [int(i) for i in (ids if isinstance(ids, Iterable) else [ids])]
 
 
-def _head_width(model: Any) -> int | None:
+def _head_width(model: PreTrainedModel) -> int | None:
     """The width of a model's head, packed weights and heads without a weight included; None where only a run shows."""
     head = model.get_output_embeddings()
     for width in (getattr(head, "out_features", None), getattr(head, "num_embeddings", None)):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .base import Place
-from .forward import cache_argument, uses_window
+from .forward import uses_window
 from .kv_cache import RaggedCache, new_cache
 from .token_tree import TokenTree, tree_mask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class TreeCache(RaggedCache):
@@ -22,7 +25,7 @@ class TreeCache(RaggedCache):
     that path are kept, and the others become holes.
     """
 
-    def __init__(self, model: Any, rows: int, *, reuse: str) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, *, reuse: str) -> None:
         super().__init__(model, rows, reuse=reuse)
         self.trees: dict[int, TokenTree] = {}
 
@@ -54,6 +57,8 @@ class TreeCache(RaggedCache):
 
     def adopt(self) -> None:
         """Keep the nodes that rows have grown along since they were fed; let go of the others."""
+        if not self.trees:
+            return
         trees, self.trees = self.trees, {}
         for r, tree in trees.items():
             self.mask[r, tree.columns] = False
@@ -105,20 +110,19 @@ class TreeCache(RaggedCache):
             positions.append(padding + tree.depths)
             tree.columns = list(range(past + len(padding), width))
             self.mask[r, past:width] = False
-        device = self.model.device
         arguments: dict[str, Any] = {
-            "input_ids": torch.tensor(input_ids, device="cpu").to(device, non_blocking=True),
-            "position_ids": torch.tensor(positions, device="cpu").to(device, non_blocking=True),
+            "input_ids": self.to_device(input_ids),
+            "position_ids": self.to_device(positions),
         }
         if masked:
             arguments["attention_mask"] = self._tree_masks(trees, feed)
         elif any(len(columns) + feed < width for columns in self.columns):
             for r, tree in enumerate(trees):
                 self.mask[r, tree.columns] = True
-            arguments["attention_mask"] = torch.from_numpy(self.mask[:, :width]).to(device, non_blocking=True)
+            arguments["attention_mask"] = self.to_device(self.mask[:, :width])
         if self.kv is None:
             self.kv = new_cache()
-        arguments[cache_argument(self.model)] = self.kv
+        arguments[self.cache_name] = self.kv
         logits = self.model(**arguments, use_cache=True, logits_to_keep=feed).logits
         self.width = width
         return logits
@@ -168,7 +172,7 @@ class TreeCache(RaggedCache):
         return super().computed(row)
 
 
-def layer_windows(config: Any) -> dict[str, int | None]:
+def layer_windows(config: PreTrainedConfig) -> dict[str, int | None]:
     """Per type of a model's layers how many positions its attention sees, None for all."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     window = getattr(config, "sliding_window", None)

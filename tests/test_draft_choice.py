@@ -1,0 +1,148 @@
+"""What "auto" drafts, on a simulated clock: close to the best fixed kind of draft, and never far below none."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+
+from unite_ext import GenerationOptions
+from unite_ext.decoding.draft_choice import AUTO, LENGTHS, PLAIN, DraftChooser, DraftCosts, Kind
+from unite_ext.decoding.request import NGRAM, Request
+from unite_ext.methods.unite import Unite
+
+OFFERED = 6  # tokens that n-grams offer, when they offer any
+
+
+@dataclass(frozen=True)
+class World:
+    """What rounds truly take and give; a plain round of two members takes 1 s."""
+
+    share: float = 0.5
+    """The primary's part of a plain round."""
+    place: float = 0.1
+    """What a further place adds to a pass, as a share of it."""
+    acceptance: float = 0.9
+    repeats: float = 0.0
+    """How often n-grams offer something."""
+    repeat_acceptance: float = 0.5
+    noise: float = 0.0
+    """Rounds take up to so much more, as a share."""
+
+    def seconds(self, kind: Kind) -> float:
+        if kind == PLAIN:
+            return 1.0
+        if kind.drafter == NGRAM:
+            return 1 + self.place * kind.length
+        return self.share * (kind.length + 1) + (1 - self.share) * (1 + self.place * kind.length)
+
+    def tokens(self, kind: Kind, rng: random.Random) -> int:
+        if kind == PLAIN:
+            return 1
+        share = self.repeat_acceptance if kind.drafter == NGRAM else self.acceptance
+        taken = 0
+        while taken < kind.length and rng.random() < share:
+            taken += 1
+        return taken + 1
+
+
+def request(drafter: int | str = AUTO) -> Request:
+    return Request(0, 0, [[1]], GenerationOptions(), Unite.__new__(Unite), [None], drafter=drafter)
+
+
+def speed(world: World, fixed: Kind | None, length: int, costs: DraftCosts | None = None, batch: int = 1) -> float:
+    """Tokens per second of a text of so many tokens, with what is chosen, or with one fixed kind."""
+    rng = random.Random(0)
+    chooser = DraftChooser(costs or DraftCosts(2, 0), 0)
+    requests = [request() for _ in range(batch)]
+    seconds = tokens = 0.0
+    while tokens < length * batch:
+        offers = OFFERED if rng.random() < world.repeats else 0
+        kind = chooser.choose(requests, [[1] * offers] * batch) if fixed is None else fixed
+        if kind.drafter == NGRAM and not offers:
+            kind = PLAIN
+        taken = [world.tokens(kind, rng) for _ in requests]
+        passed = world.seconds(kind) * (1 + world.noise * rng.random())
+        seconds, tokens = seconds + passed, tokens + sum(taken)
+        if kind.drafter is not None:
+            for own, n in zip(requests, taken):
+                chooser.compare(own, kind.drafter, [1] * kind.length, [1] * (n - 1) + [0])
+        if kind.drafter != NGRAM and offers:
+            follows = 1 if rng.random() < world.repeat_acceptance else 0
+            for own in requests:
+                chooser.compare(own, NGRAM, [1] * offers, [follows])
+        drafting = world.share * (kind.length + 1) * passed / world.seconds(kind) if kind.drafter == 0 else 0.0
+        chooser.end(requests, kind, sum(taken), passed, drafting)
+    return tokens / seconds
+
+
+FIXED = [PLAIN, *(Kind(0, n) for n in LENGTHS), Kind(NGRAM, OFFERED)]
+WORLDS = {
+    "places free, much taken": World(share=0.1, place=0.0, acceptance=0.95),
+    "three members, much taken": World(share=0.33, place=0.08, acceptance=0.95),
+    "two members": World(share=0.5, place=0.1, acceptance=0.94),
+    "two members, little taken": World(share=0.5, place=0.1, acceptance=0.6),
+    "drafts are hopeless": World(share=0.5, place=0.4, acceptance=0.1),
+    "the primary is the slow one": World(share=0.9, place=0.3, acceptance=0.9),
+    "places cost whole passes": World(share=0.3, place=1.0, acceptance=0.95),
+    "n-grams are good": World(share=0.5, place=0.2, acceptance=0.9, repeats=0.6, repeat_acceptance=0.8),
+    "n-grams are bad": World(share=0.5, place=0.3, acceptance=0.3, repeats=0.9, repeat_acceptance=0.05),
+    "noise": World(share=0.45, place=0.15, acceptance=0.9, noise=1.0),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", WORLDS)
+def test_close_to_the_best_fixed_kind(name, batch):
+    world = WORLDS[name]
+    best = max(speed(world, kind, 1000, batch=batch) for kind in FIXED)
+    plain, chosen = speed(world, PLAIN, 1000, batch=batch), speed(world, None, 1000, batch=batch)
+    assert chosen >= 0.97 * plain
+    assert chosen >= 0.93 * best
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_short_texts_lose_little_once_costs_are_known(name):
+    world, costs = WORLDS[name], DraftCosts(2, 0)
+    speed(world, None, 300, costs)
+    assert speed(world, None, 60, costs) >= 0.97 * speed(world, PLAIN, 60)
+
+
+def test_what_was_measured_with_one_batch_is_used_for_another():
+    """With one request places were found to cost whole passes: eight requests do not try it again."""
+    world, costs = WORLDS["places cost whole passes"], DraftCosts(2, 0)
+    speed(world, None, 500, costs)
+    chooser, requests = DraftChooser(costs, 0), [request() for _ in range(8)]
+    for _ in range(20):
+        kind = chooser.choose(requests, [[]] * 8)
+        assert kind == PLAIN
+        chooser.end(requests, kind, 8, 1.0, 0.0)
+
+
+def test_a_named_member_drafts_or_nobody_does():
+    costs = DraftCosts(3, 0)
+    chooser, requests = DraftChooser(costs, 0), [request(drafter=2)]
+    kinds = set()
+    for _ in range(100):
+        kind = chooser.choose(requests, [[1, 2, 3]])
+        kinds.add(kind.drafter)
+        seconds = 1.0 if kind == PLAIN else 0.1 * kind.length + 1 + 0.01 * kind.length
+        chooser.end(requests, kind, kind.length + 1, seconds, 0.1 * kind.length)
+    assert kinds == {None, 2}
+
+
+def test_a_text_that_turns_predictable_is_drafted_again():
+    """Where drafts were refused, one is tried again after a while, and then more of them."""
+    chooser, requests = DraftChooser(DraftCosts(2, 0), 0), [request()]
+    world, drafted = World(share=0.3, place=0.05), 0
+    for round_ in range(3000):
+        acceptance = 0.05 if round_ < 500 else 0.97
+        kind = chooser.choose(requests, [[]])
+        taken = World(acceptance=acceptance).tokens(kind, random.Random(round_))
+        if kind != PLAIN:
+            chooser.compare(requests[0], 0, [1] * kind.length, [1] * (taken - 1) + [0])
+        seconds = world.seconds(kind)
+        chooser.end(requests, kind, taken, seconds, world.share * (kind.length + 1) if kind != PLAIN else 0.0)
+        drafted += kind != PLAIN and round_ >= 2000
+    assert drafted > 500
