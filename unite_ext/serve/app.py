@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -65,6 +66,7 @@ class Service:
         # One thread: tokenizers are not made for several.
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="unite-prepare")
         self._num_jobs = 0
+        self._created = int(time.time())
 
     async def answer(self, body: ChatBody | CompletionBody, request: Request) -> Response:
         """Answer a client's request.
@@ -97,7 +99,7 @@ class Service:
             return EventStream(events, partial(self.engine.cancel, job), self.options.stall_timeout)
         return await self._whole(job, reply, body, request)
 
-    def _job(self, body: Sampling, loop: asyncio.AbstractEventLoop) -> Job:
+    def _job(self, body: ChatBody | CompletionBody, loop: asyncio.AbstractEventLoop) -> Job:
         """A job of a body, on the preparing thread."""
         plan = self.preparer.plan(body)
         encoded = self.preparer.encode(prompts_of(body))
@@ -165,10 +167,11 @@ class Service:
         unite = None if feed is None else feed.next(news.tokens, news.request)
         ended = news.request
         tokens = news.tokens if ended is None else self.details.kept(news.tokens, ended)
-        return reply.chunk(job.choices[news.choice], news.piece, tokens, ended and reply.finish_of(ended), unite, usage)
+        finish = None if ended is None else reply.finish_of(ended)
+        return reply.chunk(job.choices[news.choice], news.piece, tokens, finish, unite, usage)
 
-    def model(self) -> Model:
-        """The ensemble as one of OpenAI's models."""
+    def model(self) -> dict[str, Any]:
+        """The ensemble as one of OpenAI's models, with what it consists of."""
         members = short_names(self.details.names)
         step = self.preparer.default.step
         ours = {
@@ -176,9 +179,8 @@ class Service:
             "weights": step.normalized_weights(len(members)), "methods": list(self.options.methods),
             "max_tokens": self.options.max_tokens,
         }  # fmt: skip
-        return Model.model_construct(
-            id=self.options.name, created=0, object="model", owned_by="unite", **{"unite": ours}
-        )
+        model = Model(id=self.options.name, created=self._created, object="model", owned_by="unite")
+        return {**model.model_dump(), "unite": ours}
 
 
 async def _until_ended(job: Job) -> None:
@@ -234,7 +236,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", response_model=None)
     async def models() -> Response:
         """The ensemble: the one model of this server."""
-        return JSON({"object": "list", "data": [service.model().model_dump()]})
+        return JSON({"object": "list", "data": [service.model()]})
 
     @app.get("/v1/models/{model:path}", response_model=None, responses={200: {"model": Model}})
     async def one_model(model: str) -> Response:
@@ -242,7 +244,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         if model != service.options.name:
             message = f"the model must be {service.options.name}, got {model!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
-        return JSON(service.model().model_dump())
+        return JSON(service.model())
 
     @app.get("/health", response_model=None)
     async def health() -> Response:

@@ -44,6 +44,7 @@ class EngineThread:
         self._options = options
         self._metrics = metrics
         self._engine = self._new_engine()
+        metrics.watch(lambda: self._engine.num_running, lambda: self._engine.num_waiting)
         self._token_bytes = ensemble.alignment.vocabularies[plan.step.primary].token_bytes
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._choices: dict[int, tuple[Job, Choice]] = {}
@@ -169,7 +170,8 @@ class EngineThread:
             self._fail_all(internal)
             self._engine = self._new_engine()
             return
-        self._metrics.step(self._engine.num_running, self._engine.num_waiting)
+        if events:
+            self._metrics.batch.observe(len(events))
         touched: dict[int, Job] = {}
         for event in events:
             if (found := self._choices.get(event.request.key)) is not None:

@@ -128,4 +128,5 @@ def _shown(value: object) -> str:
     """A value of a request, if it is short and no text that somebody might not want in a log."""
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)[:40]
-    return {dict: "an object", list: "an array", str: "text"}.get(type(value), type(value).__name__)
+    kinds = {"dict": "an object", "list": "an array", "str": "text"}
+    return kinds.get(type(value).__name__, type(value).__name__)

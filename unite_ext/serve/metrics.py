@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -26,30 +27,34 @@ class Metrics:
 
     def __init__(self, members: Sequence[str]) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
-        self.requests = Counter("unite_requests", "HTTP requests.", ["endpoint", "status"], **own)
-        self.request_seconds = Histogram(
-            "unite_request_seconds", "Time until a request's last byte.", ["endpoint"], buckets=_SECONDS, **own
+        counter, gauge, histogram = (
+            partial(Counter, registry=self.registry),
+            partial(Gauge, registry=self.registry),
+            partial(Histogram, registry=self.registry),
         )
-        self.prompt_tokens = Counter("unite_prompt_tokens", "Tokens of prompts, in the primary.", **own)
-        self.completion_tokens = Counter("unite_completion_tokens", "Generated tokens, in the primary.", **own)
-        self.first_token = Histogram(
-            "unite_time_to_first_token_seconds", "From a request's arrival in the engine.", buckets=_SECONDS, **own
+        self.requests = counter("unite_requests", "HTTP requests.", ["endpoint", "status"])
+        self.request_seconds = histogram(
+            "unite_request_seconds", "Time until a request's last byte.", ["endpoint"], buckets=_SECONDS
         )
-        self.per_token = Histogram(
-            "unite_time_per_token_seconds", "Of one text, after its first token.", buckets=_PASS_SECONDS, **own
+        self.prompt_tokens = counter("unite_prompt_tokens", "Tokens of prompts, in the primary.")
+        self.completion_tokens = counter("unite_completion_tokens", "Generated tokens, in the primary.")
+        self.first_token = histogram(
+            "unite_time_to_first_token_seconds", "From a request's arrival in the engine.", buckets=_SECONDS
         )
-        self.running = Gauge("unite_texts_running", "Texts that run side by side.", **own)
-        self.waiting = Gauge("unite_texts_waiting", "Texts that wait for a place.", **own)
-        self.batch = Histogram("unite_step_texts", "Texts that run in a step.", buckets=_SIZES, **own)
-        self.cancelled = Counter("unite_texts_cancelled", "Texts that ended early, as when a client left.", **own)
-        self.slow_readers = Counter("unite_slow_readers", "Streams given up since nobody read them.", **own)
-        self.decided = Counter(
-            "unite_steps_decided", "Steps by who decided, of the requests that are compared.", ["by"], **own
+        self.per_token = histogram(
+            "unite_time_per_token_seconds", "Of one text, after its first token.", buckets=_PASS_SECONDS
         )
-        self.drafted = Counter("unite_draft_tokens", "Drafted tokens.", ["outcome"], **own)
-        self._passes = Histogram(
-            "unite_member_pass_seconds", "Time of a member's pass.", ["member"], buckets=_PASS_SECONDS, **own
+        self.running = gauge("unite_texts_running", "Texts that run side by side.")
+        self.waiting = gauge("unite_texts_waiting", "Texts that wait for a place.")
+        self.batch = histogram("unite_step_texts", "Texts that run in a step.", buckets=_SIZES)
+        self.cancelled = counter("unite_texts_cancelled", "Texts that ended early, as when a client left.")
+        self.slow_readers = counter("unite_slow_readers", "Streams given up since nobody read them.")
+        self.decided = counter(
+            "unite_steps_decided", "Steps by who decided, of the requests that are compared.", ["by"]
+        )
+        self.drafted = counter("unite_draft_tokens", "Drafted tokens.", ["outcome"])
+        self._passes = histogram(
+            "unite_member_pass_seconds", "Time of a member's pass.", ["member"], buckets=_PASS_SECONDS
         )
         self._observers = [self._passes.labels(name).observe for name in short_names(members)]
 
@@ -57,12 +62,10 @@ class Metrics:
         """What takes the seconds of a member's passes."""
         return self._observers[m]
 
-    def step(self, running: int, waiting: int) -> None:
-        """Count one step of the engine, after it."""
-        self.running.set(running)
-        self.waiting.set(waiting)
-        if running:
-            self.batch.observe(running)
+    def watch(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
+        """Ask these how many texts run and wait whenever somebody wants to know."""
+        self.running.set_function(running)
+        self.waiting.set_function(waiting)
 
     def ended(self, request: Request, seconds: float, primary: int) -> None:
         """Count a text that is whole, `seconds` after its first token."""

@@ -82,19 +82,16 @@ class Reply(ABC):
 
     def usage(self) -> dict[str, Any]:
         """Tokens as the primary counts them, and beside them every member's."""
-        members = [
-            {"name": name, "prompt_tokens": 0, "completion_tokens": 0} for name in short_names(self.details.names)
-        ]
-        seen: set[int] = set()
-        for choice in self.job.choices:
-            request = ended_request(choice)
-            for m, own in enumerate(members):
-                own["prompt_tokens"] += 0 if choice.prompt in seen else len(request.prompt_ids[m])
-                own["completion_tokens"] += len(request.token_ids(m))
-            seen.add(choice.prompt)
-        first = members[self.details.primary]
-        prompt, completion = first["prompt_tokens"], first["completion_tokens"]
+        names = short_names(self.details.names)
+        prompts = {choice.prompt: choice.prompt_ids for choice in self.job.choices}  # one of them has several texts
+        requests = [ended_request(choice) for choice in self.job.choices]
+        read = [sum(len(ids[m]) for ids in prompts.values()) for m in range(len(names))]
+        written = [sum(len(request.token_ids(m)) for request in requests) for m in range(len(names))]
+        prompt, completion = read[self.details.primary], written[self.details.primary]
         usage = CompletionUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+        members = [
+            {"name": name, "prompt_tokens": r, "completion_tokens": w} for name, r, w in zip(names, read, written)
+        ]
         return {**usage.model_dump(exclude_none=True), "unite": {"members": members}}
 
     @abstractmethod
