@@ -11,6 +11,7 @@ from .eval import evaluate
 from .generate import generate
 from .info import info
 from .select import select
+from .serve import serve
 from .trace import trace
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.command()(info)
 app.command()(align)
 app.command("eval")(evaluate)
 app.command()(generate)
+app.command()(serve)
 app.command()(select)
 app.command()(trace)
 app.command()(demo)
