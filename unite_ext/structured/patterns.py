@@ -14,12 +14,12 @@ def portable_pattern(pattern: str, name: str = "regex") -> str:
     """A regular expression that xgrammar reads as Python and JavaScript do, for the whole text.
 
     The dot means any character but a line break. `^` may stand at the beginning and `$` at the end, where both change
-    nothing. xgrammar itself refuses what no automaton can do (look-around, back references, word boundaries).
+    nothing. What no automaton can do is refused: look-around, back references, word boundaries.
 
     Raises
     ------
     ValueError
-        xgrammar would read a part of it in another way.
+        xgrammar would read a part of it in another way, or leave it out.
     """
     if len(pattern) > MAX_LENGTH:
         raise ValueError(f"{name} must have at most {MAX_LENGTH} characters, got {len(pattern)}")
@@ -37,6 +37,8 @@ def portable_pattern(pattern: str, name: str = "regex") -> str:
             inside = char != "]"
         elif char == "[":
             inside = True
+        elif pattern.startswith("(?", i) and pattern[i + 2 : i + 3] != ":":
+            raise ValueError(f"{name} must not have look-around, flags or names, got {pattern[i : i + 4]!r} in {pattern!r}")
         elif char == ".":
             char = _DOT
         elif (char == "^" and i > 0) or (char == "$" and i + 1 < len(pattern)):
