@@ -8,7 +8,24 @@ from typing import Any
 NAMES = ["a", "b", "name", "total", "x y", "é", 'quo"te', "back\\slash", "日本"]
 PATTERNS = ["^[a-c]{1,3}$", "x+y?", "^(yes|no)$", r"\d{2,4}", "[^a-z]{1,2}", "^.{0,3}$", r"\w\s\w", "é|ü{1,2}"]
 FORMATS = ["date", "time", "date-time", "uuid", "ipv4", "email"]
-VALUES: list[Any] = [0, 1, -3, 2.5, 1e-3, "", "a", "é\n\"", "日本", None, True, False, [], [1, "a"], {}, {"a": {"b": [None]}}]
+VALUES: list[Any] = [
+    0,
+    1,
+    -3,
+    2.5,
+    1e-3,
+    "",
+    "a",
+    'é\n"',
+    "日本",
+    None,
+    True,
+    False,
+    [],
+    [1, "a"],
+    {},
+    {"a": {"b": [None]}},
+]
 
 
 def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
@@ -32,7 +49,9 @@ def _integer(rng: random.Random, depth: int) -> dict[str, Any]:
 
 def _number(rng: random.Random, depth: int) -> dict[str, Any]:
     low = rng.choice([-3.25, -1, 0, 0.001, 12.5])
-    names = rng.choice([("minimum", "maximum"), ("exclusiveMinimum", "exclusiveMaximum"), ("minimum", "exclusiveMaximum")])
+    names = rng.choice(
+        [("minimum", "maximum"), ("exclusiveMinimum", "exclusiveMaximum"), ("minimum", "exclusiveMaximum")]
+    )
     return {"type": "number", names[0]: low, names[1]: low + rng.choice([0.5, 1, 7.75, 1000])}
 
 
@@ -59,7 +78,12 @@ def _boolean(rng: random.Random, depth: int) -> dict[str, Any]:
 
 
 def _types(rng: random.Random, depth: int) -> dict[str, Any]:
-    return {"type": rng.sample(["boolean", "null", "string", "integer"], 2), "maxLength": 5, "minimum": 1, "maximum": 77}
+    return {
+        "type": rng.sample(["boolean", "null", "string", "integer"], 2),
+        "maxLength": 5,
+        "minimum": 1,
+        "maximum": 77,
+    }
 
 
 def _object(rng: random.Random, depth: int) -> dict[str, Any]:
@@ -82,7 +106,12 @@ def _object(rng: random.Random, depth: int) -> dict[str, Any]:
 
 def _array(rng: random.Random, depth: int) -> dict[str, Any]:
     low = rng.randrange(3)
-    return {"type": "array", "items": random_schema(rng, depth + 1), "minItems": low, "maxItems": low + rng.randrange(3)}
+    return {
+        "type": "array",
+        "items": random_schema(rng, depth + 1),
+        "minItems": low,
+        "maxItems": low + rng.randrange(3),
+    }
 
 
 def _tuple(rng: random.Random, depth: int) -> dict[str, Any]:
@@ -117,7 +146,13 @@ def _reference(rng: random.Random, depth: int) -> dict[str, Any]:
         return _boolean(rng, depth)
     node: dict[str, Any] = {"value": random_schema(rng, 2)}
     return {
-        "$defs": {"node": {"type": "object", "properties": {**node, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}, "required": list(node)}},
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {**node, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+                "required": list(node),
+            }
+        },
         "type": "object",
         "properties": {"head": {"$ref": "#/$defs/node"}, "other": {"$ref": "#/$defs/node"}},
     }

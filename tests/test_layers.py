@@ -15,7 +15,19 @@ CSRC = ROOT / "csrc"
 
 LEAVES = {"_checks", "_core", "_host", "_jsonl", "_memory", "_text", "exchange"}
 OPERATORS = {"ops", "step_parts", "step_result"}
-BELOW = {*LEAVES, *OPERATORS, "_backend", "decoding", "members", "methods", "options", "reference", "structured", "trace", "vocab"}
+BELOW = {
+    *LEAVES,
+    *OPERATORS,
+    "_backend",
+    "decoding",
+    "members",
+    "methods",
+    "options",
+    "reference",
+    "structured",
+    "trace",
+    "vocab",
+}
 
 # What a package or a file at the top may import beside itself. "members.base" is that file alone.
 # Imports for annotations count, too: whoever names a class in a signature knows it.

@@ -162,7 +162,6 @@ class Drafter:
                     following.append(r)
             going = following
 
-
     def _constrained(
         self, m: int, scores: Scores, requests: Sequence[Request], written: Sequence[Sequence[int]]
     ) -> Scores:

@@ -1,4 +1,4 @@
-"""What is done to a member's logits before its top-k: processors, repetition penalty, no early EOS, the grammar's mask."""
+"""What is done to a member's logits before its top-k: processors, penalties, no early EOS, a grammar's mask."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Processors:
         """The scores as the rows' options want them; the given ones where nothing is wanted."""
         early = [r for r, row in enumerate(rows) if row.num_tokens < row.options.min_new_tokens]
         listed = {r: own for r, row in enumerate(rows) if (own := processors_of(row.options, member))}
-        bound = [r for r, row in enumerate(rows) if row.constraint is not None]
+        bound = [(r, row.constraint, row.place) for r, row in enumerate(rows) if row.constraint is not None]
         if not listed and not bound and not (early and len(self._eos[member])):
             return scores
         logits = scores.logits
@@ -61,7 +61,7 @@ class Processors:
         if early and len(self._eos[member]):
             self._forbid_eos(member, logits, early)
         if bound:  # last, so that nothing else allows again what it forbids
-            apply_masks(member, logits, [(r, rows[r].constraint, rows[r].place) for r in bound])
+            apply_masks(member, logits, bound)
         return LogitScores(logits)
 
     def _forbid_eos(self, member: int, logits: Tensor, rows: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -34,8 +34,8 @@ class Structure:
     ----------
     kind : {"json_schema", "regex", "grammar"}
     given : mapping, str or a pydantic model
-        A JSON schema; a regular expression that the whole text matches; or a grammar in GBNF, whose rule `root` the text
-        follows.
+        A JSON schema; a regular expression that the whole text matches; or a grammar in GBNF, whose rule `root` the
+        text follows.
 
     Raises
     ------
@@ -70,7 +70,10 @@ class Structure:
         ValueError
             It does not compile.
         """
-        return [self._checked(lambda v=v: compiler_of(v, self.kind).compile(self.kind, self.source)) for v in vocabularies]
+        return [self._checked(partial(self._compile, vocabulary)) for vocabulary in vocabularies]
+
+    def _compile(self, vocabulary: Vocabulary) -> xgrammar.CompiledGrammar:
+        return compiler_of(vocabulary, self.kind).compile(self.kind, self.source)
 
     def _parse_schema(self, source: str) -> Any:
         return import_xgrammar(self.kind).Grammar.from_json_schema(source, **ONE_LINE)
@@ -99,7 +102,10 @@ class VocabularyCompiler:
         # Tokens without bytes, and those that would make the text no UTF-8, are never allowed.
         self._pieces = [b"" if _SURROGATE.search(data) else data for data in vocabulary.token_bytes]
         self.info = module.TokenizerInfo(
-            self._pieces, module.VocabType.RAW, vocab_size=vocabulary.size, stop_token_ids=list(vocabulary.eos_token_ids)
+            self._pieces,
+            module.VocabType.RAW,
+            vocab_size=vocabulary.size,
+            stop_token_ids=list(vocabulary.eos_token_ids),
         )
         self._compiler = module.GrammarCompiler(
             self.info, max_threads=os.cpu_count() or 1, cache_limit_bytes=_CACHE_BYTES

@@ -38,11 +38,15 @@ def portable_pattern(pattern: str, name: str = "regex") -> str:
         elif char == "[":
             inside = True
         elif pattern.startswith("(?", i) and pattern[i + 2 : i + 3] != ":":
-            raise ValueError(f"{name} must not have look-around, flags or names, got {pattern[i : i + 4]!r} in {pattern!r}")
+            raise ValueError(
+                f"{name} must not have look-around, flags or names, got {pattern[i : i + 4]!r} in {pattern!r}"
+            )
         elif char == ".":
             char = _DOT
         elif (char == "^" and i > 0) or (char == "$" and i + 1 < len(pattern)):
-            raise ValueError(f"{name} must have {char!r} at its {'beginning' if char == '^' else 'end'} only, got {pattern!r}")
+            raise ValueError(
+                f"{name} must have {char!r} at its {'beginning' if char == '^' else 'end'} only, got {pattern!r}"
+            )
         written.append(char)
         i += 1
     return "".join(written)

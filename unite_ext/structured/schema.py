@@ -113,7 +113,10 @@ class _Writer:
         if kind == "allOf" and len(branches) > 1:
             raise _wrong(place, f"must have one schema in 'allOf', got {len(branches)}: write them as one")
         if kind == "oneOf" and not self._disjoint(branches):
-            raise _wrong(place, "must have schemas in 'oneOf' that exclude each other by type or by a constant property: use 'anyOf'")
+            raise _wrong(
+                place,
+                "must have schemas in 'oneOf' that exclude each other by type or by a constant property: use 'anyOf'",
+            )
         written = [self.write(each, f"{place}.{kind}[{i}]", depth + 1) for i, each in enumerate(branches)]
         return written[0] if len(written) == 1 else {"anyOf": written}
 
@@ -324,5 +327,3 @@ def _type_of(value: object) -> set[str]:
 
 def _wrong(place: str, what: str) -> ValueError:
     return ValueError(f"json_schema: {place} {what}")
-
-
