@@ -56,7 +56,7 @@ BAD = [
     ({"prompt": []}, "prompt", "prompt must hold at least one text, got none"),
     ({"prompt": [1, 2]}, "prompt", "prompt must be text or a list of texts"),
     ({"prompt": "\ud800"}, "prompt", "lone surrogate"),
-    ({"prompt": "a 1 " * 52}, "prompt", "at most 200 tokens, got"),
+    ({"prompt": "word " * 75}, "prompt", "at most 200 tokens, got"),
     ({"prompt": "word " * 3000}, "prompt", "whose context holds 256"),
     ({"stop": ""}, "stop", "stop must be a text or up to 16 texts, none of them empty"),
     ({"stop": ["a"] * 17}, "stop", "up to 16"),
