@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from .align import align
+from .chat import chat
 from .console import write_anything
 from .demo import demo
 from .eval import evaluate
@@ -32,6 +33,7 @@ app.command()(info)
 app.command()(align)
 app.command("eval")(evaluate)
 app.command()(generate)
+app.command()(chat)
 app.command()(serve)
 app.command()(select)
 app.command()(trace)

@@ -21,6 +21,7 @@ COMPLETION_TOKENS = 16
 _FIELDS = {
     "max_new_tokens": "max_tokens",
     "k": "unite.k",
+    "members": "unite.k",  # members * k
     "weights": "unite.weights",
     "method": "unite.method",
     "do_sample": "temperature",
@@ -152,9 +153,8 @@ def num_texts(body: Sampling, options: ServeOptions) -> int:
         raise ApiError(400, "prompt must hold at least one text, got none", param="prompt")
     limit = options.max_choices
     if body.n * prompts > limit:
-        raise ApiError(
-            400, f"n must be from 1 to {limit} texts of all prompts together, got {body.n * prompts}", param="n"
-        )
+        message = f"n must be such that all prompts together have at most {limit} texts, got {body.n * prompts}"
+        raise ApiError(400, message, param="n")
     return body.n * prompts
 
 
