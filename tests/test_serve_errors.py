@@ -110,7 +110,6 @@ BAD_CHATS = [
     ({"logprobs": 2}, "logprobs", "valid boolean"),
     ({"max_completion_tokens": 3}, "max_completion_tokens", "its older name"),
     ({"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "response_format is not supported"),
     ({"reasoning_effort": "high"}, "reasoning_effort", "is not supported"),
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from ..methods.base import Method, TokenMethod
 from ..methods.registry import check_method
 from ..options import STEP_FIELDS, GenerationOptions, StepOptions, generation_options, step_options
 from ..structured.compiled import Structure
+from ..structured.constraint import Constraint
 from ..vocab.vocabulary import Vocabulary
 
 METHOD_FIELDS = ("method", "method_options")
@@ -64,7 +65,7 @@ def make_plan(
         raise ValueError(f"do_sample must be False with method {made.name!r}, which takes the best token")
     if generation.structure is not None:
         check_constrains(made, generation.structure)
-        generation.structure.compile(vocabularies)
+        Constraint(generation.structure, vocabularies, step.primary)  # compiles it, and raises where it allows no text
     return Plan(step, made, own, generation)
 
 

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from ..decoding.engine import Advanced, Engine, Event
 from ..decoding.ensemble import UniteEnsemble
 from ..decoding.plan import Plan
+from ..structured.constraint import StructureError
 from .errors import LIMIT, SERVER, ApiError, internal, shutting_down
 from .jobs import Choice, Job, News, settled_tokens
 from .metrics import Metrics
@@ -247,6 +248,8 @@ def _as_api_error(error: Exception) -> ApiError:
     """What a client is told about a request that failed in the engine."""
     if isinstance(error, RuntimeError):  # a lack of memory, with the figure and what to try
         return ApiError(400, str(error), code="out_of_memory")
+    if isinstance(error, StructureError):
+        return ApiError(400, str(error), code="no_text_follows")
     logger.error("a request failed: %s", error)
     return internal()
 

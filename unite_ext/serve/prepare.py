@@ -25,6 +25,10 @@ _FIELDS = {
     "weights": "unite.weights",
     "method": "unite.method",
     "do_sample": "temperature",
+    "json_schema": "response_format",
+    "json_schema:": "response_format",
+    "regex": "unite.regex",
+    "grammar": "unite.grammar",
     **{name: name for name in ("max_tokens", "temperature", "top_p", "stop", "seed", "n", "logprobs")},
 }
 """The first word of a message to the field that it is about."""
@@ -110,6 +114,9 @@ class Preparer:
             "temperature": temperature if samples else 1.0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "speculate": False if samples else self._options.speculate,
+            "json_schema": None if body.response_format is None else body.response_format.json_schema_asked,
+            "regex": body.unite.regex,
+            "grammar": body.unite.grammar,
         }
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[list[int]]]:

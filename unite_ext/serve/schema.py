@@ -21,7 +21,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "presence_penalty": (0,),
     "prompt_cache_key": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
@@ -104,6 +103,55 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
+class TextFormat(Body):
+    """Any text."""
+
+    type: Literal["text"]
+
+    @property
+    def json_schema_asked(self) -> dict[str, Any] | None:
+        """The schema that the text has to follow, None for any text."""
+        return None
+
+
+class JsonObjectFormat(Body):
+    """A JSON object."""
+
+    type: Literal["json_object"]
+
+    @property
+    def json_schema_asked(self) -> dict[str, Any] | None:
+        """See `TextFormat`."""
+        return {"type": "object"}
+
+
+class NamedSchema(Body):
+    """A JSON schema as OpenAI wraps it."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+    """Texts follow the schema either way."""
+
+
+class JsonSchemaFormat(Body):
+    """JSON that follows a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+    @property
+    def json_schema_asked(self) -> dict[str, Any] | None:
+        """See `TextFormat`."""
+        return self.json_schema.schema_
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
 class UniteFields(Body):
     """What an ensemble has beyond OpenAI's interface; with the Python client in `extra_body={"unite": {...}}`."""
 
@@ -115,6 +163,10 @@ class UniteFields(Body):
     """What decides a step, one of those that the server was started with."""
     trace: bool = False
     """Return who decided each token."""
+    regex: str | None = None
+    """The whole text matches this regular expression."""
+    grammar: str | None = None
+    """The text follows this grammar, in GBNF."""
 
 
 class Sampling(Body):
@@ -130,6 +182,8 @@ class Sampling(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
+    response_format: ResponseFormat | None = None
+    """JSON that follows a schema, any JSON object, or text."""
     unite: UniteFields = Field(default_factory=UniteFields)
 
     @model_validator(mode="before")
