@@ -135,7 +135,7 @@ class _Walker:
 
     def __init__(self, grammar: xgrammar.CompiledGrammar, vocabulary: Vocabulary, kind: str) -> None:
         module = import_xgrammar(kind)
-        self._matcher = module.GrammarMatcher(grammar, override_stop_tokens=list(vocabulary.eos_token_ids))
+        self._matcher = module.GrammarMatcher(grammar)
         self._compiler = compiler_of(vocabulary, kind)
         self._size = vocabulary.size
         self.words: int = module.get_bitmask_shape(1, vocabulary.size)[1]

@@ -63,7 +63,10 @@ def portable_schema(schema: object) -> str:
         schema = schema.model_json_schema()
     if not isinstance(schema, (Mapping, bool)):
         raise TypeError(f"json_schema must be a JSON schema, got {type(schema).__name__}")
-    return json.dumps(_Writer(schema).write(schema, "$", 0))
+    try:
+        return json.dumps(_Writer(schema).write(schema, "$", 0), allow_nan=False)
+    except TypeError as error:
+        raise TypeError(f"json_schema must hold JSON values, got another: {error}") from None
 
 
 class _Writer:
