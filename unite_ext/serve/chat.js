@@ -22,11 +22,16 @@ function say(text, wrong = false) {
   $("status").classList.toggle("wrong", wrong);
 }
 
+function openSettings(open) {
+  $("options").hidden = !open;
+  $("settings").setAttribute("aria-expanded", String(open));
+}
+
 /** The server's error as a person reads it. */
 async function errorOf(response) {
   if (response.status === 401) {
     $("key-field").hidden = false;
-    $("settings").open = true;
+    openSettings(true);
   }
   try {
     return (await response.json()).error.message;
@@ -127,6 +132,8 @@ async function answer(place, signal) {
   for await (const data of eventsOf(response)) {
     if (data === "[DONE]") break;
     const event = JSON.parse(data);
+    const page = document.documentElement; // follows the text unless its reader has scrolled back
+    const atEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 40;
     if (event.error) throw new Error(event.error.message);
     if (event.unite) place.view.start({ ...event.unite, steps: [], tokens: event.unite.members.map(() => ({})) });
     for (const choice of event.choices ?? []) {
@@ -134,7 +141,7 @@ async function answer(place, signal) {
       if (choice.unite) take(place.view, choice.unite);
       finish = choice.finish_reason ?? finish;
     }
-    if (event.choices?.length) place.whole.scrollIntoView({ block: "end", behavior: "instant" });
+    if (atEnd && event.choices?.length) place.whole.scrollIntoView({ block: "end", behavior: "instant" });
   }
   return finish;
 }
@@ -210,6 +217,7 @@ $("clear").addEventListener("click", () => {
   $("empty").hidden = false;
   setRunning(false);
 });
+$("settings").addEventListener("click", () => openSettings($("options").hidden));
 $("options").addEventListener("submit", (event) => event.preventDefault());
 $("key").addEventListener("change", readModel);
 document.addEventListener("keydown", (event) => {

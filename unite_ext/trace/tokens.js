@@ -107,6 +107,7 @@ class TokenView {
       this.tokens.push(this.tokenOf(this.trace.steps[i], i));
       this.list.append(this.tokens[i]);
     }
+    if (this.selected !== undefined) this.panel.querySelector("h2").textContent = this.title();
   }
 
   ownText(member, id) {
@@ -234,6 +235,10 @@ class TokenView {
     return made;
   }
 
+  title() {
+    return `Token ${this.selected + 1} of ${this.tokens.length}`;
+  }
+
   /** Show a token in the panel, or nothing. */
   show(i) {
     if (this.selected !== undefined) this.tokens[this.selected].setAttribute("aria-selected", "false");
@@ -249,7 +254,7 @@ class TokenView {
     close.addEventListener("click", () => this.show(undefined));
     panel.replaceChildren(
       close,
-      element("h2", {}, `Token ${i + 1} of ${tokens.length}`),
+      element("h2", {}, this.title()),
       this.sentence(step),
       this.unionTable(step, SHOWN_SLOTS),
     );
