@@ -10,10 +10,11 @@ import pytest
 
 selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install '.[test]'")
 
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
-__all__ = ["By", "Keys", "all_of", "look", "one", "start_browser"]
+__all__ = ["ActionChains", "By", "Keys", "all_of", "look", "one", "start_browser"]
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -12,12 +12,11 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server is not installed: pip install '.[test]'")
 
-from chromium import By, Keys, all_of, look, one  # noqa: E402
-from running_server import QUESTION, Running, demo_ensemble, running  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from trace_cases import toy_ensemble  # noqa: E402
+from chromium import ActionChains, By, Keys, all_of, look, one
+from running_server import QUESTION, Running, demo_ensemble, running
+from trace_cases import toy_ensemble
 
-from unite_ext.members.prompts import PLAIN_TEMPLATE  # noqa: E402
+from unite_ext import Member, UniteEnsemble
 
 MARKUP = '<img src=x onerror="document.title=1"><b>bold</b> &amp;'
 
@@ -31,10 +30,8 @@ def server():
 @pytest.fixture(scope="module")
 def talker():
     """A server whose answers go on and on."""
-    ensemble = toy_ensemble()
-    for member in ensemble.members:
-        member._given_template = PLAIN_TEMPLATE
-    with running(ensemble) as server:
+    members = [Member(m.model, m.tokenizer, chat_template="plain") for m in toy_ensemble().members]
+    with running(UniteEnsemble(members)) as server:
         yield server
 
 
@@ -143,6 +140,8 @@ def test_settings_are_those_of_the_request(browser, show, server):
     one(browser, "#temperature").send_keys("9")
     ask(browser, QUESTION)
     assert "temperature" in one(browser, "#status").text
+    [refused] = browser.get_log("browser")  # the browser's own word of it
+    assert "400" in refused["message"]
     assert one(browser, "#question").get_attribute("value") == QUESTION
     assert len(all_of(browser, ".answer")) == 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from chromium import By, Keys, all_of, look, one
+from chromium import ActionChains, By, Keys, all_of, look, one
 from trace_cases import made_up_trace, toy_ensemble
 
 from unite_ext.trace import Trace, save_traces
@@ -118,9 +118,9 @@ def test_the_pointer_shows_and_leaves(browser, show):
     show(made_up_trace(WORDS))
     tokens = all_of(browser, ".token")
     tokens[5].click()
-    selenium.ActionChains(browser).move_to_element(tokens[1]).perform()
+    ActionChains(browser).move_to_element(tokens[1]).perform()
     assert panel_title(browser) == "Token 2 of 7"
-    selenium.ActionChains(browser).move_to_element(one(browser, "h1")).perform()
+    ActionChains(browser).move_to_element(one(browser, "h1")).perform()
     assert panel_title(browser) == "Token 6 of 7"
 
 
