@@ -11,12 +11,14 @@ import sys
 import jsonschema
 import numpy as np
 import pytest
+import torch
 import toy_tokenizers
 from schema_cases import random_schema
 from toy_models import toy_model
 
 from unite_ext import GenerationOptions, StepOptions, UniteEnsemble
 from unite_ext.decoding.engine import Engine, Failed, Finished
+from unite_ext.decoding.processors import apply_masks
 from unite_ext.demo import COMPARABLE, load_member
 from unite_ext.demo.problems import prompt_of
 from unite_ext.methods.base import TokenMethod
@@ -142,6 +144,32 @@ def test_a_constraint_looks_ahead_and_comes_back():
     assert (masks[1] == masks[3]).all()
     with pytest.raises(StructureError, match="must follow its regex"):
         constraint.accept(b"a")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bound", [[0, 1, 2], [2], [0, 2]])
+def test_masks_are_set_in_their_rows_only(dtype, bound, monkeypatch):
+    """On the CPU, and in the way of other devices; also where the head is wider than the vocabulary."""
+    constraint = Constraint(Structure("regex", "[0-9]+"), vocabularies(), 0)
+    for m, vocabulary in enumerate(vocabularies()):
+        mask = np.zeros(constraint.words(m), np.int32)
+        constraint.fill(m, 0, mask)
+        allowed = torch.from_numpy(np.unpackbits(mask.view(np.uint8), bitorder="little")[: vocabulary.size]).bool()
+        logits = torch.randn(3, vocabulary.size + 70, generator=torch.Generator().manual_seed(m)).to(dtype)
+        for backend in ("cpu", "torch_native"):
+            masked = logits.clone()
+            apply = functools.partial(_apply_by, xgrammar.apply_token_bitmask_inplace, backend)
+            with monkeypatch.context() as patch:
+                patch.setattr(xgrammar, "apply_token_bitmask_inplace", apply)
+                apply_masks(m, masked, [(r, constraint, 0) for r in bound])
+            for r in range(3):
+                kept = masked[r, : vocabulary.size] != -torch.inf
+                assert torch.equal(kept, allowed if r in bound else torch.ones_like(allowed))
+                assert torch.equal(masked[r, : vocabulary.size][kept], logits[r, : vocabulary.size][kept])
+
+
+def _apply_by(apply, wanted, logits, bits, **options):
+    apply(logits, bits, **{**options, "backend": wanted})
 
 
 # Texts

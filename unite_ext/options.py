@@ -91,7 +91,7 @@ class GenerationOptions:
     """Per member a `LogitsProcessor`, a list of them, or None."""
     gate: float | None = None
     """A step takes the primary's token without asking the others when its probability there is above this."""
-    json_schema: Any = None
+    json_schema: Mapping[str, Any] | str | type[Any] | None = None
     """The text is JSON that follows this schema: a mapping, its JSON text, or a pydantic model."""
     regex: str | None = None
     """The whole text matches this regular expression."""

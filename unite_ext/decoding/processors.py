@@ -90,12 +90,15 @@ def apply_masks(member: int, logits: Tensor, rows: Sequence[tuple[int, Constrain
         constraint.fill(member, place, mask)
     width = min(logits.shape[1], 32 * words)  # what is beyond, no id has
     bits = torch.from_numpy(masks).to(logits.device)
+    # Elsewhere than on the CPU, xgrammar's own choice would compile a Triton kernel while requests wait.
+    backend = "cpu" if logits.device.type == "cpu" else "torch_native"
     if len(rows) == len(logits):
-        apply_token_bitmask_inplace(logits, bits, vocab_size=width)
+        apply_token_bitmask_inplace(logits, bits, vocab_size=width, backend=backend)
         return
-    own = logits[torch.tensor([r for r, _, _ in rows], device=logits.device)]
-    apply_token_bitmask_inplace(own, bits, vocab_size=width)
-    logits[torch.tensor([r for r, _, _ in rows], device=logits.device)] = own
+    places = torch.tensor([r for r, _, _ in rows], device=logits.device)
+    own = logits[places]
+    apply_token_bitmask_inplace(own, bits, vocab_size=width, backend=backend)
+    logits[places] = own
 
 
 def processors_of(options: GenerationOptions, member: int) -> list[Any]:
