@@ -19,7 +19,7 @@ from toy_models import toy_model
 from unite_ext import GenerationOptions, StepOptions, UniteEnsemble
 from unite_ext.decoding.engine import Engine, Failed, Finished
 from unite_ext.decoding.processors import apply_masks
-from unite_ext.demo import COMPARABLE, load_member
+from unite_ext.demo import COMPARABLE, load_member, model_folder
 from unite_ext.demo.problems import prompt_of
 from unite_ext.methods.base import TokenMethod
 from unite_ext.methods.unite import Unite
@@ -483,3 +483,34 @@ def test_pydantic_models_are_schemas():
 
     text = demo().generate(PROMPT, json_schema=Order, max_new_tokens=300)
     Order.model_validate_json(text)
+
+
+# The command line
+
+
+def test_the_command_line(tmp_path):
+    from typer.testing import CliRunner
+
+    from unite_ext.cli import app
+
+    schema, grammar, rows = tmp_path / "schema.json", tmp_path / "answer.gbnf", tmp_path / "rows.jsonl"
+    schema.write_text(json.dumps(ANSWER), encoding="utf-8")
+    grammar.write_text(GRAMMAR, encoding="utf-8")
+    members = [part for name in COMPARABLE[:2] for part in ("--model", str(model_folder(name)))]
+
+    def run(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, ["generate", *members, "--prompt", PROMPT, *arguments])
+        assert result.exit_code == code, result.output
+        return result.output if code else result.stdout  # without the bar of loading
+
+    jsonschema.validate(json.loads(run("--json-schema", str(schema))), ANSWER)
+    assert re.fullmatch(r"\d{1,2} pens\n", run("--regex", r"\d{1,2} pens"))
+    assert run("--grammar", str(grammar)).startswith("é")
+    run("--json-schema", str(schema), "--output", str(rows))
+    [row] = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    jsonschema.validate(json.loads(row["text"]), ANSWER)
+    schema.write_text('{"type": "object"}', encoding="utf-8")  # another run, by its schema's content
+    assert "json_schema" in run("--json-schema", str(schema), "--output", str(rows), "--resume", code=1)
+    schema.write_text('{"type": "thing"}', encoding="utf-8")
+    assert "'thing'" in run("--json-schema", str(schema), code=1)
+    assert "missing.json" in run("--json-schema", str(tmp_path / "missing.json"), code=1)
