@@ -128,8 +128,8 @@ class GenerationOptions:
             raise ValueError("speculate must be False with do_sample: drafts are exact for greedy decoding only")
         if self.speculate and self.gate is not None:
             raise ValueError("speculate must be False with a gate, which leaves members out")
-        if hasattr(self.json_schema, "model_json_schema"):
-            object.__setattr__(self, "json_schema", self.json_schema.model_json_schema())
+        if (schema_of := getattr(self.json_schema, "model_json_schema", None)) is not None:
+            object.__setattr__(self, "json_schema", schema_of())
         _ = self.structure  # wrong ones raise here
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def apply_masks(member: int, logits: Tensor, rows: Sequence[tuple[int, Constrain
     width = min(logits.shape[1], 32 * words)  # what is beyond, no id has
     bits = torch.from_numpy(masks).to(logits.device)
     # Elsewhere than on the CPU, xgrammar's own choice would compile a Triton kernel while requests wait.
-    backend = "cpu" if logits.device.type == "cpu" else "torch_native"
+    backend: Literal["cpu", "torch_native"] = "cpu" if logits.device.type == "cpu" else "torch_native"
     if len(rows) == len(logits):
         apply_token_bitmask_inplace(logits, bits, vocab_size=width, backend=backend)
         return
