@@ -1,4 +1,4 @@
-"""Fixtures: real tokenizers, and a cache folder of the tests' own."""
+"""Fixtures: real tokenizers, a cache folder of the tests' own, and a browser."""
 
 from __future__ import annotations
 
@@ -53,3 +53,13 @@ def real_alignment(private_cache):
     from unite_ext import VocabAlignment
 
     return VocabAlignment.from_tokenizers([load_real_tokenizer(n) for n in ("llama-3", "qwen2", "mistral-7b-v0.3")])
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium with a profile of its own."""
+    from chromium import start_browser
+
+    started = start_browser(tmp_path_factory.mktemp("profile"))
+    yield started
+    started.quit()

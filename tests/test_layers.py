@@ -15,7 +15,19 @@ CSRC = ROOT / "csrc"
 
 LEAVES = {"_checks", "_core", "_host", "_jsonl", "_memory", "_text", "exchange"}
 OPERATORS = {"ops", "step_parts", "step_result"}
-BELOW = {*LEAVES, *OPERATORS, "_backend", "decoding", "members", "methods", "options", "reference", "trace", "vocab"}
+BELOW = {
+    *LEAVES,
+    *OPERATORS,
+    "_backend",
+    "decoding",
+    "members",
+    "methods",
+    "options",
+    "reference",
+    "structured",
+    "trace",
+    "vocab",
+}
 
 # What a package or a file at the top may import beside itself. "members.base" is that file alone.
 # Imports for annotations count, too: whoever names a class in a signature knows it.
@@ -29,7 +41,8 @@ ALLOWED = {
     "exchange": set(),
     "_backend": LEAVES,
     "vocab": LEAVES,
-    "options": {*LEAVES, "vocab"},
+    "structured": {*LEAVES, "vocab"},
+    "options": {*LEAVES, "structured", "vocab"},
     "step_result": {*LEAVES, "vocab"},
     "reference": {*LEAVES, "step_result", "vocab"},
     "ops": {*LEAVES, "_arguments", "_backend", "options", "step_parts", "step_result", "vocab"},

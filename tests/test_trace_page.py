@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
+from chromium import ActionChains, By, Keys, all_of, look, one
 from trace_cases import made_up_trace, toy_ensemble
 
 from unite_ext.trace import Trace, save_traces
 
-selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install '.[test]'")
-
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--force-device-scale-factor=1",
-)  # fmt: skip
 WORDS = ["Once", " upon", " a", " time", "\n", " there", " was"]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Chromium with a profile of its own."""
-    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
-    if not (chromium and driver):
-        if os.environ.get("UNITE_TEST_BROWSER") == "1":
-            pytest.fail("UNITE_TEST_BROWSER=1, but chromium and chromedriver are not both on the PATH")
-        pytest.skip("no chromium and chromedriver on the PATH (Debian: apt-get install chromium chromium-driver)")
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
-    yield browser
-    browser.quit()
 
 
 @pytest.fixture
@@ -48,26 +20,12 @@ def show(browser, tmp_path):
     def open_page(*traces: Trace, width: int = 1280, height: int = 900, dark: bool = False, at: str = "") -> Path:
         path = tmp_path / "trace.html"
         save_traces(traces, path)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        browser.get("about:blank")
-        browser.get_log("browser")
+        look(browser, width=width, height=height, dark=dark)
         browser.get(path.as_uri() + at)
         return path
 
     yield open_page
     assert browser.get_log("browser") == []
-
-
-def all_of(browser, selector: str) -> list:
-    return browser.find_elements(By.CSS_SELECTOR, selector)
-
-
-def one(browser, selector: str):
-    [found] = all_of(browser, selector)
-    return found
 
 
 def panel_title(browser) -> str:
@@ -160,9 +118,9 @@ def test_the_pointer_shows_and_leaves(browser, show):
     show(made_up_trace(WORDS))
     tokens = all_of(browser, ".token")
     tokens[5].click()
-    selenium.ActionChains(browser).move_to_element(tokens[1]).perform()
+    ActionChains(browser).move_to_element(tokens[1]).perform()
     assert panel_title(browser) == "Token 2 of 7"
-    selenium.ActionChains(browser).move_to_element(one(browser, "h1")).perform()
+    ActionChains(browser).move_to_element(one(browser, "h1")).perform()
     assert panel_title(browser) == "Token 6 of 7"
 
 

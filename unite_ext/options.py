@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ._checks import (
@@ -18,6 +18,7 @@ from ._checks import (
     step_weights,
 )
 from ._core import MAX_K
+from .structured.compiled import KINDS, Structure
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,12 @@ class GenerationOptions:
     """Per member a `LogitsProcessor`, a list of them, or None."""
     gate: float | None = None
     """A step takes the primary's token without asking the others when its probability there is above this."""
+    json_schema: Mapping[str, Any] | str | type[Any] | None = None
+    """The text is JSON that follows this schema: a mapping, its JSON text, or a pydantic model."""
+    regex: str | None = None
+    """The whole text matches this regular expression."""
+    grammar: str | None = None
+    """The text follows this grammar, in GBNF (EBNF as llama.cpp writes it), from its rule `root`."""
 
     speculate: bool | int | str | None = False
     """Draft some tokens, and ask all members about them in one pass each: the same text in fewer passes.
@@ -124,11 +131,27 @@ class GenerationOptions:
             raise ValueError("speculate must be False with do_sample: drafts are exact for greedy decoding only")
         if self.speculate and self.gate is not None:
             raise ValueError("speculate must be False with a gate, which leaves members out")
+        if (schema_of := getattr(self.json_schema, "model_json_schema", None)) is not None:
+            object.__setattr__(self, "json_schema", schema_of())
+        _ = self.structure  # wrong ones raise here
+
+    @cached_property
+    def structure(self) -> Structure | None:
+        """What the text has to be, if one of `json_schema`, `regex` and `grammar` says so."""
+        given = {kind: value for kind in KINDS if (value := getattr(self, kind)) is not None}
+        if len(given) > 1:
+            raise ValueError(f"one of {', '.join(KINDS)} must be given, got {' and '.join(given)}")
+        return next((Structure(kind, value) for kind, value in given.items()), None)
 
     @property
     def processes(self) -> bool:
         """Whether members' logits are changed before a step."""
-        return self.logits_processor is not None or self.repetition_penalty != 1.0 or self.min_new_tokens > 0
+        return (
+            self.logits_processor is not None
+            or self.repetition_penalty != 1.0
+            or self.min_new_tokens > 0
+            or self.structure is not None
+        )
 
     @property
     def stops(self) -> tuple[bytes, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import typer
 
 from .align import align
+from .chat import chat
 from .console import write_anything
 from .demo import demo
 from .eval import evaluate
 from .generate import generate
 from .info import info
 from .select import select
+from .serve import serve
 from .trace import trace
 
 app = typer.Typer(
@@ -31,6 +33,8 @@ app.command()(info)
 app.command()(align)
 app.command("eval")(evaluate)
 app.command()(generate)
+app.command()(chat)
+app.command()(serve)
 app.command()(select)
 app.command()(trace)
 app.command()(demo)

@@ -99,6 +99,13 @@ def generate(
             "number of tokens, ngram, or a member that drafts."
         ),
     ] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="A file with a JSON schema: every text is JSON that follows it.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="Every text matches this regular expression as a whole.")] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="A file with a grammar (GBNF): every text follows its rule root.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts that run side by side.")] = 8,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[list[str] | None, typer.Option(help="A device for all members, or once per member.")] = None,
@@ -126,6 +133,11 @@ def generate(
         streams = len(prompts) == 1 and output is None and not as_json
         _check_trace(trace, method, streams)
         done, run = _read_done(output, resume, prompts), None
+        structure = {
+            "json_schema": _read_text("--json-schema", json_schema), "regex": regex,
+            "grammar": _read_text("--grammar", grammar),
+        }  # fmt: skip
+        given |= structure
         if output:
             if chat_template:
                 given["chat_template"] = read_templates(chat_template)
@@ -142,7 +154,7 @@ def generate(
             "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample,
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "gate": gate,
             "repetition_penalty": repetition_penalty, "stop": [s.replace("\\n", "\n") for s in stop or []],
-            "speculate": parse_speculate(speculate),
+            "speculate": parse_speculate(speculate), **structure,
         }  # fmt: skip
         GenerationOptions(**options)  # complains before anything is loaded
         sources = prepare_members(
@@ -177,6 +189,16 @@ def generate(
         raise
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise fail(error) from None
+
+
+def _read_text(option: str, path: Path | None) -> str | None:
+    """What a file of an option holds; None without one."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{option}: {path} must be UTF-8 text: {error}") from None
 
 
 def _check_trace(trace: Path | None, method: str, streams: bool) -> None:

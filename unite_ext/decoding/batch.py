@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ..members.base import BaseMember, Context, Place, Scores
+from ..structured.constraint import StructureError
 from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import append_all
 from .choice import Choice, Chooser
@@ -140,7 +141,11 @@ class StepRunner:
         if choice.token_id is None or choice.token_id in self._eos:
             request.finish_reason = "eos"
             return False
-        request.emit(choice.token_id, self._token_bytes[choice.token_id])
+        try:
+            request.emit(choice.token_id, self._token_bytes[choice.token_id])
+        except StructureError as error:
+            request.error = error
+            return False
         if not request.finish_reason and len(request.ids) >= request.options.max_new_tokens:
             request.finish_reason = "length"
         return True
@@ -325,6 +330,8 @@ class StepRunner:
         """Try a draft of every request: steps are taken at all its places while the winners are the draft's tokens."""
         places = []
         for request, draft in zip(requests, drafts.ids):
+            if request.constraint is not None:  # what the grammar does not allow, no step takes
+                del draft[request.constraint.look_ahead([self._token_bytes[i] for i in draft]) :]
             own = self._draft_places(request, draft, drafts.asked)
             fitting = self._fitting(request, own, drafts.asked)
             del draft[fitting - 1 :]

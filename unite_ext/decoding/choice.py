@@ -11,6 +11,7 @@ from torch import Tensor
 from .._core import BAD_INCLUDE
 from ..members.base import BaseMember, Scores
 from ..step_result import StepResult
+from ..structured.constraint import StructureError
 from ..vocab.alignment import VocabAlignment
 from .request import Request, StepRecord, TargetScore
 from .sampling import sample
@@ -151,7 +152,10 @@ class Chooser:
         where = f"prompt {request.index}, step {request.num_steps + 1}"
         if status == BAD_INCLUDE:
             return ValueError(f"{where}: the target is not an eligible id of the primary")
-        return ValueError(f"{where}: {self.members[status - 1].name} has no eligible logit above -inf")
+        name = self.members[status - 1].name
+        if request.constraint is not None:
+            return StructureError(f"{where}: {name} has no token that the grammar allows and a logit above -inf for it")
+        return ValueError(f"{where}: {name} has no eligible logit above -inf")
 
     def _emits(self, step: StepResult) -> Tensor:
         """[B, U] bool: slots the primary can emit, and EOS."""

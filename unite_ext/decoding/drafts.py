@@ -13,9 +13,11 @@ from functools import partial
 
 from ..exchange import key_ids
 from ..members.base import JoinedScores, Place, Scores
+from ..members.context import LogitScores
 from ..options import StepOptions
 from .evaluation import Evaluator, guarded
 from .ngrams import Ngrams
+from .processors import apply_masks
 from .request import NGRAM, Request
 
 NGRAM_LENGTH = 8
@@ -143,6 +145,7 @@ class Drafter:
                 return
             if len(going) < len(keys):
                 scores = scores.select([keys.index(requests[r].key) for r in going])
+            scores = self._constrained(m, scores, [requests[r] for r in going], [written[r] for r in going])
             best, _ = scores.top_k(self._alignment, m, _BEST)
             following = []
             for r, i in zip(going, key_ids(best)[:, 0].tolist()):
@@ -151,3 +154,18 @@ class Drafter:
                     context.edit(requests[r].key, 0, [i])
                     following.append(r)
             going = following
+
+    def _constrained(
+        self, m: int, scores: Scores, requests: Sequence[Request], written: Sequence[Sequence[int]]
+    ) -> Scores:
+        """Scores with what grammars forbid left out, so that a draft can be taken; the given ones stay as they are."""
+        rows = []
+        for r, (request, ids) in enumerate(zip(requests, written)):
+            if request.constraint is not None:
+                request.constraint.look_ahead([self._alignment.token_bytes(m, i) for i in ids])
+                rows.append((r, request.constraint, len(ids)))
+        if not rows or scores.logits is None:
+            return scores
+        logits = scores.logits.float().clone()
+        apply_masks(m, logits, rows)
+        return LogitScores(logits)

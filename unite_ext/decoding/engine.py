@@ -21,6 +21,7 @@ from ..members.base import BaseMember, Prompt
 from ..members.names import short_names
 from ..methods.base import TokenMethod
 from ..options import GenerationOptions
+from ..structured.constraint import Constraint
 from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import TextSync
 from .batch import StepRunner
@@ -28,6 +29,7 @@ from .cache_memory import CacheMemory
 from .draft_choice import AUTO, DraftCosts
 from .drafts import NGRAM_LENGTH
 from .evaluation import MemberOutOfMemory, guarded
+from .plan import check_constrains
 from .processors import check_processors
 from .request import NGRAM, Request
 
@@ -179,6 +181,10 @@ class Engine:
         check_processors(options, len(self.members))
         if options.do_sample and not method.samples:
             raise ValueError(f"do_sample must be False with method {method.name!r}, which takes the best token")
+        constraint = None
+        if options.structure is not None:
+            check_constrains(method, options.structure)
+            constraint = Constraint(options.structure, self.alignment.vocabularies, self.primary)
         if targets is not None and not targets:
             raise ValueError("targets must hold at least one id, got none")
         ids = _encoded(prompt) or self.encode(cast("Prompt", prompt))
@@ -196,6 +202,7 @@ class Engine:
             method=method,
             syncs=[None if s else TextSync(v) for s, v in zip(self._shares_ids, self.alignment.vocabularies)],
             generator=_generator(seed + index) if options.do_sample else None,
+            constraint=constraint,
             keeps_records=keeps_records,
             targets=targets,
             full=full,

@@ -82,7 +82,9 @@ class Evaluator:
         """
         if any(request.options.processes for request in requests):
             rows = [
-                ScoredRow(request.options, len(request.ids) + n, partial(self._place_ids, m, place))
+                ScoredRow(
+                    request.options, len(request.ids) + n, partial(self._place_ids, m, place), request.constraint, n
+                )
                 for request, own in zip(requests, places)
                 for n, place in enumerate(own)
             ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ import torch
 from ..methods.base import Method, TokenMethod
 from ..methods.registry import check_combine, check_method
 from ..options import STEP_FIELDS, GenerationOptions, StepOptions, generation_options, step_options
+from ..structured.compiled import Structure
+from ..structured.constraint import Constraint
+from ..vocab.vocabulary import Vocabulary
 
 METHOD_FIELDS = ("method", "method_options")
 MakeMethod = Callable[[str | Method, Mapping[str, Any] | None, StepOptions], Method]
@@ -46,11 +49,12 @@ def make_plan(
     method: str | Method,
     own: Mapping[str, Any] | None,
     make_method: MakeMethod,
-    members: int,
+    vocabularies: Sequence[Vocabulary],
     *,
     generates: bool,
 ) -> Plan:
     """Check the keyword options of a call, see `UniteEnsemble.plan`."""
+    members = len(vocabularies)
     step = step_options(options, defaults).check(members)
     check_method(method, own, members)
     if not generates and (unknown := options.keys() - {*STEP_FIELDS, *METHOD_FIELDS}):
@@ -60,4 +64,15 @@ def make_plan(
     made = make_method(method, own, step)
     if generation.do_sample and isinstance(made, TokenMethod) and not made.samples:
         raise ValueError(f"do_sample must be False with method {made.name!r}, which takes the best token")
+    if generation.structure is not None:
+        check_constrains(made, generation.structure)
+        Constraint(generation.structure, vocabularies, step.primary)  # compiles it, and raises where it allows no text
     return Plan(step, made, own, generation)
+
+
+def check_constrains(method: Method, structure: Structure) -> None:
+    """Raise ValueError if a method could emit what a structure does not allow."""
+    if isinstance(method, TokenMethod) and not method.keeps_structure:
+        raise ValueError(
+            f"{structure.kind} must be None with method {method.name!r}, which may emit tokens that no member proposed"
+        )

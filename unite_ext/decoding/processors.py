@@ -1,17 +1,19 @@
-"""What is done to a member's logits before its top-k: processors, the repetition penalty, no EOS too early."""
+"""What is done to a member's logits before its top-k: processors, penalties, no early EOS, a grammar's mask."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..members.base import Scores
 from ..members.context import LogitScores
 from ..options import GenerationOptions
+from ..structured.constraint import Constraint
 
 
 @dataclass(slots=True)
@@ -23,6 +25,10 @@ class ScoredRow:
     """How many tokens of the text are there."""
     ids: Callable[[], list[int]]
     """All that the member has read."""
+    constraint: Constraint | None = None
+    """What keeps the text within a grammar."""
+    place: int = 0
+    """How many pieces the row is ahead of the text."""
 
 
 class Processors:
@@ -41,7 +47,8 @@ class Processors:
         """The scores as the rows' options want them; the given ones where nothing is wanted."""
         early = [r for r, row in enumerate(rows) if row.num_tokens < row.options.min_new_tokens]
         listed = {r: own for r, row in enumerate(rows) if (own := processors_of(row.options, member))}
-        if not listed and not (early and len(self._eos[member])):
+        bound = [(r, row.constraint, row.place) for r, row in enumerate(rows) if row.constraint is not None]
+        if not listed and not bound and not (early and len(self._eos[member])):
             return scores
         logits = scores.logits
         if logits is None:
@@ -53,6 +60,8 @@ class Processors:
                 logits[r : r + 1] = processor(ids, logits[r : r + 1])
         if early and len(self._eos[member]):
             self._forbid_eos(member, logits, early)
+        if bound:  # last, so that nothing else allows again what it forbids
+            apply_masks(member, logits, bound)
         return LogitScores(logits)
 
     def _forbid_eos(self, member: int, logits: Tensor, rows: Sequence[int]) -> None:
@@ -61,6 +70,35 @@ class Processors:
             logits.index_fill_(1, eos, -torch.inf)
         else:
             logits[torch.tensor(rows, device=logits.device)[:, None], eos[None]] = -torch.inf
+
+
+def apply_masks(member: int, logits: Tensor, rows: Sequence[tuple[int, Constraint, int]]) -> None:
+    """Set a member's logits that grammars forbid to -inf, in place.
+
+    Parameters
+    ----------
+    member : int
+    logits : Tensor [N, V]
+    rows : sequence of (row, constraint, place)
+        See `Constraint.fill`.
+    """
+    from xgrammar import apply_token_bitmask_inplace
+
+    words = rows[0][1].words(member)
+    masks = np.zeros((len(rows), words), np.int32)
+    for mask, (_, constraint, place) in zip(masks, rows):
+        constraint.fill(member, place, mask)
+    width = min(logits.shape[1], 32 * words)  # what is beyond, no id has
+    bits = torch.from_numpy(masks).to(logits.device)
+    # Elsewhere than on the CPU, xgrammar's own choice would compile a Triton kernel while requests wait.
+    backend: Literal["cpu", "torch_native"] = "cpu" if logits.device.type == "cpu" else "torch_native"
+    if len(rows) == len(logits):
+        apply_token_bitmask_inplace(logits, bits, vocab_size=width, backend=backend)
+        return
+    places = torch.tensor([r for r, _, _ in rows], device=logits.device)
+    own = logits[places]
+    apply_token_bitmask_inplace(own, bits, vocab_size=width, backend=backend)
+    logits[places] = own
 
 
 def processors_of(options: GenerationOptions, member: int) -> list[Any]:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..structured.constraint import StructureError
+
 if TYPE_CHECKING:
     import torch
 
     from ..methods.base import TokenMethod
     from ..options import GenerationOptions
+    from ..structured.constraint import Constraint
     from ..vocab.text_sync import TextSync
     from .ngrams import Ngrams
 
@@ -65,6 +68,8 @@ class Request:
     """Per member what keeps its ids equal to the text; None where it takes the primary's ids."""
     generator: torch.Generator | None = None
     """What sampling draws from."""
+    constraint: Constraint | None = None
+    """What keeps its text within a grammar."""
     keeps_records: bool = False
     targets: Sequence[int] | None = None
     """Ids of the primary that are emitted whatever the members say, to be scored."""
@@ -79,7 +84,7 @@ class Request:
     ids: list[int] = field(default_factory=list)
     """The primary's."""
     finish_reason: str = ""
-    """"eos", "stop" or "length"; empty while it runs."""
+    """"eos" (a grammar that allows nothing more included), "stop" or "length"; empty while it runs."""
     error: Exception | None = None
     """Why it failed."""
     num_steps: int = 0
@@ -110,8 +115,16 @@ class Request:
         return bool(self.finish_reason) or self.error is not None
 
     def emit(self, token_id: int, data: bytes) -> None:
-        """Append one token of the primary; cut the text where a stop string begins."""
+        """Append one token of the primary; cut the text where a stop string begins, end it where its grammar does.
+
+        Raises
+        ------
+        StructureError
+            Nothing may follow by the grammar, and the text is not whole.
+        """
         self.ids.append(token_id)
+        if self.constraint is not None:
+            self.constraint.accept(data)
         start = len(self.text)
         self.text += data
         if self.stops:
@@ -119,6 +132,15 @@ class Request:
             if found:
                 del self.text[min(found) :]
                 self.finish_reason = "stop"
+        if self.constraint is not None and not self.finish_reason:
+            if self.constraint.ended:
+                self.finish_reason = "eos"
+            elif self.constraint.stuck:
+                shown = bytes(self.text[-40:]).decode("utf-8", errors="replace")
+                raise StructureError(
+                    f"prompt {self.index}, step {self.num_steps}: nothing that the primary can write follows {shown!r} "
+                    "by the grammar"
+                )
 
     def decoded(self) -> str:
         """The text so far; bytes that are not UTF-8 become the replacement character."""

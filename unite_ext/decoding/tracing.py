@@ -13,6 +13,7 @@ from ..options import GenerationOptions
 from ..trace.record import AGREEMENT, GATED, OVERRULED, PRIMARY, TraceStep
 from ..trace.trace import Trace
 from ..vocab.alignment import VocabAlignment
+from ..vocab.vocabulary import Vocabulary
 from .plan import Plan
 from .request import Request, StepRecord
 
@@ -47,10 +48,7 @@ def make_trace(
     vocabularies = alignment.vocabularies
     records = request.records
     used = [sorted({ids[m] for r in records for ids in r.union_ids} - {-1}) for m in range(len(vocabularies))]
-    names = [
-        {i: token_text(v.token_bytes[i]) or member.token_name(i) for i in ids}
-        for v, member, ids in zip(vocabularies, members, used)
-    ]
+    names = [{i: id_text(v, member, i) for i in ids} for v, member, ids in zip(vocabularies, members, used)]
 
     def spelled(member: int, token_id: int) -> int:
         return -1 if token_id < 0 else len(vocabularies[member].token_bytes[token_id])
@@ -60,7 +58,7 @@ def make_trace(
     return Trace(
         members=short_names([member.name for member in members]),
         primary=primary,
-        options=_shown_options(plan),
+        options=shown_options(plan),
         prompt=prompt,
         text=request.decoded(),
         finish_reason=request.finish_reason,
@@ -70,7 +68,7 @@ def make_trace(
     )
 
 
-def _shown_options(plan: Plan) -> dict[str, Any]:
+def shown_options(plan: Plan) -> dict[str, Any]:
     """The options of the step, the method, and those of the generation that differ from the defaults."""
     shown: dict[str, Any] = {field.name: getattr(plan.step, field.name) for field in fields(plan.step)}
     shown |= {"method": plan.method.name, "method_options": plan.method_options}
@@ -85,19 +83,24 @@ def _shown_options(plan: Plan) -> dict[str, Any]:
 def trace_step(trace: StepRecord, primary: int, piece: str, cut: str, spelled: Callable[[int, int], int]) -> TraceStep:
     """A step as a trace shows it; `spelled` tells how many bytes a member's id adds, -1 for no id."""
     winner = trace.winner
-    columns = list(zip(*trace.member_probs))
-    favorites = [winner if column[winner] == max(column) else column.index(max(column)) for column in columns]
-    if trace.gated:
-        decided = GATED
-    elif favorites[primary] != winner:
-        decided = OVERRULED
-    else:
-        decided = AGREEMENT if all(f == winner for f in favorites) else PRIMARY
+    decided, favorites = decision(trace, primary)
     probs = [[_rounded(p) for p in slot] for slot in trace.member_probs]
     averages = [_rounded(p) for p in trace.union_probs]
     lengths = [[spelled(m, i) for m, i in enumerate(ids)] for ids in trace.union_ids]
     spellers = [row.index(max(row)) for row in lengths]
     return TraceStep(piece, cut, decided, winner, favorites, trace.union_ids, probs, averages, spellers, trace.drafted)
+
+
+def decision(trace: StepRecord, primary: int) -> tuple[str, list[int]]:
+    """How a step was decided, one of `DECISIONS`, and each member's likeliest slot."""
+    winner = trace.winner
+    columns = list(zip(*trace.member_probs))
+    favorites = [winner if column[winner] == max(column) else column.index(max(column)) for column in columns]
+    if trace.gated:
+        return GATED, favorites
+    if favorites[primary] != winner:
+        return OVERRULED, favorites
+    return (AGREEMENT if all(f == winner for f in favorites) else PRIMARY), favorites
 
 
 def text_pieces(data: Sequence[bytes], kept: int) -> list[tuple[str, str]]:
@@ -115,6 +118,11 @@ def token_text(data: bytes) -> str:
     """A token's text; bytes that are not UTF-8, as in a part of a character, by their number."""
     text = data.decode("utf-8", errors="surrogateescape")
     return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if "\udc80" <= c <= "\udcff" else c for c in text)
+
+
+def id_text(vocabulary: Vocabulary, member: BaseMember, token_id: int) -> str:
+    """What a person reads for a member's id: its text, or the name of one that has none."""
+    return token_text(vocabulary.token_bytes[token_id]) or member.token_name(token_id)
 
 
 def _rounded(value: float) -> float:

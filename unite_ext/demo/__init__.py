@@ -18,7 +18,14 @@ WEAK = "gpt-neox"
 """The model that an ensemble loses from."""
 MODELS = (*COMPARABLE, WEAK)
 
-__all__ = ["COMPARABLE", "MODELS", "WEAK", "load_member", "model_folder"]
+CHAT_TEMPLATE = (
+    "{% set asked = messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{{ asked[-1]['content'] | trim if asked }}\n"
+    "{% if messages[-1]['role'] == 'assistant' %}{{ messages[-1]['content'] }}{% endif %}"
+)
+"""Writes the last question as `problems.prompt_of` does: the models have learnt single questions, and no chats."""
+
+__all__ = ["CHAT_TEMPLATE", "COMPARABLE", "MODELS", "WEAK", "load_member", "model_folder"]
 
 
 def model_folder(name: str) -> Path:
@@ -28,10 +35,11 @@ def model_folder(name: str) -> Path:
     return Path(str(resources.files(__name__) / "models" / name))
 
 
-def load_member(name: str, folder: Path | None = None) -> Member:
+def load_member(name: str, folder: Path | None = None, *, chat_template: str | None = None) -> Member:
     """Load one of `MODELS`, or a model of the same name in another folder, as a member of an ensemble."""
     from ..members.transformers import Member
 
-    member = Member.from_pretrained(str(folder or model_folder(name)), local_files_only=True)
+    place = str(folder or model_folder(name))
+    member = Member.from_pretrained(place, local_files_only=True, chat_template=chat_template)
     member.name = name
     return member

@@ -23,6 +23,10 @@ SAMPLE = "Seven cats sat on 12 mats and then ran home"
 """Letters, digits and single spaces: every tokenizer that works gives these back, but perhaps their case."""
 
 
+class PromptTooLong(ValueError):
+    """A prompt does not fit into a member's context."""
+
+
 @dataclass(frozen=True)
 class PromptEncoder:
     """How one member turns prompts into ids.
@@ -59,6 +63,8 @@ class PromptEncoder:
 
         Raises
         ------
+        PromptTooLong
+            It does not fit into the member's context.
         TypeError, ValueError
             What the prompt or the template does wrong; names the member where it matters.
         """
@@ -122,7 +128,7 @@ class PromptEncoder:
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if self.context_length is not None and len(ids) >= self.context_length:
-            raise ValueError(
+            raise PromptTooLong(
                 f"a prompt takes {len(ids)} tokens in {self.name}, whose context holds {self.context_length}: "
                 "shorten it, the new tokens need room as well"
             )

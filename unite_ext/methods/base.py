@@ -66,6 +66,9 @@ class TokenMethod(Method):
     """Whether `do_sample` can be used: a step's result must hold all entries that may be drawn."""
     needs_logits: ClassVar[bool] = True
     """Whether every member must have the logits of its whole vocabulary at hand."""
+    keeps_structure: ClassVar[bool] = False
+    """Whether what it emits is a token that some member proposed, or the beginning of one: then masked logits suffice
+    to keep a text within a grammar."""
 
     def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
         self.alignment = alignment

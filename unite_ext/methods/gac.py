@@ -30,6 +30,7 @@ class GaC(EntryMethod):
     """
 
     name: ClassVar[str] = "gac"
+    keeps_structure: ClassVar[bool] = True
 
     def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
         super().__init__(alignment, members, options)

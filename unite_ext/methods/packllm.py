@@ -35,6 +35,7 @@ class PackLLM(TokenMethod):
     is_large: ClassVar[bool] = False
     samples: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
+    keeps_structure: ClassVar[bool] = True
 
     def __init__(
         self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions, *, tau: float = 1.0

@@ -26,6 +26,7 @@ class Unite(TokenMethod):
     samples: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
     multiplies: ClassVar[bool] = True
+    keeps_structure: ClassVar[bool] = True
 
     @property
     def averages(self) -> bool:

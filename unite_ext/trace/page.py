@@ -28,20 +28,26 @@ def render_page(traces: Sequence[TraceRecord]) -> str:
     if not traces:
         raise ValueError("traces must hold at least one trace, got none")
     folder = Path(__file__).parent
-    style, script = ((folder / name).read_text(encoding="utf-8").strip() for name in ("page.css", "page.js"))
+    style, script = with_tokens(folder, "page.css"), with_tokens(folder, "page.js")
     data = json.dumps(to_json(traces), ensure_ascii=False, separators=(",", ":"))
     return Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
         title=html.escape("UNITE: " + " + ".join(traces[0].members)),
         style=style,
-        style_hash=_hash(style),
+        style_hash=source_hash(style),
         script=script,
-        script_hash=_hash(script),
+        script_hash=source_hash(script),
         # Inside a script element only "<" can end it or open a comment.
         data=data.replace("<", "\\u003c"),
         plain=html.escape("\n\n".join(trace.text for trace in traces)),
     )
 
 
-def _hash(source: str) -> str:
+def with_tokens(folder: Path, name: str) -> str:
+    """A page's style or script, after what all pages with tokens share (`tokens.css`, `tokens.js`)."""
+    shared = Path(__file__).with_name("tokens").with_suffix(Path(name).suffix)
+    return "\n".join(path.read_text(encoding="utf-8").strip() for path in (shared, folder / name))
+
+
+def source_hash(source: str) -> str:
     """The hash of a source as a content security policy writes it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
