@@ -52,6 +52,7 @@ class EngineThread:
         self._reserved = 0
         self._mean_seconds = 1.0  # that a text takes, running
         self._closing = False
+        self._aborted = False
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="unite-engine", daemon=True)
 
@@ -111,7 +112,7 @@ class EngineThread:
     def abort(self) -> None:
         """End everything with an error."""
         self._closing = True
-        self._inbox.put(partial(self._fail_all, shutting_down))
+        self._inbox.put(self._abort)
 
     def stop(self, timeout: float = 10.0) -> None:
         """End everything, and the thread."""
@@ -134,6 +135,10 @@ class EngineThread:
             self._fail_all(internal)
             raise
 
+    def _abort(self) -> None:
+        self._aborted = True
+        self._fail_all(shutting_down)
+
     def _stop(self) -> None:
         self._ending = True
 
@@ -146,7 +151,7 @@ class EngineThread:
             return
 
     def _start(self, job: Job) -> None:
-        if self._closing:
+        if self._aborted:
             self._fail(job, shutting_down())
             return
         generation = job.plan.generation
