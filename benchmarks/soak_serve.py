@@ -1,7 +1,7 @@
 """Ask `unite serve` thousands of things at once, many of them bad, and check every answer.
 
     python benchmarks/soak_serve.py                     10,000 requests
-    python benchmarks/soak_serve.py --requests 300      a small one
+    python benchmarks/soak_serve.py --requests 300      a small one, in which memory is not judged
 
 The server runs in a process of its own, with a key, on the bundled models. 64 clients draw from: good requests (whole
 and in streams, greedy and sampled, several texts, stop strings), clients that leave at a random moment, that read
@@ -37,6 +37,7 @@ from unite_ext.demo.run import DEV_SEED
 
 KEY = "sk-of-the-soak"
 CLIENTS = 64
+SETTLED = 3000  # with fewer requests the memory still grows to what so many clients need
 PATH = "/v1/completions"
 OPTIONS = (
     {}, {"stop": " The answer"}, {"temperature": 1.0, "seed": 7}, {"temperature": 0.7, "top_p": 0.8, "seed": 1, "n": 3},
@@ -190,7 +191,7 @@ async def idle(server: Server) -> dict[str, float]:
 async def end(server: Server, asked: Sequence[Question], signals: int, seed: int) -> list[str]:
     """End a server while streams run; what went wrong."""
     rng, wrong = random.Random(seed), []
-    asked = rng.sample(list(asked), 24)
+    asked = rng.choices(list(asked), k=24)
     begun = [
         asyncio.ensure_future(post(server.port, PATH, {**question.body, "stream": True}, key=KEY)) for question in asked
     ]
@@ -238,7 +239,7 @@ def main() -> None:
                 wrong.append("texts run or wait although nobody asks")
             if part == 0:
                 before = memory
-        if memory > before + arguments.growth:
+        if arguments.requests >= SETTLED and memory > before + arguments.growth:
             wrong.append(f"the memory grew from {before:.0f} to {memory:.0f} MB")
         wrong += asyncio.run(end(server, asked, 1, arguments.seed))
     with serving(options, log, key=KEY) as server:
