@@ -204,8 +204,8 @@ class EngineThread:
             self._metrics.ended(request, seconds, self._plan.step.primary)
             self._leave(choice)
         elif job.waiting_news > job.buffer:
-            self._fail(job, ApiError(500, "the client reads its stream too slowly", kind=SERVER, code="slow_reader"))
             self._metrics.slow_readers.inc()
+            self._fail(job, ApiError(500, "the client reads its stream too slowly", kind=SERVER, code="slow_reader"))
 
     def _leave(self, choice: Choice) -> None:
         """A text runs no longer."""
