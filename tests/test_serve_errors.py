@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import time
+from pathlib import Path
 
 import httpx
 import openai
@@ -57,7 +59,8 @@ BAD = [
     ({"prompt": [1, 2]}, "prompt", "prompt must be text or a list of texts"),
     ({"prompt": "\ud800"}, "prompt", "lone surrogate"),
     ({"prompt": "word " * 75}, "prompt", "at most 200 tokens, got"),
-    ({"prompt": "word " * 3000}, "prompt", "whose context holds 256"),
+    ({"prompt": "a1 " * 400}, "prompt", "whose context holds 256"),
+    ({"prompt": "word " * 3000}, "prompt", "characters to fit into the members' contexts, got 15000"),
     ({"stop": ""}, "stop", "stop must be a text or up to 16 texts, none of them empty"),
     ({"stop": ["a"] * 17}, "stop", "up to 16"),
     ({"seed": -1}, "seed", "greater than or equal to 0"),
@@ -353,3 +356,13 @@ def test_comparing_keys_takes_as_long_whatever_they_share(locked):
     start = time.perf_counter()
     httpx.get(f"{locked.url}/v1/models", headers={"Authorization": "Bearer " + "x" * 60_000})
     assert time.perf_counter() - start < 5
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are(locked):
+    page = Path(__file__).resolve().parent.parent / "docs" / "serve" / "dashboard.json"
+    panels = json.loads(page.read_text())["panels"]
+    asked = {name for p in panels for t in p["targets"] for name in re.findall(r"unite_\w+", t["expr"])}
+    names = {metric.name for metric in locked.service.metrics.registry.collect()}
+    assert asked
+    for name in asked:
+        assert re.sub("_(total|bucket)$", "", name) in names

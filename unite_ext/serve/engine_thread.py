@@ -53,6 +53,7 @@ class EngineThread:
         self._reserved = 0
         self._mean_seconds = 1.0  # that a text takes, running
         self._closing = False
+        self._aborted = False
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="unite-engine", daemon=True)
 
@@ -112,7 +113,7 @@ class EngineThread:
     def abort(self) -> None:
         """End everything with an error."""
         self._closing = True
-        self._inbox.put(partial(self._fail_all, shutting_down))
+        self._inbox.put(self._abort)
 
     def stop(self, timeout: float = 10.0) -> None:
         """End everything, and the thread."""
@@ -135,6 +136,10 @@ class EngineThread:
             self._fail_all(internal)
             raise
 
+    def _abort(self) -> None:
+        self._aborted = True
+        self._fail_all(shutting_down)
+
     def _stop(self) -> None:
         self._ending = True
 
@@ -147,7 +152,7 @@ class EngineThread:
             return
 
     def _start(self, job: Job) -> None:
-        if self._closing:
+        if self._aborted:
             self._fail(job, shutting_down())
             return
         generation = job.plan.generation
@@ -200,8 +205,8 @@ class EngineThread:
             self._metrics.ended(request, seconds, self._plan.step.primary)
             self._leave(choice)
         elif job.waiting_news > job.buffer:
-            self._fail(job, ApiError(500, "the client reads its stream too slowly", kind=SERVER, code="slow_reader"))
             self._metrics.slow_readers.inc()
+            self._fail(job, ApiError(500, "the client reads its stream too slowly", kind=SERVER, code="slow_reader"))
 
     def _leave(self, choice: Choice) -> None:
         """A text runs no longer."""

@@ -6,6 +6,7 @@ Pure ASGI, so that the application hears of clients that leave.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 OPEN_PATHS = ("/", "/health", "/openapi.json")
 """These are answered without a key: they hold no text and no number of anybody's."""
+
+_DISCARD_SECONDS = 2.0  # for reading what is left of a body that is refused
 
 
 class Guard:
@@ -85,7 +88,9 @@ class Guard:
                 body = await self._read_body(headers, receive)
                 receive = _replay(body, receive)
         except ApiError as error:
-            # What is left of the body is not read: the connection ends.
+            # A client that still sends would find its connection reset, and not see why.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(_discard(receive, 2 * self._options.max_body), _DISCARD_SECONDS)
             error.headers.setdefault("Connection", "close")
             await error.response()(scope, receive, send)
             return
@@ -146,6 +151,15 @@ async def _whole_body(receive: Receive, limit: int) -> bytes:
             raise _too_large(limit)
         if not message.get("more_body", False):
             return bytes(body)
+
+
+async def _discard(receive: Receive, limit: int) -> None:
+    """Read what is left of a body, up to a limit, and keep nothing."""
+    while limit > 0:
+        message = await receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return
+        limit -= len(message["body"])
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

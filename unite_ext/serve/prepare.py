@@ -53,6 +53,14 @@ class Preparer:
         self._options = options
         self.plans = {name: self._own_plan(name) for name in options.methods}
         """Every method that requests may choose, made once."""
+        self._most_bytes = min(
+            (
+                member.context_length * max(map(len, vocabulary.token_bytes))
+                for member, vocabulary in zip(ensemble.members, ensemble.alignment.vocabularies)
+                if member.context_length is not None
+            ),
+            default=None,
+        )
 
     @property
     def default(self) -> Plan:
@@ -129,6 +137,7 @@ class Preparer:
         """
         encoded = []
         for prompt in prompts:
+            self._check_size(prompt)
             try:
                 ids = [member.encode_prompt(prompt) for member in self._ensemble.members]
             except PromptTooLong as error:
@@ -143,6 +152,16 @@ class Preparer:
                 )  # fmt: skip
             encoded.append(ids)
         return encoded
+
+    def _check_size(self, prompt: Prompt) -> None:
+        """Refuse what cannot fit, however long its tokens are: encoding it would take much memory."""
+        texts = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt]
+        size = sum(map(len, texts))  # characters, of which none has less than a byte
+        if self._most_bytes is not None and size > self._most_bytes:
+            raise ApiError(
+                400, f"a prompt must have at most {self._most_bytes} characters to fit into the members' contexts, got "
+                f"{size}", param="prompt", code="context_length_exceeded",
+            )  # fmt: skip
 
 
 def prompts_of(body: Sampling) -> list[Prompt]:
