@@ -9,6 +9,7 @@ from ._core import MAX_K, MAX_WALK
 
 SCORES = ("logits", "probs")
 DUPLICATES = ("repeat", "drop")
+BOUNDARIES = ("plain", "exact")
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> None:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from ._checks import (
+    BOUNDARIES,
     DUPLICATES,
     SCORES,
     check_choice,
@@ -35,12 +36,14 @@ class StepOptions:
     """One per member, any scale; None for uniform."""
     score: str = "logits"
     duplicates: str = "repeat"
+    boundaries: str = "plain"
 
     def __post_init__(self) -> None:
         check_integer("k", self.k, 1, MAX_K)
         check_integer("primary", self.primary, 0, 2**31)
         check_choice("score", self.score, SCORES)
         check_choice("duplicates", self.duplicates, DUPLICATES)
+        check_choice("boundaries", self.boundaries, BOUNDARIES)
         if self.weights is not None:
             values = self.weights.tolist() if hasattr(self.weights, "tolist") else self.weights
             if isinstance(values, str) or not isinstance(values, Sequence):

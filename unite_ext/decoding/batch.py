@@ -12,6 +12,7 @@ from ..vocab.text_sync import append_all
 from .choice import Choice, Chooser
 from .drafts import Drafter, DraftLengths
 from .evaluation import Evaluator
+from .exact import ExactRunner
 from .places import place_length, places_along
 from .request import Request, StepRecord
 
@@ -42,6 +43,7 @@ class StepRunner:
         self.evaluator = Evaluator(members, contexts, alignment)
         self.chooser = Chooser(members, alignment, primary)
         self.drafter = Drafter(self.evaluator, primary)
+        self.exact = ExactRunner(self.evaluator, contexts, alignment, primary)
         self.lengths = DraftLengths()
         self._eos = frozenset(alignment.vocabularies[primary].eos_token_ids)
         self._token_bytes = alignment.vocabularies[primary].token_bytes
@@ -62,6 +64,10 @@ class StepRunner:
             Requests of one kind (scoring, each drafter, plain) have all taken their step or none of them has. What the
             contexts have read is lost.
         """
+        walking = [request for request in requests if request.exact is not None]
+        if walking:
+            self.exact.step(walking)
+            requests = [request for request in requests if request.exact is None]
         scoring = [request for request in requests if request.targets is not None]
         generating = [request for request in requests if request.targets is None]
         if scoring:

@@ -194,6 +194,8 @@ class Engine:
             drafter=drafter,
             draft_length=draft_length,
         )
+        if method.options.boundaries == "exact":
+            request.exact = self.runner.exact.start(request, method.options.normalized_weights(len(self.members)))
         self._waiting.append(request)
         return request
 

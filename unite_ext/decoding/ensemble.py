@@ -70,6 +70,7 @@ class UniteEnsemble:
         weights: Sequence[float] | None = None,
         score: str = "logits",
         duplicates: str = "repeat",
+        boundaries: str = "plain",
         method: str | Method = UNITE,
         method_options: Mapping[str, Any] | None = None,
         lossy: bool = False,
@@ -83,6 +84,7 @@ class UniteEnsemble:
         if tokenizers is not None and len(tokenizers) != len(models):
             raise ValueError(f"tokenizers must hold one per model, {len(models)}, got {len(tokenizers)}")
         given = {"k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates}
+        given["boundaries"] = boundaries
         self.step_options: StepOptions = step_options(given, StepOptions()).check(len(models))
         check_method(method, method_options, len(models))
         self.method = method

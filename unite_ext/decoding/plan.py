@@ -59,4 +59,16 @@ def make_plan(
     made = make_method(method, own, step)
     if generation.do_sample and isinstance(made, TokenMethod) and not made.samples:
         raise ValueError(f"do_sample must be False with method {made.name!r}, which takes the best token")
+    if step.boundaries == "exact":
+        _check_walk(made, generation)
     return Plan(step, made, own, generation)
+
+
+def _check_walk(method: Method, generation: GenerationOptions) -> None:
+    """Raise ValueError for what cannot be had with exact boundaries."""
+    if not (isinstance(method, TokenMethod) and method.walks):
+        raise ValueError(f"boundaries must be 'plain' with method {method.name!r}, got 'exact'")
+    if generation.gate is not None:
+        raise ValueError("gate must be None with boundaries='exact', where all members vote on every byte")
+    if generation.speculate:
+        raise ValueError("speculate must be False with boundaries='exact'")

@@ -64,6 +64,8 @@ class TokenMethod(Method):
     """Whether `do_sample` can be used: a step's result must hold all entries that may be drawn."""
     needs_logits: ClassVar[bool] = True
     """Whether every member must have the logits of its whole vocabulary at hand."""
+    walks: ClassVar[bool] = False
+    """Whether `boundaries="exact"` can be used: members then vote on bytes, and the method takes no step."""
 
     def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
         self.alignment = alignment

@@ -25,6 +25,7 @@ class Unite(TokenMethod):
     is_large: ClassVar[bool] = False
     samples: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
+    walks: ClassVar[bool] = True
 
     def step(self, scores: Sequence[Scores], states: Sequence[object]) -> StepResult:
         """See `TokenMethod.step`."""
