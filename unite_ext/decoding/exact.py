@@ -158,7 +158,7 @@ class ExactRunner:
         """Take the walked bytes into a request."""
         if piece:
             state.sync.append(piece)
-            limit = request.options.max_new_tokens
+            limit = request.options.max_new_tokens if state.forced is None else len(state.sync.ids) + 1
             if len(state.sync.ids) > limit or (len(state.sync.ids) == limit and not ended):
                 kept = b"".join([self.alignment.token_bytes(self.primary, i) for i in state.sync.ids[:limit]])
                 piece, ended = kept[len(request.text) :], False
