@@ -37,6 +37,7 @@ class StepOptions:
     score: str = "logits"
     duplicates: str = "repeat"
     boundaries: str = "plain"
+    """Whether members vote on tokens, or on the bytes that follow the text, see docs/boundaries.md."""
 
     def __post_init__(self) -> None:
         check_integer("k", self.k, 1, MAX_K)
@@ -137,6 +138,18 @@ class GenerationOptions:
 
 
 MAX_DRAFT = 16
+
+
+def check_boundaries(step: StepOptions, generation: GenerationOptions) -> None:
+    """Raise ValueError for what a generation cannot have with exact boundaries."""
+    if step.boundaries == "plain":
+        return
+    if generation.gate is not None:
+        raise ValueError("gate must be None with boundaries='exact', where all members vote on every byte")
+    if generation.speculate:
+        raise ValueError("speculate must be False with boundaries='exact', which has no drafts")
+
+
 
 STEP_FIELDS = tuple(field.name for field in fields(StepOptions))
 GENERATION_FIELDS = tuple(field.name for field in fields(GenerationOptions))

@@ -7,8 +7,8 @@ bytes that follow the text, over all its tokenizations (Vieira et al., "From Lan
 Models over Characters", arXiv 2412.03719; Hayase et al., "Sampling from Your Language Model One Byte at a Time", arXiv
 2506.14123).
 
-A cover costs a position in a forward pass, and most have no weight. Those whose weight is certainly below `MIN_SHARE`
-of all wait, in case the text takes a turn that makes them count.
+A cover costs a position in a forward pass, and most have no weight. Those whose share is certainly small wait, in case
+the text takes a turn that makes them count.
 """
 
 from __future__ import annotations
@@ -22,12 +22,22 @@ from numpy.typing import NDArray
 from ..vocab.byte_order import ByteOrder
 from ..vocab.text_sync import TextSync
 
-MIN_SHARE = 1e-3
-"""The least share of a member's probability for which a position is run."""
-KEPT_SHARE = 1e-7
-"""The least share for which a cover is remembered."""
-MAX_COVERS = 32
-"""How many of either kind are remembered, those of the greatest weight."""
+
+@dataclass(frozen=True)
+class WalkLimits:
+    """What may be left out of the exact rule, to ask the members less often."""
+
+    min_share: float = 1e-3
+    """The least share of a member's probability for which a position is run."""
+    max_ended: float = 0.01
+    """The share of a member's probability whose tokens may have ended before a walk stops."""
+    kept_share: float = 1e-7
+    """The least share for which a cover is remembered."""
+    max_covers: int = 32
+    """How many covers are remembered, known ones and others, those of the greatest weight."""
+    max_bytes: int = 256
+    """How far a walk goes at most."""
+
 
 CoverTuple = tuple[NDArray[np.float64], int, int, int, int, float, float]
 
@@ -72,10 +82,12 @@ class MemberCovers:
     ----------
     order : ByteOrder
         Of the member's vocabulary.
+    limits : WalkLimits
     """
 
-    def __init__(self, order: ByteOrder) -> None:
+    def __init__(self, order: ByteOrder, limits: WalkLimits) -> None:
         self.order = order
+        self.limits = limits
         self.known: list[Cover] = []
         self.waiting: list[Cover] = [Cover((), 0, 1.0)]
 
@@ -91,7 +103,7 @@ class MemberCovers:
     def due(self) -> list[Cover]:
         """The covers that count and are not known: the model has to be asked about these."""
         total = sum(cover.share for cover in [*self.known, *self.waiting])
-        return [cover for cover in self.waiting if cover.share >= MIN_SHARE * total]
+        return [cover for cover in self.waiting if cover.share >= self.limits.min_share * total]
 
     def settle(self, cover: Cover, sums: NDArray[np.float64], eos: float, text: bytes) -> None:
         """Take in what the model says after a cover's path, whose end lies before or at the end of the text."""
@@ -142,8 +154,9 @@ class MemberCovers:
         """Keep what may count, and scale the weights so that the heaviest is 1."""
         heaviest = max((cover.share for cover in [*self.known, *self.waiting]), default=0.0)
         if heaviest > 0:
+            least = self.limits.kept_share * heaviest
             self.known, self.waiting = (
-                sorted((c for c in own if c.share >= KEPT_SHARE * heaviest), key=lambda c: -c.share)[:MAX_COVERS]
+                sorted((c for c in own if c.share >= least), key=lambda c: -c.share)[: self.limits.max_covers]
                 for own in (self.known, self.waiting)
             )
             for cover in [*self.known, *self.waiting]:

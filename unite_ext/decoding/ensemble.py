@@ -40,6 +40,9 @@ class UniteEnsemble:
         Their fast tokenizers; not with members, which have theirs.
     k, primary, weights, score, duplicates
         Of every step, see `unite_step`; `generate` can override them.
+    boundaries : str
+        "plain": members vote on tokens, as the paper has it. "exact": on the bytes that follow the text, wherever their
+        tokens end; see docs/boundaries.md.
     method : str or Method
         What decides a step: "unite", another of `unite_ext.methods.registry.METHODS`, or an object of one's own.
     method_options : mapping, optional
@@ -84,7 +87,7 @@ class UniteEnsemble:
         if tokenizers is not None and len(tokenizers) != len(models):
             raise ValueError(f"tokenizers must hold one per model, {len(models)}, got {len(tokenizers)}")
         given = {"k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates}
-        given["boundaries"] = boundaries
+        given |= {"boundaries": boundaries}
         self.step_options: StepOptions = step_options(given, StepOptions()).check(len(models))
         check_method(method, method_options, len(models))
         self.method = method
@@ -325,6 +328,8 @@ class UniteEnsemble:
         if is_answer_method(method):
             name = method if isinstance(method, str) else method.name
             raise ValueError(f"method {name!r} chooses among whole answers: it has no steps to trace")
+        if options.get("boundaries", self.step_options.boundaries) == "exact":
+            raise ValueError("boundaries must be 'plain' for a trace, which shows unions of tokens, got 'exact'")
         batch, single = _as_batch(prompts)
         requests = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=True, **options)
         traces = {r.index: self.trace_of(r, batch[r.index], **options) for r in requests}

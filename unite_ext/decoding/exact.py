@@ -20,13 +20,9 @@ from ..members.context import common_length
 from ..vocab.alignment import VocabAlignment
 from ..vocab.byte_order import byte_order
 from ..vocab.text_sync import TextSync
-from .covers import Cover, ExactState, MemberCovers
+from .covers import Cover, ExactState, MemberCovers, WalkLimits
 from .evaluation import Evaluator
 from .request import Request, TargetScore
-
-MAX_ENDED = 0.01
-"""The share of a member's probability whose tokens may have ended before a walk stops."""
-MAX_WALK_BYTES = 256
 
 
 class ExactRunner:
@@ -48,6 +44,7 @@ class ExactRunner:
         self.contexts = contexts
         self.alignment = alignment
         self.primary = primary
+        self.limits = WalkLimits()
 
     def start(self, request: Request, weights: Sequence[float]) -> ExactState:
         """The state of a request before its first step."""
@@ -56,7 +53,7 @@ class ExactRunner:
         if request.targets is not None:
             own = vocabularies[self.primary]
             forced = [s for i in request.targets for s in (own.token_bytes[i] or [END_OF_TEXT])]
-        members = [MemberCovers(byte_order(v)) for v in vocabularies]
+        members = [MemberCovers(byte_order(v), self.limits) for v in vocabularies]
         return ExactState(members, TextSync(vocabularies[self.primary]), list(weights), forced)
 
     def step(self, requests: Sequence[Request]) -> None:
@@ -91,7 +88,9 @@ class ExactRunner:
                 places[-1].append(self._place(m, request, cover))
             logits = self.evaluator.place_scores(m, asked, places).logits
             if logits is None:
-                raise ValueError(f"{self.evaluator.members[m].name} must have its logits at hand for boundaries='exact'")
+                raise ValueError(
+                    f"{self.evaluator.members[m].name} must have its logits at hand for boundaries='exact'"
+                )
             sums, eos = byte_order(self.alignment.vocabularies[m]).probability_sums(logits)
             for n, (request, cover) in enumerate(due):
                 covers = _state(request).members[m]
@@ -125,7 +124,7 @@ class ExactRunner:
         state, options = _state(request), request.options
         draws = None
         if options.do_sample:
-            draws = torch.rand(MAX_WALK_BYTES, generator=request.generator, dtype=torch.float64).tolist()
+            draws = torch.rand(self.limits.max_bytes, generator=request.generator, dtype=torch.float64).tolist()
         forced = None if state.forced is None else state.forced[len(state.log_probs) :]
         steps, ranges, ends = walk(
             [
@@ -133,8 +132,8 @@ class ExactRunner:
                 for covers, weight in zip(state.members, state.weights)
             ],
             primary=self.primary,
-            max_ended=MAX_ENDED,
-            max_bytes=MAX_WALK_BYTES,
+            max_ended=self.limits.max_ended,
+            max_bytes=self.limits.max_bytes,
             allow_eos=len(request.ids) >= options.min_new_tokens,
             forced=forced,
             draws=draws,

@@ -10,7 +10,14 @@ import torch
 
 from ..methods.base import Method, TokenMethod
 from ..methods.registry import check_method
-from ..options import STEP_FIELDS, GenerationOptions, StepOptions, generation_options, step_options
+from ..options import (
+    STEP_FIELDS,
+    GenerationOptions,
+    StepOptions,
+    check_boundaries,
+    generation_options,
+    step_options,
+)
 
 METHOD_FIELDS = ("method", "method_options")
 MakeMethod = Callable[[str | Method, Mapping[str, Any] | None, StepOptions], Method]
@@ -59,16 +66,7 @@ def make_plan(
     made = make_method(method, own, step)
     if generation.do_sample and isinstance(made, TokenMethod) and not made.samples:
         raise ValueError(f"do_sample must be False with method {made.name!r}, which takes the best token")
-    if step.boundaries == "exact":
-        _check_walk(made, generation)
+    check_boundaries(step, generation)
+    if step.boundaries == "exact" and not (isinstance(made, TokenMethod) and made.walks):
+        raise ValueError(f"boundaries must be 'plain' with method {made.name!r}, got 'exact'")
     return Plan(step, made, own, generation)
-
-
-def _check_walk(method: Method, generation: GenerationOptions) -> None:
-    """Raise ValueError for what cannot be had with exact boundaries."""
-    if not (isinstance(method, TokenMethod) and method.walks):
-        raise ValueError(f"boundaries must be 'plain' with method {method.name!r}, got 'exact'")
-    if generation.gate is not None:
-        raise ValueError("gate must be None with boundaries='exact', where all members vote on every byte")
-    if generation.speculate:
-        raise ValueError("speculate must be False with boundaries='exact'")
