@@ -150,7 +150,6 @@ def check_boundaries(step: StepOptions, generation: GenerationOptions) -> None:
         raise ValueError("speculate must be False with boundaries='exact', which has no drafts")
 
 
-
 STEP_FIELDS = tuple(field.name for field in fields(StepOptions))
 GENERATION_FIELDS = tuple(field.name for field in fields(GenerationOptions))
 

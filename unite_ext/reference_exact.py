@@ -122,7 +122,7 @@ def walk(
     primary : int
         Decides between symbols of equal probability.
     max_ended : float
-        The share of a member's probability whose tokens may have ended inside the walk; 0 asks again as soon as any has.
+        The share of a member's probability whose tokens may have ended inside the walk; 0 asks as soon as any has.
     min_share : float
         See `continuations`.
     max_bytes : int

@@ -1,9 +1,9 @@
 """Bits per byte of real texts under ensembles of real models, and under every member alone.
 
-    python benchmarks/real_models/bits_per_byte.py --models FOLDER --benchmarks FOLDER     appended to results/bits_per_byte.csv
+    python benchmarks/real_models/bits_per_byte.py --models FOLDER --benchmarks FOLDER    (results/bits_per_byte.csv)
 
-Rules: `average`, the members' next-byte probabilities averaged at every byte over all tokenizations (nothing left out but
-covers below 1e-5 of a member's probability), which is what an ensemble of texts means; `exact`, the same as
+Rules: `average`, the members' next-byte probabilities averaged at every byte over all tokenizations (nothing left out
+but covers below 1e-5 of a member's probability), which is what an ensemble of texts means; `exact`, the same as
 `boundaries="exact"` asks the members, seldom; `repeat` and `drop`, the paper's step with its `duplicates`, by either
 member leading. The paper's step spreads each member's probability over the union alone, which flatters its figures.
 `alone` is one member, over all its tokenizations.

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "../../csrc/core/byte_walk.h"
 #include "check.h"
-#include "core/byte_walk.h"
 
 using namespace unite;
 

@@ -100,10 +100,14 @@ class MemberCovers:
         """Forget all covers but this path, for a text that the member cannot have written."""
         self.known, self.waiting = [], [Cover(tuple(path), end, 1.0)]
 
-    def due(self) -> list[Cover]:
-        """The covers that count and are not known: the model has to be asked about these."""
-        total = sum(cover.share for cover in [*self.known, *self.waiting])
-        return [cover for cover in self.waiting if cover.share >= self.limits.min_share * total]
+    def due(self, text_length: int, min_share: float) -> list[Cover]:
+        """The covers that may have this share and are not known: the model has to be asked about these.
+
+        They are compared with what is certain: the known covers, and those that end with the text, which say everything.
+        """
+        total = sum(cover.share for cover in self.known)
+        total += sum(cover.share for cover in self.waiting if cover.end == text_length)
+        return [cover for cover in self.waiting if cover.share >= min_share * total]
 
     def settle(self, cover: Cover, sums: NDArray[np.float64], eos: float, text: bytes) -> None:
         """Take in what the model says after a cover's path, whose end lies before or at the end of the text."""
@@ -175,6 +179,8 @@ class ExactState:
     weights: list[float]
     forced: list[int] | None = None
     """The symbols of the targets, which are taken whatever the members say."""
+    min_share: float = 0.0
+    """`WalkLimits.min_share`, or less while an unlikely target is looked at."""
     log_probs: list[float] = field(default_factory=list)
     """Of the forced symbols so far."""
     greedy: list[bool] = field(default_factory=list)

@@ -58,11 +58,13 @@ class ExactRunner:
 
     def step(self, requests: Sequence[Request]) -> None:
         """Walk on with every request; those that end or fail say so."""
-        for m in range(len(self.contexts)):
-            self._ask(m, requests)
         for request in requests:
-            if request.error is None:
-                self._walk(request)
+            _state(request).min_share = self.limits.min_share
+        asked = list(requests)
+        while asked:
+            for m in range(len(self.contexts)):
+                self._ask(m, asked)
+            asked = [request for request in asked if request.error is None and not self._walk(request)]
         for m in range(len(self.contexts)):
             self._move_context(m, [request for request in requests if not request.done])
         for request in requests:
@@ -104,11 +106,11 @@ class ExactRunner:
         if request.error is not None:
             return []
         covers = _state(request).members[m]
-        due = covers.due()
+        due = covers.due(len(request.text), _state(request).min_share)
         if not due and not covers.known:  # the member cannot have written this text
             path = self.alignment.vocabularies[m].encode_continuation(bytes(request.text))
             covers.restart(path, len(request.text))
-            due = covers.due()
+            due = covers.due(len(request.text), _state(request).min_share)
         return due
 
     def _place(self, m: int, request: Request, cover: Cover) -> Place:
@@ -119,8 +121,8 @@ class ExactRunner:
 
     # Choosing
 
-    def _walk(self, request: Request) -> None:
-        """Choose the next bytes of one request, and take them."""
+    def _walk(self, request: Request) -> bool:
+        """Choose the next bytes of one request, and take them; False where a target needs more covers before."""
         state, options = _state(request), request.options
         draws = None
         if options.do_sample:
@@ -141,17 +143,24 @@ class ExactRunner:
             top_k=options.top_k,
             top_p=options.top_p,
         )
-        request.num_steps += 1
         symbols = [step[0] for step in steps]
         if forced is not None:
+            # What has been left out may be much beside an unlikely byte.
+            least = max(self.limits.min_share * min(step[2] for step in steps), self.limits.kept_share)
+            if least < state.min_share:
+                state.min_share = least
+                if any(covers.due(len(request.text), least) for covers in state.members):
+                    return False
             state.log_probs += [math.log(max(step[2], 5e-324)) for step in steps]
             state.greedy += [step[1] for step in steps]
         ended = symbols[-1:] == [END_OF_TEXT]
         piece = bytes(symbols[:-1] if ended else symbols)
         length = len(request.text)
+        request.num_steps += 1
         for m, covers in enumerate(state.members):
             covers.advance(ranges[m], [end[1:] for end in ends if end[0] == m], length)
         self._take(request, state, piece, ended)
+        return True
 
     def _take(self, request: Request, state: ExactState, piece: bytes, ended: bool) -> None:
         """Take the walked bytes into a request."""
