@@ -12,6 +12,7 @@ DUPLICATES = ("repeat", "drop")
 COMBINES = ("mean", "product")
 MAX_WEIGHT = 1e6
 """Of a product: the largest absolute weight; then no sum of scores overflows."""
+BOUNDARIES = ("plain", "exact")
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> None:

@@ -27,3 +27,46 @@ def fill_table(
     log2_capacity: int,
 ) -> bool:
     """Fill the hash map from (member, id) to class and the other members' ids; False where it is too small."""
+
+END_OF_TEXT: Final[int]
+"""The symbol after the 256 bytes."""
+
+class SortedTokens:
+    """A vocabulary's tokens, sorted by their bytes; a token stands before those that it begins."""
+
+    def __init__(self, tokens: Sequence[bytes]) -> None: ...
+    def find(self, prefix: bytes) -> tuple[int, int, int]:
+        """Where the tokens with exactly these bytes begin and end, and where those end that begin with them."""
+
+    def __len__(self) -> int: ...
+
+def walk(
+    members: Sequence[
+        tuple[SortedTokens, Sequence[tuple[NDArray[np.float64], int, int, int, int, float, float]], float]
+    ],
+    *,
+    primary: int,
+    max_ended: float,
+    max_bytes: int,
+    allow_eos: bool,
+    forced: Sequence[int] | None = None,
+    draws: Sequence[float] | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> tuple[
+    list[tuple[int, bool, float, list[float]]],
+    list[list[tuple[int, int, int, float]]],
+    list[tuple[int, int, int, int, float]],
+]:
+    """Choose the next bytes of a text from the members' covers, see csrc/core/byte_walk.h.
+
+    Returns
+    -------
+    steps : list of (symbol, is_best, prob, member_probs)
+        The bytes taken, END_OF_TEXT for the end, with their averaged probability and every member's.
+    ranges : per member and cover (begin, stop, depth, mass)
+        Where it stands after the walk: the tokens that go on, the bytes that they agree in, and their probability.
+    ends : list of (member, cover, length, token, weight)
+        The covers that one more token ends `length` bytes after the old end of the text.
+    """

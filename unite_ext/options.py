@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from ._checks import (
+    BOUNDARIES,
     COMBINES,
     DUPLICATES,
     SCORES,
@@ -38,6 +39,8 @@ class StepOptions:
     score: str = "logits"
     duplicates: str = "repeat"
     combine: str = "mean"
+    boundaries: str = "plain"
+    """Whether members vote on tokens, or on the bytes that follow the text, see docs/boundaries.md."""
 
     def __post_init__(self) -> None:
         check_integer("k", self.k, 1, MAX_K)
@@ -45,6 +48,7 @@ class StepOptions:
         check_choice("score", self.score, SCORES)
         check_choice("duplicates", self.duplicates, DUPLICATES)
         check_choice("combine", self.combine, COMBINES)
+        check_choice("boundaries", self.boundaries, BOUNDARIES)
         if self.weights is not None:
             values = self.weights.tolist() if hasattr(self.weights, "tolist") else self.weights
             if isinstance(values, str) or not isinstance(values, Sequence):
@@ -160,6 +164,21 @@ class GenerationOptions:
 
 
 MAX_DRAFT = 16
+
+
+def check_boundaries(step: StepOptions, generation: GenerationOptions) -> None:
+    """Raise ValueError for what a generation cannot have with exact boundaries."""
+    if step.boundaries == "plain":
+        return
+    if step.combine != "mean":
+        raise ValueError(f"combine must be 'mean' with boundaries='exact', got {step.combine!r}")
+    if generation.structure is not None:
+        raise ValueError(f"{generation.structure.kind} must be None with boundaries='exact'")
+    if generation.gate is not None:
+        raise ValueError("gate must be None with boundaries='exact', where all members vote on every byte")
+    if generation.speculate:
+        raise ValueError("speculate must be False with boundaries='exact', which has no drafts")
+
 
 STEP_FIELDS = tuple(field.name for field in fields(StepOptions))
 GENERATION_FIELDS = tuple(field.name for field in fields(GenerationOptions))

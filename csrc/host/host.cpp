@@ -11,6 +11,7 @@
 
 #include "core/hash_map.h"
 #include "core/step_params.h"
+#include "host/byte_walk.h"
 
 namespace py = pybind11;
 
@@ -99,6 +100,7 @@ PYBIND11_MODULE(_host, module) {
   module.doc() = "Host-side vocabulary work of unite_ext.";
   module.def("fill_table", &fill_table, py::arg("class_of"), py::arg("class_ids"), py::arg("table").noconvert(),
              py::arg("log2_capacity"), "Fill the hash map from (member, id) to class and the other members' ids.");
+  bind_byte_walk(module);
 
   // The limits and the layout of ids, which only the core defines.
   module.attr("MAX_MEMBERS") = unite::kMaxMembers;

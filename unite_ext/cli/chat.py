@@ -135,7 +135,7 @@ class Session:
         if text:
             self.change(weights=[_number(float, part, "weights") for part in text.replace(",", " ").split()])
         members = self.ensemble.members
-        shares = self.ensemble.plan(self.options).step.normalized_weights(len(members))
+        shares = self.ensemble.plan(self.options).step.step_weights(len(members))
         console.print(
             ", ".join(f"{member.name} {share:.3g}" for member, share in zip(members, shares)),
             markup=False,

@@ -79,6 +79,9 @@ def generate(
             "member without a positive weight does not propose."
         ),
     ] = "mean",
+    boundaries: Annotated[
+        str, typer.Option(help="plain: vote on tokens, as the paper; exact: on the bytes that follow the text.")
+    ] = "plain",
     method: Annotated[str, typer.Option(help="unite, or another method; docs/methods.md lists them.")] = "unite",
     method_options: Annotated[
         str | None, typer.Option(help="The method's own options, as name:value;name:value.")
@@ -131,7 +134,7 @@ def generate(
     try:
         prompts = read_prompts(prompt, file, chat, system)
         streams = len(prompts) == 1 and output is None and not as_json
-        _check_trace(trace, method, streams)
+        _check_trace(trace, method, boundaries, streams)
         done, run = _read_done(output, resume, prompts), None
         structure = {
             "json_schema": _read_text("--json-schema", json_schema), "regex": regex,
@@ -148,7 +151,7 @@ def generate(
             return
         from ..decoding.ensemble import UniteEnsemble
         from ..methods.registry import is_answer_method, parse_options
-        from ..options import GenerationOptions, parse_speculate
+        from ..options import GenerationOptions, StepOptions, check_boundaries, parse_speculate
 
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample,
@@ -156,14 +159,15 @@ def generate(
             "repetition_penalty": repetition_penalty, "stop": [s.replace("\\n", "\n") for s in stop or []],
             "speculate": parse_speculate(speculate), **structure,
         }  # fmt: skip
-        GenerationOptions(**options)  # complains before anything is loaded
+        # What is wrong is said before anything is loaded.
+        check_boundaries(StepOptions(boundaries=boundaries), GenerationOptions(**options))
         sources = prepare_members(
             model, prompts, chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, device=device,
             dtype=dtype, trust_remote_code=trust_remote_code,
         )  # fmt: skip
         ensemble = UniteEnsemble.from_pretrained(
             sources, k=k, primary=primary, weights=weight, score=score, duplicates=duplicates, combine=combine,
-            method=method, method_options=parse_options(method_options),
+            boundaries=boundaries, method=method, method_options=parse_options(method_options),
         )  # fmt: skip
         if streams:
             if is_answer_method(method):
@@ -201,7 +205,7 @@ def _read_text(option: str, path: Path | None) -> str | None:
         raise ValueError(f"{option}: {path} must be UTF-8 text: {error}") from None
 
 
-def _check_trace(trace: Path | None, method: str, streams: bool) -> None:
+def _check_trace(trace: Path | None, method: str, boundaries: str, streams: bool) -> None:
     """Complain before anything is loaded."""
     from ..methods.registry import is_answer_method
     from ..trace.trace import check_path
@@ -210,6 +214,8 @@ def _check_trace(trace: Path | None, method: str, streams: bool) -> None:
         return
     if is_answer_method(method):
         raise ValueError(f"--trace: method {method} chooses among whole answers, it has no steps to trace")
+    if boundaries == "exact":
+        raise ValueError("--trace: boundaries 'exact' has no unions of tokens to show")
     if trace != TERMINAL:
         check_path(trace)
     elif not streams:

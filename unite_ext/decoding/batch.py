@@ -15,6 +15,7 @@ from .choice import Choice, Chooser
 from .draft_choice import AUTO, DraftChooser, DraftCosts
 from .drafts import NGRAM_LENGTH, Drafter, Drafts
 from .evaluation import Evaluator
+from .exact import ExactRunner
 from .full_likelihood import Chains, ask, base_rows, chain_log_probs
 from .places import place_length, places_along
 from .request import NGRAM, Request, StepRecord
@@ -54,6 +55,7 @@ class StepRunner:
         self.chains = Chains(alignment, primary)
         self.drafter = Drafter(self.evaluator, primary)
         self.draft_chooser = DraftChooser(draft_costs or DraftCosts(len(members), primary), primary)
+        self.exact = ExactRunner(self.evaluator, contexts, alignment, primary)
         self._eos = frozenset(alignment.vocabularies[primary].eos_token_ids)
         self._token_bytes = alignment.vocabularies[primary].token_bytes
         self._limits = [
@@ -73,16 +75,21 @@ class StepRunner:
             Requests of one kind (scoring, each drafter, plain) have all taken their step or none of them has. What the
             contexts have read is lost.
         """
+        walking: list[Request] = []
         scoring: list[Request] = []
         plain: list[Request] = []
         drafted: dict[tuple[int | str, bool], list[Request]] = {}
         for request in requests:
-            if request.targets is not None:
+            if request.exact is not None:
+                walking.append(request)
+            elif request.targets is not None:
                 scoring.append(request)
             elif request.drafter is None:
                 plain.append(request)
             else:
                 drafted.setdefault((request.drafter, request.draft_length is None), []).append(request)
+        if walking:
+            self.exact.step(walking)
         for full in (False, True):
             if alike := [request for request in scoring if request.full == full]:
                 self._score(alike, full)

@@ -209,6 +209,8 @@ class Engine:
             drafter=drafter,
             draft_length=draft_length,
         )
+        if method.options.boundaries == "exact":
+            request.exact = self.runner.exact.start(request, method.options.step_weights(len(self.members)))
         self._waiting.append(request)
         return request
 

@@ -42,6 +42,9 @@ class UniteEnsemble:
         Their fast tokenizers; not with members, which have theirs.
     k, primary, weights, score, duplicates, combine
         Of every step, see `unite_step`; `generate` can override them.
+    boundaries : str
+        "plain": members vote on tokens, as the paper has it. "exact": on the bytes that follow the text, wherever their
+        tokens end; see docs/boundaries.md.
     method : str or Method
         What decides a step: "unite", another of `unite_ext.methods.registry.METHODS`, or an object of one's own.
     method_options : mapping, optional
@@ -73,6 +76,7 @@ class UniteEnsemble:
         score: str = "logits",
         duplicates: str = "repeat",
         combine: str = "mean",
+        boundaries: str = "plain",
         method: str | Method = UNITE,
         method_options: Mapping[str, Any] | None = None,
         lossy: bool = False,
@@ -87,7 +91,7 @@ class UniteEnsemble:
             raise ValueError(f"tokenizers must hold one per model, {len(models)}, got {len(tokenizers)}")
         given = {
             "k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates,
-            "combine": combine,
+            "combine": combine, "boundaries": boundaries,
         }  # fmt: skip
         self.step_options: StepOptions = step_options(given, StepOptions()).check(len(models))
         check_method(method, method_options, len(models))
@@ -339,6 +343,8 @@ class UniteEnsemble:
         if is_answer_method(method):
             name = method if isinstance(method, str) else method.name
             raise ValueError(f"method {name!r} chooses among whole answers: it has no steps to trace")
+        if options.get("boundaries", self.step_options.boundaries) == "exact":
+            raise ValueError("boundaries must be 'plain' for a trace, which shows unions of tokens, got 'exact'")
         batch, single = as_batch(prompts)
         requests = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=True, **options)
         options.pop("chat_template_kwargs", None)  # the requests have used it

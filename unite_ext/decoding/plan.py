@@ -10,7 +10,14 @@ import torch
 
 from ..methods.base import Method, TokenMethod
 from ..methods.registry import check_combine, check_method
-from ..options import STEP_FIELDS, GenerationOptions, StepOptions, generation_options, step_options
+from ..options import (
+    STEP_FIELDS,
+    GenerationOptions,
+    StepOptions,
+    check_boundaries,
+    generation_options,
+    step_options,
+)
 from ..structured.compiled import Structure
 from ..structured.constraint import Constraint
 from ..vocab.vocabulary import Vocabulary
@@ -67,6 +74,9 @@ def make_plan(
     if generation.structure is not None:
         check_constrains(made, generation.structure)
         Constraint(generation.structure, vocabularies, step.primary)  # compiles it, and raises where it allows no text
+    check_boundaries(step, generation)
+    if step.boundaries == "exact" and not (isinstance(made, TokenMethod) and made.walks):
+        raise ValueError(f"boundaries must be 'plain' with method {made.name!r}, got 'exact'")
     return Plan(step, made, own, generation)
 
 

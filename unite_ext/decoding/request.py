@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..options import GenerationOptions
     from ..structured.constraint import Constraint
     from ..vocab.text_sync import TextSync
+    from .covers import ExactState
     from .ngrams import Ngrams
 
 
@@ -104,6 +105,8 @@ class Request:
     """What `NGRAM` drafts from, made when it is first asked."""
     state: object = None
     """What the method knows of this request."""
+    exact: ExactState | None = None
+    """What steps with exact boundaries know of it; None with plain ones."""
     stops: tuple[bytes, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -125,6 +128,14 @@ class Request:
         self.ids.append(token_id)
         if self.constraint is not None:
             self.constraint.accept(data)
+        self._grow(data)
+
+    def append(self, ids: Sequence[int], data: bytes) -> None:
+        """Append bytes, after which the primary's ids are these; cut the text where a stop string begins."""
+        self.ids = list(ids)
+        self._grow(data)
+
+    def _grow(self, data: bytes) -> None:
         start = len(self.text)
         self.text += data
         if self.stops:
@@ -153,7 +164,8 @@ class Request:
 
     def context_ids(self, member: int) -> list[int]:
         """All that a member has to have read: its prompt and its ids of the text."""
-        return self.prompt_ids[member] + self.token_ids(member)
+        own = self.token_ids(member) if self.exact is None else self.exact.path(member)
+        return self.prompt_ids[member] + own
 
     def settled_length(self) -> int:
         """How many bytes of the text no stop string can take back any more."""

@@ -69,6 +69,8 @@ class TokenMethod(Method):
     keeps_structure: ClassVar[bool] = False
     """Whether what it emits is a token that some member proposed, or the beginning of one: then masked logits suffice
     to keep a text within a grammar."""
+    walks: ClassVar[bool] = False
+    """Whether `boundaries="exact"` can be used: members then vote on bytes, and the method takes no step."""
 
     def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
         self.alignment = alignment

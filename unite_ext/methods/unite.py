@@ -27,6 +27,7 @@ class Unite(TokenMethod):
     needs_logits: ClassVar[bool] = False
     multiplies: ClassVar[bool] = True
     keeps_structure: ClassVar[bool] = True
+    walks: ClassVar[bool] = True
 
     @property
     def averages(self) -> bool:

@@ -176,7 +176,7 @@ class Service:
         step = self.preparer.default.step
         ours = {
             "members": members, "primary": members[step.primary], "k": step.k,
-            "weights": step.normalized_weights(len(members)), "methods": list(self.options.methods),
+            "weights": step.step_weights(len(members)), "methods": list(self.options.methods),
             "max_tokens": self.options.max_tokens,
         }  # fmt: skip
         model = Model(id=self.options.name, created=self._created, object="model", owned_by="unite")

@@ -1,0 +1,206 @@
+"""Decoding with exact boundaries: the members vote on the next bytes of the text, wherever their tokens end.
+
+UNITE's own step makes every member read the text as if it ended between two of its tokens. Where it does not, as after
+three spaces of which a member would have made one token with a fourth, that member's vote is about another text. Here
+every member's vote is that for the bytes that follow the text, over the ways in which it may have read it
+(`covers.py`), and a step walks along the members' averaged votes byte by byte until some member's token has ended
+(`csrc/core/byte_walk.h`). `unite_ext.reference_exact` states the rule in plain Python.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from .._host import END_OF_TEXT, walk
+from ..members.base import Context, Place
+from ..members.context import common_length
+from ..vocab.alignment import VocabAlignment
+from ..vocab.byte_order import byte_order
+from ..vocab.text_sync import TextSync
+from .covers import Cover, ExactState, MemberCovers, WalkLimits
+from .evaluation import Evaluator
+from .request import Request, TargetScore
+
+
+class ExactRunner:
+    """Takes steps with exact boundaries for the members of one engine.
+
+    Parameters
+    ----------
+    evaluator : Evaluator
+    contexts : sequence of Context
+        One per member.
+    alignment : VocabAlignment
+    primary : int
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, contexts: Sequence[Context], alignment: VocabAlignment, primary: int
+    ) -> None:
+        self.evaluator = evaluator
+        self.contexts = contexts
+        self.alignment = alignment
+        self.primary = primary
+        self.limits = WalkLimits()
+
+    def start(self, request: Request, weights: Sequence[float]) -> ExactState:
+        """The state of a request before its first step."""
+        vocabularies = self.alignment.vocabularies
+        forced = None
+        if request.targets is not None:
+            own = vocabularies[self.primary]
+            forced = [s for i in request.targets for s in (own.token_bytes[i] or [END_OF_TEXT])]
+        members = [MemberCovers(byte_order(v), self.limits) for v in vocabularies]
+        return ExactState(members, TextSync(vocabularies[self.primary]), list(weights), forced)
+
+    def step(self, requests: Sequence[Request]) -> None:
+        """Walk on with every request; those that end or fail say so."""
+        for request in requests:
+            _state(request).min_share = self.limits.min_share
+        asked = list(requests)
+        while asked:
+            for m in range(len(self.contexts)):
+                self._ask(m, asked)
+            asked = [request for request in asked if request.error is None and not self._walk(request)]
+        for m in range(len(self.contexts)):
+            self._move_context(m, [request for request in requests if not request.done])
+        for request in requests:
+            if request.finish_reason:
+                for sync in request.syncs:
+                    if sync is not None:
+                        sync.append(bytes(request.text))
+
+    # Asking members
+
+    def _ask(self, m: int, requests: Sequence[Request]) -> None:
+        """Ask a member about the covers that count, until all that do are known."""
+        while True:
+            due = [(request, cover) for request in requests for cover in self._due(m, request)]
+            if not due:
+                return
+            places: list[list[Place]] = []
+            asked: list[Request] = []
+            for request, cover in due:
+                if not asked or asked[-1] is not request:
+                    asked.append(request)
+                    places.append([])
+                places[-1].append(self._place(m, request, cover))
+            logits = self.evaluator.place_scores(m, asked, places).logits
+            if logits is None:
+                raise ValueError(
+                    f"{self.evaluator.members[m].name} must have its logits at hand for boundaries='exact'"
+                )
+            sums, eos = byte_order(self.alignment.vocabularies[m]).probability_sums(logits)
+            for n, (request, cover) in enumerate(due):
+                covers = _state(request).members[m]
+                if math.isnan(sums[n, -1]):
+                    where = f"prompt {request.index}, step {request.num_steps + 1}"
+                    name = self.evaluator.members[m].name
+                    request.error = ValueError(f"{where}: {name} has no eligible logit above -inf")
+                covers.settle(cover, sums[n], float(eos[n]), bytes(request.text))
+
+    def _due(self, m: int, request: Request) -> list[Cover]:
+        if request.error is not None:
+            return []
+        covers = _state(request).members[m]
+        due = covers.due(len(request.text), _state(request).min_share)
+        if not due and not covers.known:  # the member cannot have written this text
+            path = self.alignment.vocabularies[m].encode_continuation(bytes(request.text))
+            covers.restart(path, len(request.text))
+            due = covers.due(len(request.text), _state(request).min_share)
+        return due
+
+    def _place(self, m: int, request: Request, cover: Cover) -> Place:
+        """A cover's path as a place in the member's context."""
+        ids, wanted = self.contexts[m].ids(request.key), [*request.prompt_ids[m], *cover.path]
+        common = common_length(ids, wanted)
+        return request.key, len(ids) - common, wanted[common:]
+
+    # Choosing
+
+    def _walk(self, request: Request) -> bool:
+        """Choose the next bytes of one request, and take them; False where a target needs more covers before."""
+        state, options = _state(request), request.options
+        draws = None
+        if options.do_sample:
+            draws = torch.rand(self.limits.max_bytes, generator=request.generator, dtype=torch.float64).tolist()
+        forced = None if state.forced is None else state.forced[len(state.log_probs) :]
+        steps, ranges, ends = walk(
+            [
+                (covers.order.tokens, [cover.as_tuple() for cover in covers.known], weight)
+                for covers, weight in zip(state.members, state.weights)
+            ],
+            primary=self.primary,
+            max_ended=self.limits.max_ended,
+            max_bytes=self.limits.max_bytes,
+            allow_eos=len(request.ids) >= options.min_new_tokens,
+            forced=forced,
+            draws=draws,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+        )
+        symbols = [step[0] for step in steps]
+        if forced is not None:
+            # What has been left out may be much beside an unlikely byte.
+            least = max(self.limits.min_share * min(step[2] for step in steps), self.limits.kept_share)
+            if least < state.min_share:
+                state.min_share = least
+                if any(covers.due(len(request.text), least) for covers in state.members):
+                    return False
+            state.log_probs += [math.log(max(step[2], 5e-324)) for step in steps]
+            state.greedy += [step[1] for step in steps]
+        ended = symbols[-1:] == [END_OF_TEXT]
+        piece = bytes(symbols[:-1] if ended else symbols)
+        length = len(request.text)
+        request.num_steps += 1
+        for m, covers in enumerate(state.members):
+            covers.advance(ranges[m], [end[1:] for end in ends if end[0] == m], length)
+        self._take(request, state, piece, ended)
+        return True
+
+    def _take(self, request: Request, state: ExactState, piece: bytes, ended: bool) -> None:
+        """Take the walked bytes into a request."""
+        if piece:
+            state.sync.append(piece)
+            limit = request.options.max_new_tokens if state.forced is None else len(state.sync.ids) + 1
+            if len(state.sync.ids) > limit or (len(state.sync.ids) == limit and not ended):
+                kept = b"".join([self.alignment.token_bytes(self.primary, i) for i in state.sync.ids[:limit]])
+                piece, ended = kept[len(request.text) :], False
+                request.finish_reason = "length"
+            request.append(state.sync.ids[:limit], piece)
+        if ended and not request.finish_reason:
+            request.finish_reason = "eos"
+        if state.forced is not None and len(state.log_probs) >= len(state.forced):
+            self._score(request, state)
+            request.finish_reason = "length"
+
+    def _score(self, request: Request, state: ExactState) -> None:
+        """Share out the bytes' log-probabilities among the targets."""
+        own, at = self.alignment.vocabularies[self.primary], 0
+        for target in request.targets or ():
+            after = at + max(1, len(own.token_bytes[target]))
+            request.scores.append(TargetScore(math.fsum(state.log_probs[at:after]), all(state.greedy[at:after])))
+            at = after
+
+    def _move_context(self, m: int, requests: Sequence[Request]) -> None:
+        """Bring a member's context to every request's heaviest cover."""
+        context = self.contexts[m]
+        for request in requests:
+            covers = _state(request).members[m]
+            if not covers.known and not covers.waiting:
+                continue
+            ids, wanted = context.ids(request.key), [*request.prompt_ids[m], *covers.path]
+            common = common_length(ids, wanted)
+            context.edit(request.key, len(ids) - common, wanted[common:])
+            limit = self.evaluator.members[m].context_length
+            if limit is not None and len(wanted) >= limit:
+                request.finish_reason = "length"
+
+
+def _state(request: Request) -> ExactState:
+    assert request.exact is not None
+    return request.exact
