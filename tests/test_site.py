@@ -44,7 +44,8 @@ def test_every_public_name_has_its_place(anchors):
         for name in module.__all__:
             value = getattr(module, name)
             if callable(value):
-                assert {f"{module.__name__}.{name}", f"{value.__module__}.{name}"} & anchors, name
+                places = {f"{where}.{name}" for where in ("unite_ext", module.__name__, value.__module__)}
+                assert places & anchors, name
     for name in METHODS:
         assert f"{method_class(name).__module__}.{method_class(name).__name__}" in anchors
 
