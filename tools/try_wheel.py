@@ -5,9 +5,9 @@
     tools/try_wheel.py dist/unite_ext-*.whl --pair python3.12=2.13.0 --pair /opt/python3.13/bin/python=newest
 
 A pair is a Python and a version of torch. By default these are 3.10 with torch 2.10.0, 3.11 and 3.12 with 2.13.0 and
-3.13 with the newest, as far as these Pythons are found on the PATH or below ~/.pyenv/versions. Every environment is new
-and is removed at the end; torch is downloaded for each, several GB where only a CUDA build is offered. Fails if anything
-does.
+3.13 with the newest, as far as these Pythons are found on the PATH or below ~/.pyenv/versions. Every environment is
+new and is removed at the end; torch is downloaded for each, several GB where only a CUDA build is offered. Fails if
+anything does.
 """
 
 from __future__ import annotations
