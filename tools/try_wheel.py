@@ -55,6 +55,7 @@ def try_pair(python: str, torch: str, wheel: Path) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         environment |= {"UNITE_CACHE": str(folder / "cache"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        environment["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")
         programs = folder / "venv" / "bin"
 
         def run(what: str, *command: object, cwd: Path = folder) -> bool:
