@@ -23,6 +23,8 @@ from torch.utils import cpp_extension
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
 CSRC = os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc")
+# Nothing of Python is used in `_C` and `_C_cuda`, so that one build is for every Python: unite_ext/_C.abi3.so.
+SHARED = {"include_dirs": [CSRC], "py_limited_api": True}
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 
@@ -45,8 +47,6 @@ def cuda_decision() -> tuple[bool, str]:
     home, toolkit = cuda_toolkit()
     if switch == "0":
         build, why = False, "UNITE_CUDA=0"
-    elif not glob.glob("csrc/cuda/*.cu"):
-        build, why = False, "this source has no CUDA kernel"
     elif torch.version.cuda is None:
         build, why = False, f"torch {torch.__version__} is a build without CUDA"
     elif not toolkit:
@@ -68,7 +68,7 @@ def cuda_extension() -> Extension:
     extension = cpp_extension.CUDAExtension(
         "unite_ext._C_cuda",
         sorted(glob.glob("csrc/cuda/*.cpp") + glob.glob("csrc/cuda/*.cu")),
-        include_dirs=[CSRC],
+        **SHARED,
         extra_compile_args={"cxx": CXX_FLAGS + STABLE_ABI + ["-DUSE_CUDA"], "nvcc": ["-std=c++17", "-O3", *STABLE_ABI]},
     )
     # The runtime travels inside the module, so that it needs only the driver and torch.
@@ -80,7 +80,7 @@ def cuda_extension() -> Extension:
 cpu = cpp_extension.CppExtension(
     "unite_ext._C",
     ["csrc/ops.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))],
-    include_dirs=[CSRC],
+    **SHARED,
     extra_compile_args=CXX_FLAGS + STABLE_ABI,
 )
 host = Extension(

@@ -1,4 +1,7 @@
-"""Every Python block of the README and of docs/ runs, with small models instead of the named ones; commands parse."""
+"""Every Python block of the README and of docs/ runs, with small models instead of the named ones; commands parse.
+
+In a page with `<!-- blocks continue` the blocks are one program, and a text block after one is what it prints.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,12 @@ from unite_ext.trace import DECISIONS, Trace, TraceStep
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = ("Qwen/Qwen2-1.5B-Instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CONTINUED = [path for path in PAGES if "<!-- blocks continue" in path.read_text()]
 BLOCKS = [
     pytest.param(match[1], id=f"{path.relative_to(ROOT)}:{path.read_text()[: match.start()].count(chr(10)) + 1}")
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in PAGES
+    if path not in CONTINUED
     for match in re.finditer(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 ]
 
@@ -49,9 +55,21 @@ def test_block_runs(block, folders, capsys, tmp_path, monkeypatch):
     exec(compile(block, "document", "exec"), {"__name__": "document"})
 
 
+@pytest.mark.parametrize("path", CONTINUED, ids=lambda path: path.name)
+def test_page_prints_what_it_shows(path, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "document"}
+    blocks = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", path.read_text(), re.DOTALL)
+    assert sum(bool(shown) for _, shown in blocks) > 1
+    capsys.readouterr()
+    for block, shown in blocks:
+        exec(compile(block, path.name, "exec"), names)
+        assert capsys.readouterr().out == shown, block
+
+
 COMMANDS = [
     pytest.param(shlex.split(command, comments=True), id=f"{path.name}: {command[:60]}")
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in PAGES
     for block in re.findall(r"```(?:bash|console)\n(.*?)```", path.read_text(), re.DOTALL)
     for command in re.split(r"\n|&&", block.strip())
 ]
@@ -85,7 +103,7 @@ def test_command_exists(command, tmp_path):
 
 def test_shell_blocks_say_so():
     """Every code block names its language; otherwise no test would read it."""
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in PAGES:
         fences = re.findall(r"^```(\w*)$", path.read_text(), re.MULTILINE)
         assert set(fences[::2]) <= {"bash", "console", "python", "bibtex", "text"}, path.name
         assert set(fences[1::2]) <= {""}, path.name

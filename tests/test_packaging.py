@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_SHIPPED = {".gitignore", ".ci/run"}
+HOSTING = (".ci/", ".devcontainer/", ".github/")  # of the repository, of no use in an archive
 MADE = {"PKG-INFO", "setup.cfg"}
 JUNK = {".so", ".pyc", ".pyo", ".o", ".log"}
 
@@ -22,7 +24,7 @@ def project_files() -> set[str]:
         if git.returncode == 0:
             return {name for name in git.stdout.split("\0") if name and (ROOT / name).exists()}
     found = {path for path in ROOT.iterdir() if path.is_file()}
-    for folder in ("csrc", "unite_ext", "tests", "benchmarks", "docs"):
+    for folder in ("csrc", "unite_ext", "tests", "benchmarks", "docs", "tools"):
         found |= {path for path in (ROOT / folder).rglob("*") if path.is_file()}
     names = {path.relative_to(ROOT).as_posix() for path in found if path.suffix not in JUNK}
     return {name for name in names if "__pycache__" not in name} - MADE
@@ -58,7 +60,8 @@ def archive(copy) -> set[str]:
 
 
 def test_source_archive_is_complete(archive):
-    assert not project_files() - NOT_SHIPPED - archive
+    missing = project_files() - {".gitignore"} - archive
+    assert not {name for name in missing if not name.startswith(HOSTING)}
 
 
 def test_source_archive_holds_nothing_else(archive):
@@ -71,3 +74,18 @@ def test_what_is_installed_is_the_package(copy):
     folder = copy / "installed"
     installed = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert installed == {name for name in project_files() if name.startswith("unite_ext/")}
+
+
+def test_one_version():
+    """What to cite is the version of pyproject.toml."""
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert re.search(rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_the_paper_is_cited_as_in_the_readme():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
+    names = [f"{author['family-names']}, {author['given-names']}" for author in cited["authors"]]
+    readme = (ROOT / "README.md").read_text()
+    assert cited["title"] in readme
+    assert " and ".join(names) in readme

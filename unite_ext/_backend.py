@@ -21,8 +21,11 @@ cuda_unavailable_reason: str | None = None
 
 
 def _module_path(name: str) -> Path | None:
+    """Where a compiled module is. One build of these is for every Python, so its name does not hold a version."""
     folder = Path(__file__).parent
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        if "cpython" in suffix:  # what an older version of this package left in a source folder
+            continue
         if (path := folder / f"{name}{suffix}").exists():
             return path
     return None

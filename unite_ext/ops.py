@@ -155,7 +155,7 @@ def _(
     include: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    slots = len(logits) * k + (include is not None)
+    slots = len(logits) * k + int(include is not None)
     return step_outputs(logits[0], logits[0].shape[0], slots, len(logits))
 
 

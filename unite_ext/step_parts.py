@@ -252,7 +252,7 @@ def _(
     include: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     rows, members, k = keys.shape
-    slots = members * k + (include is not None)
+    slots = members * k + int(include is not None)
     shapes = ((rows, slots, members), (rows, slots), (rows,), (rows,), (rows, members, k))
     return tuple(keys.new_empty(shape, dtype=torch.int32) for shape in shapes)
 

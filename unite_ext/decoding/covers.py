@@ -103,7 +103,7 @@ class MemberCovers:
     def due(self, text_length: int, min_share: float) -> list[Cover]:
         """The covers that may have this share and are not known: the model has to be asked about these.
 
-        They are compared with what is certain: the known covers, and those that end with the text, which say everything.
+        What is certain is the measure: the known covers, and those that end with the text, which say everything.
         """
         total = sum(cover.share for cover in self.known)
         total += sum(cover.share for cover in self.waiting if cover.end == text_length)

@@ -30,11 +30,11 @@ class StepRecord:
     """One step of one request: the union and what every member thought of it."""
 
     union_ids: list[list[int]]
-    """[U][M]: each member's id of every slot, -1 where it cannot spell it."""
+    """`[U][M]`: each member's id of every slot, -1 where it cannot spell it."""
     union_probs: list[float]
     """[U]: the weighted average."""
     member_probs: list[list[float]]
-    """[U][M]: every member's softmax over the union."""
+    """`[U][M]`: every member's softmax over the union."""
     winner: int
     """Index of the slot taken."""
     gated: bool = False
@@ -184,7 +184,7 @@ class GenerateOutput:
 
     texts: list[str]
     token_ids: list[list[list[int]]]
-    """[B][M]: each member's ids of the text, the primary's as it emitted them (without EOS)."""
+    """`[B][M]`: each member's ids of the text, the primary's as it emitted them (without EOS)."""
     finish_reasons: list[str]
     """"eos", "stop" or "length"."""
     num_steps: list[int]

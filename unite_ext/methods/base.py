@@ -58,8 +58,8 @@ class TokenMethod(Method):
         On the device where the steps run.
     members : sequence of BaseMember
     options : StepOptions
-    **own
-        The method's own options, keyword-only in `__init__`; `method_options` of `UniteEnsemble`.
+
+    A subclass's own options are further keywords of its `__init__`; they are `method_options` of `UniteEnsemble`.
     """
 
     samples: ClassVar[bool] = False
@@ -139,8 +139,8 @@ class AnswerMethod(Method):
     ----------
     weights : sequence of float
         One per member, the primary's first, together 1.
-    **own
-        The method's own options, keyword-only in `__init__`; `method_options` of `UniteEnsemble`.
+
+    A subclass's own options are further keywords of its `__init__`; they are `method_options` of `UniteEnsemble`.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:

@@ -28,9 +28,9 @@ class TraceStep:
     favorites: list[int]
     """[M]: each member's likeliest slot; the winner, if it is as likely as that."""
     ids: list[list[int]]
-    """[U][M]: each member's id for every slot, -1 if it has none."""
+    """`[U][M]`: each member's id for every slot, -1 if it has none."""
     probs: list[list[float]]
-    """[U][M]: every member's softmax over the union."""
+    """`[U][M]`: every member's softmax over the union."""
     averages: list[float]
     """[U]: the weighted average of these."""
     spellers: list[int]

@@ -182,7 +182,7 @@ class VocabAlignment:
         Returns
         -------
         list of tuple of tuple of int
-            [len(ids)][M]: per id, what each member appends; the primary its id.
+            ``[len(ids)][M]``: per id, what each member appends; the primary its id.
         """
         known = self._appended.get(primary)
         if known is None:
