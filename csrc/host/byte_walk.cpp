@@ -12,7 +12,7 @@
 #include <tuple>
 #include <vector>
 
-#include "host/byte_walk.h"
+#include "byte_walk.h"
 
 namespace py = pybind11;
 

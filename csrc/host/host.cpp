@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "byte_walk.h"
 #include "core/hash_map.h"
 #include "core/step_params.h"
-#include "host/byte_walk.h"
 
 namespace py = pybind11;
 

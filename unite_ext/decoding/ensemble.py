@@ -15,7 +15,6 @@ from ..methods.base import AnswerMethod, Method
 from ..methods.registry import (
     UNITE,
     check_method,
-    is_answer_method,
     make_method,
 )
 from ..options import STEP_FIELDS, StepOptions, step_options
@@ -28,7 +27,7 @@ from .load import TemplateVariables, as_batch, encode_prompt, load_members, vari
 from .plan import METHOD_FIELDS, Plan, make_plan
 from .request import GenerateOutput, Request
 from .text_stream import TextStream
-from .tracing import make_trace
+from .tracing import check_traced, make_trace
 
 
 class UniteEnsemble:
@@ -40,11 +39,8 @@ class UniteEnsemble:
         1 to 8 loaded causal language models, or members (`Member`, or another kind of `BaseMember`).
     tokenizers : sequence, optional
         Their fast tokenizers; not with members, which have theirs.
-    k, primary, weights, score, duplicates, combine
-        Of every step, see `unite_step`; `generate` can override them.
-    boundaries : str
-        "plain": members vote on tokens, as the paper has it. "exact": on the bytes that follow the text, wherever their
-        tokens end; see docs/boundaries.md.
+    k, primary, weights, score, duplicates, combine, boundaries
+        Of every step, see `StepOptions`; `generate` can override them.
     method : str or Method
         What decides a step: "unite", another of `unite_ext.methods.registry.METHODS`, or an object of one's own.
     method_options : mapping, optional
@@ -339,12 +335,7 @@ class UniteEnsemble:
         --------
         >>> ens.trace("Once upon a time", max_new_tokens=64).save("trace.html")
         """
-        method = options.get("method", self.method)
-        if is_answer_method(method):
-            name = method if isinstance(method, str) else method.name
-            raise ValueError(f"method {name!r} chooses among whole answers: it has no steps to trace")
-        if options.get("boundaries", self.step_options.boundaries) == "exact":
-            raise ValueError("boundaries must be 'plain' for a trace, which shows unions of tokens, got 'exact'")
+        check_traced(options.get("method", self.method), options.get("boundaries", self.step_options.boundaries))
         batch, single = as_batch(prompts)
         requests = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=True, **options)
         options.pop("chat_template_kwargs", None)  # the requests have used it

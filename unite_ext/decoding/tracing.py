@@ -9,6 +9,8 @@ from typing import Any
 
 from ..members.base import BaseMember, Prompt
 from ..members.names import short_names
+from ..methods.base import Method
+from ..methods.registry import is_answer_method
 from ..options import GenerationOptions
 from ..trace.record import AGREEMENT, GATED, OVERRULED, PRIMARY, TraceStep
 from ..trace.trace import Trace
@@ -18,6 +20,15 @@ from .plan import Plan
 from .request import Request, StepRecord
 
 DIGITS = 6  # significant digits of a recorded probability: float32 holds hardly more
+
+
+def check_traced(method: str | Method, boundaries: str) -> None:
+    """Raise ValueError where no trace can be had: without steps, or without unions of tokens."""
+    if is_answer_method(method):
+        name = method if isinstance(method, str) else method.name
+        raise ValueError(f"method {name!r} chooses among whole answers: it has no steps to trace")
+    if boundaries == "exact":
+        raise ValueError("boundaries must be 'plain' for a trace, which shows unions of tokens, got 'exact'")
 
 
 def make_trace(
