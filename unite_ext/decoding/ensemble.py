@@ -85,10 +85,8 @@ class UniteEnsemble:
             raise ValueError(f"models must hold 1 to {MAX_MEMBERS} members, got {len(models)}")
         if tokenizers is not None and len(tokenizers) != len(models):
             raise ValueError(f"tokenizers must hold one per model, {len(models)}, got {len(tokenizers)}")
-        given = {
-            "k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates,
-            "combine": combine, "boundaries": boundaries,
-        }  # fmt: skip
+        given = {"k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates}
+        given |= {"combine": combine, "boundaries": boundaries}
         self.step_options: StepOptions = step_options(given, StepOptions()).check(len(models))
         check_method(method, method_options, len(models))
         self.method = method
@@ -207,8 +205,7 @@ class UniteEnsemble:
         progress : bool
             Show a progress bar over the prompts.
         **options
-            Of `GenerationOptions`; `k`, `primary`, `weights`, `score`, `duplicates`, `combine` for this call; and
-            `chat_template_kwargs`, see `generate_each`.
+            Of `GenerationOptions` and `StepOptions`, for this call; and `chat_template_kwargs`, see `generate_each`.
 
         Returns
         -------
