@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import copy
 import json
 import random
 import re
@@ -300,7 +301,7 @@ def test_a_text_ends_with_its_grammar():
     assert output.finish_reasons == ["eos"]
     assert output.num_steps[0] == len(output.token_ids[0][0]) == len(output.records[0])
 
-    tokenizers = [toy_tokenizers.byte_level(), toy_tokenizers.sentencepiece()]
+    tokenizers = [copy.deepcopy(load()) for load in (toy_tokenizers.byte_level, toy_tokenizers.sentencepiece)]
     for tokenizer in tokenizers:
         tokenizer.eos_token = None
     models = [toy_model("llama", tokenizers[0], seed=1), toy_model("mistral", tokenizers[1], seed=2)]
