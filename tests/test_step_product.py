@@ -12,7 +12,13 @@ from test_step_meaning import World, byte_level, probs, sentencepiece, softmax
 
 from unite_ext import StepOptions, UniteEnsemble, reference, step_parts, unite_step
 from unite_ext.demo import COMPARABLE, model_folder
-from unite_ext.testing import assert_bitwise_equal, make_logits, step_in_parts, synthetic_alignment
+from unite_ext.testing import (
+    assert_bitwise_equal,
+    assert_same_step,
+    make_logits,
+    step_in_parts,
+    synthetic_alignment,
+)
 
 
 def test_a_pool_of_two():
@@ -222,3 +228,16 @@ def test_an_ensemble_multiplies(ensemble):
 def test_other_methods_refuse_it(ensemble, method):
     with pytest.raises(ValueError, match=f"combine must be 'mean' with method '{method}', got 'product'"):
         ensemble.generate("x", method=method, combine="product", max_new_tokens=1)
+
+
+@pytest.mark.parametrize("sizes", [(40, 60), (60, 40, 7)], ids=str)
+def test_an_included_class_may_be_a_silent_members_own_proposal(sizes):
+    """A member that does not propose opens no slot; one that is appended still takes its ids by rank, and their sum."""
+    alignment = synthetic_alignment(sizes)
+    eos = int((alignment.classes[0] == 0).nonzero()[0])
+    include = torch.full((64,), eos)
+    logits = make_logits(alignment, 64)
+    for m, own in enumerate(logits[1:], 1):
+        own[:, (alignment.classes[m] == 0).nonzero().flatten()] += 4.0
+    options = {"k": 3, "weights": [1.5] + [-1.0] * (len(sizes) - 1), "combine": "product", "include": include}
+    assert_same_step(unite_step(logits, alignment, **options), reference.unite_step(logits, alignment, **options))

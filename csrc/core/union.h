@@ -84,6 +84,32 @@ UNITE_HOST_DEVICE inline bool append_include(const StepParams& p, const RowScrat
   return true;
 }
 
+// Whether some member scores without proposing: then its own top-k may hold the class of an appended slot.
+UNITE_HOST_DEVICE inline bool has_silent_member(const StepParams& p) {
+  for (int m = 0; m < p.members; ++m) {
+    if (!proposes(p, m)) return true;
+  }
+  return false;
+}
+
+// Rule 1 for the slot that `include` has appended. One thread does it, after all others are done with the entries.
+UNITE_HOST_DEVICE inline void fill_include(const StepParams& p, const RowScratch& s, int64_t include) {
+  if (include < 0) return;
+  const int32_t cls = find(p.map, p.log2_capacity, map_key(p.primary, static_cast<int32_t>(include))).cls;
+  if (s.table.find(cls) != IndexTable::kAbsent) return;
+  const int slot = *s.size - 1;
+  for (int w = 0; w < p.members * p.k; ++w) {
+    if (s.entry_class[w] != cls) continue;
+    int32_t& field = s.slot_id[slot * p.members + walk_member(w / p.k, p.primary)];
+    if (holds_rank(field)) {
+      *s.shared_class = -1;  // entries of a member come by rank
+    } else {
+      field = kRankBase + w % p.k;
+    }
+    s.entry_class[w] = -2 - slot;
+  }
+}
+
 }  // namespace detail
 
 // Builds slots, slot ids and, if a member's own top-k has the class, its score from the key. Ends with a sync. Returns
@@ -137,6 +163,10 @@ UNITE_HOST_DEVICE bool build_union(Block& block, const StepParams& p, int64_t ro
   }
   if (p.include != nullptr && block.thread_rank() == 0 && !detail::append_include(p, s, p.include[row])) *s.size = -1;
   block.sync();
+  if (p.include != nullptr && *s.size >= 0 && detail::has_silent_member(p)) {
+    if (block.thread_rank() == 0) detail::fill_include(p, s, p.include[row]);
+    block.sync();
+  }
   return *s.size >= 0;
 }
 

@@ -126,7 +126,9 @@ class ExactRunner:
         state, options = _state(request), request.options
         draws = None
         if options.do_sample:
-            draws = torch.rand(self.limits.max_bytes, generator=request.generator, dtype=torch.float64).tolist()
+            draws = torch.rand(
+                self.limits.max_bytes, generator=request.generator, dtype=torch.float64, device="cpu"
+            ).tolist()
         forced = None if state.forced is None else state.forced[len(state.log_probs) :]
         steps, ranges, ends = walk(
             [
