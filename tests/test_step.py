@@ -173,8 +173,7 @@ def test_reference_in_float64_agrees():
     alignment = synthetic_alignment(SIZES[3])
     logits = make_logits(alignment, 9)
     double = reference.unite_step([x.double() for x in logits], alignment, k=64)
-    # A float32 sum of 192 terms is off by up to about 192 half-ulps.
-    assert_same_step(unite_step(logits, alignment, k=64), double, atol=1e-5)
+    assert_same_step(unite_step(logits, alignment, k=64), double, atol=2e-7)
 
 
 def test_empty_batch():

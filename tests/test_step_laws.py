@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from unite_ext import VocabAlignment, reference, unite_step
-from unite_ext.testing import LOGIT_KINDS, assert_same_step, make_logits, synthetic_alignment
+from unite_ext.testing import (
+    LOGIT_KINDS,
+    alignment_from_classes,
+    assert_same_step,
+    make_logits,
+    synthetic_alignment,
+)
 from unite_ext.vocab.alignment import EOS_CLASS, ID_MASK
 
 SIZES = ((9,), (40, 60), (60, 40, 7), (33, 65, 130, 31))
@@ -48,6 +55,68 @@ def cases(draw, min_members=1, combines=("mean", "product")):
 def test_kernel_equals_reference(case):
     alignment, logits, options = case
     assert_same_step(unite_step(logits, alignment, **options), reference.unite_step(logits, alignment, **options))
+
+
+def crowded(sizes: tuple[int, ...], texts: int, seed: int) -> VocabAlignment:
+    """Members whose ids share so few texts, so that many ids are added up."""
+    rng = np.random.default_rng(seed)
+    classes = [rng.permutation(np.arange(size) % texts) for size in sizes]
+    class_ids = np.stack([[np.flatnonzero(of == c)[0] for c in range(texts)] for of in classes], axis=1)
+    return alignment_from_classes(classes, class_ids)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(), st.data())
+def test_the_kernel_rounds_as_the_reference(case, data):
+    """Whatever the size of logits and the number of ids of one text: no order of a sum shows."""
+    alignment, logits, options = case
+    if data.draw(st.booleans()):
+        alignment = crowded(tuple(alignment.vocab_sizes), data.draw(st.integers(2, 7)), data.draw(st.integers(0, 3)))
+    size = data.draw(st.sampled_from([1.0, 30.0, 300.0, 2500.0]))
+    raised = data.draw(st.sampled_from([0.0, 0.05, 0.4]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    logits = [
+        (x.float().nan_to_num(0.0, 9.0, -torch.inf) + size * (torch.rand(x.shape, generator=generator) < raised)).to(x)
+        for x in logits
+    ]
+    assume(all((x[:, : len(c)][:, c >= 0] > -torch.inf).any(dim=1).all() for x, c in zip(logits, alignment.classes)))
+    step, want = (way(logits, alignment, **options) for way in (unite_step, reference.unite_step))
+    assert_same_step(step, want)
+    # An ulp for what lies halfway between two float32. A sum over the vocabulary the kernel makes in float32.
+    apart = 2.0**-24 if options["score"] == "logits" else 5e-7
+    torch.testing.assert_close(step.member_probs, want.member_probs, rtol=0, atol=apart)
+    torch.testing.assert_close(step.union_probs, want.union_probs, rtol=0, atol=2 * apart)
+    if options["combine"] == "mean":
+        exact = reference.unite_step([x.double() for x in logits], alignment, **options)
+        torch.testing.assert_close(step.member_probs, exact.member_probs, rtol=0, atol=2e-7 + apart)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 4), st.integers(2, 60), st.booleans(), st.sampled_from(["logits", "probs"]), st.data())
+def test_constructed_ties_are_exact(members, texts, swapped, score, data):
+    """Two texts with equal votes of every member, or with the votes of two members swapped: equal, the first wins."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    classes = [rng.permutation(texts) for _ in range(members)]
+    alignment = alignment_from_classes(classes, np.stack([np.argsort(of) for of in classes], axis=1))
+    a, b = rng.choice(texts, 2, replace=False)
+    of_class = rng.normal(size=(members, texts)) * data.draw(st.sampled_from([0.1, 3.0, 100.0]))
+    of_class[:, b] = of_class[:, a] = of_class.max() + rng.random(members)
+    weights = rng.integers(1, 5, members).astype(float)
+    if swapped and members > 1 and score == "logits":  # two vocabularies' sums are rounded each in its own order
+        of_class[0, b] = of_class[0, a] = of_class[0].max()
+        of_class[0, a] += 0.7
+        of_class[1] = of_class[0]
+        of_class[1, [a, b]] = of_class[0, [b, a]]
+        weights[:2] = 1.0
+        weights[2:] = 0.0
+    logits = [torch.tensor(own[None, of], dtype=torch.float32) for own, of in zip(of_class, classes)]
+    options = {"k": texts, "weights": weights.tolist(), "score": score}
+    for combine in ("mean", "product"):
+        for step in (way(logits, alignment, **options, combine=combine) for way in (unite_step, reference.unite_step)):
+            found = [classes[0][i] for i in step.union_ids[0, : int(step.union_size[0]), 0]]
+            slots = sorted((found.index(a), found.index(b)))
+            assert step.union_probs[0, slots[0]] == step.union_probs[0, slots[1]]
+            assert int(step.winner[0]) == slots[0]
 
 
 def classes_of(alignment: VocabAlignment, ids: list[int]) -> set[int]:

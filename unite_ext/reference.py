@@ -66,7 +66,7 @@ def top_k_keys(
     if score == "logits":
         return keys, torch.zeros_like(values[:, 0])
     largest = best[:, :1].clamp(min=torch.finfo(values.dtype).min)
-    return keys, (values - largest).logsumexp(dim=1)
+    return keys, (values - largest).double().logsumexp(dim=1).to(values.dtype)
 
 
 def unite_keys(
@@ -140,10 +140,10 @@ def score_slots(
     largest = torch.where(key_values(keys).isfinite(), key_values(keys), 0.0)[:, :1]
     values = torch.where(own.any(dim=2), key_values(keys).gather(1, own.int().argmax(dim=2)), values)
     same_text = (key_slots[:, None] == positions[:, None]) & (ids >= 0)[:, :, None]
-    sums = (key_values(keys) - largest)[:, None].masked_fill(~same_text, -torch.inf).logsumexp(dim=2)
-    values = clean(torch.where(same_text.any(dim=2), sums, clean(values) - largest))
+    sums = (key_values(keys).double() - largest)[:, None].masked_fill(~same_text, -torch.inf).logsumexp(dim=2)
+    values = clean(torch.where(same_text.any(dim=2), sums.to(values.dtype), clean(values) - largest))
     if score == "probs":
-        values = (values - log_sums[:, None]).exp()
+        values = (values - log_sums[:, None]).double().exp().to(values.dtype)
     values = values.masked_fill(ids < 0, -torch.inf)
     if duplicates == "drop":
         values = values.masked_fill(loses_its_id(ids, slots >= FIRST_SUB_TOKEN), -torch.inf)
@@ -151,7 +151,7 @@ def score_slots(
         finite, values = values > -torch.inf, values.clamp(min=LOWEST_SCORE)
         smallest = values.masked_fill(~finite, torch.inf).amin(dim=1, keepdim=True)
         values = torch.where(finite, values, smallest.masked_fill(smallest == torch.inf, 0.0))
-    return torch.where(is_slot, values if combine == "product" else values.softmax(dim=1), 0.0)
+    return torch.where(is_slot, values if combine == "product" else softmax(values), 0.0)
 
 
 def combine_slots(
@@ -171,7 +171,7 @@ def combine_slots(
     if combine == "product":
         beside = (torch.arange(pooled.shape[1], device=pooled.device) >= union.union_size[:, None])[:, :, None]
         both = torch.cat([member_scores, pooled[:, :, None]], dim=2).masked_fill(beside, -torch.inf)
-        both = both.softmax(dim=1).masked_fill(beside, 0.0)
+        both = softmax(both).masked_fill(beside, 0.0)
         member_probs, union_probs = both[:, :, :-1], both[:, :, -1]
 
     ids = torch.where(union.slots >= 0, union.slots & ID_MASK, -1).long()
@@ -202,6 +202,12 @@ def clean(logits: Tensor) -> Tensor:
     return finite if finite.dtype == torch.float64 else finite.float()
 
 
+def softmax(values: Tensor) -> Tensor:
+    """Over dimension 1. Exponentials and sums are made in float64 and rounded once: the same bits on every device."""
+    parts = (values - values.amax(dim=1, keepdim=True)).double().exp().to(values.dtype)
+    return parts / parts.double().sum(dim=1, keepdim=True).to(values.dtype)
+
+
 def loses_its_id(ids: Tensor, sub_token: Tensor) -> Tensor:
     """[B, U] bool: slots that share a member's id with one that has more right to it.
 
@@ -215,23 +221,16 @@ def loses_its_id(ids: Tensor, sub_token: Tensor) -> Tensor:
 
 @torch.no_grad()
 def generate(
-    models: Sequence[Any],
-    alignment: VocabAlignment,
-    prompt_ids: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    primary: int = 0,
-    **options: Any,
-) -> tuple[bytes, list[int], list[StepResult]]:
+    models: Sequence[Any], alignment: VocabAlignment, prompt_ids: Sequence[Sequence[int]], *,
+    max_new_tokens: int, primary: int = 0, **options: Any,
+) -> tuple[bytes, list[int], list[StepResult]]:  # fmt: skip
     """Decode one prompt greedily in the plainest way: every step re-tokenizes and recomputes everything.
 
     This is the oracle for `UniteEnsemble.generate`, which must give the same text. `prompt_ids` holds the
     prompt as each member's own token ids. Returns the text's bytes, the primary's ids and every step's result.
     """
     shares_ids = [f == alignment.fingerprints[primary] for f in alignment.fingerprints]
-    text = b""
-    ids: list[int] = []
-    steps: list[StepResult] = []
+    text, ids, steps = b"", list[int](), list[StepResult]()
     for _ in range(max_new_tokens):
         logits = []
         for m, model in enumerate(models):

@@ -20,7 +20,7 @@ struct SerialBlock {
   UNITE_HOST_DEVICE int lane() const { return 0; }
   UNITE_HOST_DEVICE int num_lanes() const { return 1; }
   UNITE_HOST_DEVICE float group_max(float value) const { return value; }
-  UNITE_HOST_DEVICE float group_sum(float value) const { return value; }
+  UNITE_HOST_DEVICE double group_sum(double value) const { return value; }
   UNITE_HOST_DEVICE uint64_t group_max(uint64_t value) const { return value; }
 
   // Sum of `value` over the threads of lower rank; `total` becomes the sum over all. All threads call it.

@@ -67,7 +67,7 @@ UNITE_HOST_DEVICE inline float slot_logit(const MemberLogits& logits, int64_t ro
 // The input of the softmax over the slots. `logit` and `log_sum` are relative to the member's largest eligible logit: a
 // logarithm added to a large logit would lose its digits.
 UNITE_HOST_DEVICE inline float slot_score(Score score, float logit, float log_sum) {
-  return score == Score::kLogits ? logit : expf(logit - log_sum);
+  return score == Score::kLogits ? logit : rounded_exp(logit - log_sum);
 }
 
 // Rules 1 to 3 of the fill: every field of slot_id becomes a tagged id, every field of slot_score its score.

@@ -40,6 +40,10 @@ struct CudaBlock {
     for (int step = kWarp / 2; step > 0; step /= 2) value = plain_sum(value, __shfl_xor_sync(kFullWarp, value, step));
     return value;
   }
+  __device__ double group_sum(double value) const {
+    for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullWarp, value, step);
+    return value;
+  }
   __device__ uint64_t group_max(uint64_t value) const {
     for (int step = kWarp / 2; step > 0; step /= 2) {
       const uint64_t other = __shfl_xor_sync(kFullWarp, static_cast<unsigned long long>(value), step);

@@ -18,9 +18,9 @@ from ..step_result import StepResult
 from ..vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN, NO_CLASS, NO_ID, VocabAlignment
 from ..vocab.vocabulary import Vocabulary
 
-ATOL = 4e-6
-"""How far probabilities of two right steps may lie apart: float32 sums over up to 1025 slots, in different orders, of
-logits that are sums themselves where several ids have one text, and are rounded at their own size."""
+ATOL = 2e-6
+"""How far probabilities of two right steps may lie apart. The reference and the kernels round their softmax alike; what
+differs is the sum over a vocabulary that `score="probs"` divides by, and float32 sums of other implementations."""
 
 _CLEAR = 1e-6  # where the two largest averages lie further apart, the choice is no matter of rounding
 
@@ -198,10 +198,8 @@ def assert_same_step(got: StepResult, expected: StepResult, atol: float = ATOL) 
     for name in ("member_probs", "union_probs"):
         ours, theirs = getattr(got, name), getattr(expected, name)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=atol, msg=functools.partial(_named, name))
-    top, slots = expected.union_probs.topk(min(2, expected.union_probs.shape[1]), dim=1)
-    # Equal averages of unequal probabilities are a matter of rounding; of equal ones they are a tie everywhere.
-    voted = expected.member_probs.gather(1, slots[:, :, None].expand(-1, -1, expected.member_probs.shape[2]))
-    clear = (top[:, 0] - top[:, -1] > _CLEAR) | (voted[:, 0] == voted[:, -1]).all(dim=1)
+    top = expected.union_probs.topk(min(2, expected.union_probs.shape[1]), dim=1).values
+    clear = (top[:, 0] - top[:, -1] > _CLEAR) | (top[:, 0] == top[:, -1])
     for name in ("winner", "next_ids"):
         _assert_equal(name, getattr(got, name)[clear], getattr(expected, name)[clear])
 
