@@ -71,7 +71,7 @@ def test_no_member_has_an_eos():
 def test_eos_inside_a_compiled_step():
     alignment, logits, step, expected = steps_with_eos(1)
 
-    @torch.compile(fullgraph=True, backend="aot_eager")  # one graph; test_step.py compiles to the end
+    @torch.compile(fullgraph=True, backend="aot_eager")  # one graph; test_step.py compiles this to the end
     def decide(*logits):
         step = unite_step(logits, alignment, primary=1)
         return step.next_ids, step.is_eos(alignment)

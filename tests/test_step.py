@@ -211,14 +211,15 @@ def test_compiles_as_one_graph():
     @torch.compile(fullgraph=True, backend=os.environ.get("UNITE_TEST_COMPILE_BACKEND", "inductor"))
     def compiled(logits):
         step = unite_step([x * 0.5 for x in logits], alignment, k=7, weights=[0.25, 0.75])
-        return step.next_ids + 1, step.union_probs, step.status
+        return step.next_ids + 1, step.union_probs, step.status, step.is_eos(alignment)
 
     logits = make_logits(alignment, 3)
     step = unite_step([x * 0.5 for x in logits], alignment, k=7, weights=[0.25, 0.75])
-    next_ids, probs, status = compiled(logits)
+    next_ids, probs, status, is_eos = compiled(logits)
     assert torch.equal(next_ids, step.next_ids + 1)
     assert torch.equal(probs, step.union_probs)
     assert torch.equal(status, step.status)
+    assert torch.equal(is_eos, step.is_eos(alignment))
 
 
 def test_real_vocabularies(real_alignment):
