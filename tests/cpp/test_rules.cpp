@@ -181,6 +181,38 @@ TEST(include) {
   CHECK(run(masked, kJamesLogits, options).status[0] == kBadInclude, "an ineligible include");
 }
 
+TEST(an_appended_slot_takes_a_silent_members_own_ids_by_rank) {
+  // Member 1 only scores. Its two best ids are both of class 2, which nobody proposes; 2 is the class's own id there.
+  World w;
+  w.class_of = {{0, 1, 2}, {0, 1, 2, 2}};
+  w.tagged = {{0, 0}, {1, 1}, {2, 2}};
+  w.build();
+  const Table logits = {{1, 2, -3}, {-5, 0, 1, 3}};
+  const double both = std::log(std::exp(1.0) + std::exp(3.0));
+  Options options;
+  options.combine = Combine::kProduct;
+  options.weights = {1.5f, -0.5f};
+  options.include = {2};
+  const Outputs out = run(w, logits, options);
+  check_ids(out, {1, 1, 0, 0, 2, 3, -1, -1, -1, -1});
+  check_probs(out, 2, 0, {2, 1, -3});
+  check_probs(out, 2, 1, {0, -5, both});
+  const std::vector<double> pool = {3.0, 1.5 + 2.5, -4.5 - both / 2};
+  double sum = 0;
+  for (double score : pool) sum += std::exp(score);
+  for (int slot = 0; slot < 3; ++slot)
+    CHECK(std::fabs(out.union_probs[slot] - std::exp(pool[slot]) / sum) < 1e-6, "slot ", slot);
+  CHECK(out.winner[0] == 1 && out.next_ids[0] == 0 && out.next_ids[1] == 0, "winner ", out.winner[0]);
+
+  options.k = 1;  // of its own proposals only the best is left
+  check_ids(run(w, logits, options), {1, 1, 2, 3, -1, -1});
+  check_probs(run(w, logits, options), 2, 1, {0, 3});
+  options.weights = {1.5f, 0.5f};  // as a proposer it opens the slot itself
+  options.k = 2;
+  check_ids(run(w, logits, options), {1, 1, 0, 0, 2, 3, -1, -1, -1, -1});
+  check_probs(run(w, logits, options), 2, 1, {0, -5, both});
+}
+
 TEST(a_member_without_logits_fails_its_row) {
   const std::vector<float> dead = {-kInf, std::nanf(""), -kInf, -kInf, -kInf};
   Options options;
