@@ -15,6 +15,17 @@ import typer
 from .._text import visible
 from .console import console, errors, fail, plain
 from .ensembles import SAMPLE_CHAT, load_ensemble
+from .options import (
+    ChatTemplateKwargs,
+    ChatTemplates,
+    Devices,
+    Dtype,
+    OptionalModels,
+    Primary,
+    Proposals,
+    TrustRemoteCode,
+    Weights,
+)
 from .trace import save_and_say
 
 if TYPE_CHECKING:
@@ -203,34 +214,21 @@ class Session:
 
 
 def chat(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="A member: Hugging Face name, folder or .gguf file. Once per member; the first leads."),
-    ] = None,
+    model: OptionalModels = None,
     demo: Annotated[bool, typer.Option("--demo", help="Talk with the models that ship with the package.")] = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     load: Annotated[Path | None, typer.Option(help="Go on with a chat that /save wrote.")] = None,
-    k: Annotated[int, typer.Option(help="How many tokens every member proposes per step.")] = 10,
-    primary: Annotated[int, typer.Option(help="Which member leads, counted from 0.")] = 0,
-    weight: Annotated[
-        list[float] | None, typer.Option(help="A member's weight, once per member; uniform by default.")
-    ] = None,
+    k: Proposals = 10,
+    primary: Primary = 0,
+    weight: Weights = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, above it samples.")] = 0.0,
     speculate: Annotated[str | None, typer.Option(help="Draft, as in `unite generate`; greedy answers only.")] = None,
-    chat_template: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A Jinja file, plain ('User: ...', for a model without a template) or own; for all or once per member."
-        ),
-    ] = None,
-    chat_template_kwargs: Annotated[
-        list[str] | None,
-        typer.Option(help="Variables for the chat template, as a JSON object; for all members or once per member."),
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[list[str] | None, typer.Option(help="A device for all members, or once per member.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the models.")] = False,
+    chat_template: ChatTemplates = None,
+    chat_template_kwargs: ChatTemplateKwargs = None,
+    dtype: Dtype = "auto",
+    device: Devices = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk with several models that answer together. /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.
 

@@ -13,6 +13,18 @@ from rich.table import Table
 
 from .console import console, errors, fail, plain
 from .eval_demo import evaluate_demo
+from .options import (
+    BatchSize,
+    Chat,
+    Devices,
+    Dtype,
+    MethodOptions,
+    OptionalModels,
+    Primary,
+    Proposals,
+    TrustRemoteCode,
+    Weights,
+)
 from .resume import describe_run, keep_answers
 
 Results = dict[str, Any]
@@ -20,10 +32,7 @@ Results = dict[str, Any]
 
 
 def evaluate(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="A member: Hugging Face name, folder or .gguf file. Once per member, the primary first."),
-    ] = None,
+    model: OptionalModels = None,
     tasks: Annotated[
         str, typer.Option(help="Tasks of lm_eval, separated by commas; unite_paper is the paper's six benchmarks.")
     ] = "",
@@ -35,9 +44,7 @@ def evaluate(
         str | None,
         typer.Option(help="unite (the default) or another method, see docs/methods.md. With --demo: run only this."),
     ] = None,
-    method_options: Annotated[
-        str | None, typer.Option(help="The method's own options, as name:value;name:value.")
-    ] = None,
+    method_options: MethodOptions = None,
     benchmarks: Annotated[
         Path | None, typer.Option(help="Folder with the data of the unite_... tasks; else UNITE_BENCHMARKS.")
     ] = None,
@@ -46,11 +53,9 @@ def evaluate(
         typer.Option(help="Folder for results and samples. Answers are kept there, so that a run can be continued."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only this many problems per task.")] = None,
-    k: Annotated[int, typer.Option(help="How many tokens every member proposes per step.")] = 10,
-    primary: Annotated[int, typer.Option(help="Which member is the primary, counted from 0.")] = 0,
-    weight: Annotated[
-        list[float] | None, typer.Option(help="A member's weight, once per member; uniform by default.")
-    ] = None,
+    k: Proposals = 10,
+    primary: Primary = 0,
+    weight: Weights = None,
     combine: Annotated[
         str, typer.Option(help="mean, or product: weights are exponents, and may be negative.")
     ] = "mean",
@@ -61,11 +66,11 @@ def evaluate(
             "as of a single model. union: normalised over a step's slots."
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts that run side by side.")] = 8,
-    chat: Annotated[bool, typer.Option(help="Put every prompt through each member's own chat template.")] = False,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[list[str] | None, typer.Option(help="A device for all members, or once per member.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the models.")] = False,
+    batch_size: BatchSize = 8,
+    chat: Chat = False,
+    dtype: Dtype = "auto",
+    device: Devices = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Evaluate an ensemble, or one model alone, on benchmarks with lm-evaluation-harness.

@@ -11,6 +11,22 @@ import typer
 
 from .._jsonl import parse_record, record_line, split_lines, takes_unicode
 from .console import console, errors, fail
+from .options import (
+    BatchSize,
+    Chat,
+    ChatTemplateKwargs,
+    ChatTemplates,
+    Devices,
+    Dtype,
+    Duplicates,
+    MethodOptions,
+    Models,
+    Primary,
+    Proposals,
+    Score,
+    TrustRemoteCode,
+    Weights,
+)
 from .prompts import prepare_members, read_prompts, read_templates
 from .resume import check_rows, keep_run
 from .trace import save_and_say
@@ -26,10 +42,7 @@ _ROW = "a row that `unite generate` wrote"
 
 
 def generate(
-    model: Annotated[
-        list[str],
-        typer.Option(help="A member: Hugging Face name, folder or .gguf file. Once per member; the first leads."),
-    ],
+    model: Models,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
     file: Annotated[
         Path | None, typer.Option(help="Prompts: one per line, or JSON lines with 'prompt' or 'messages'.")
@@ -41,18 +54,10 @@ def generate(
             help="Keep the rows that --output already holds, and go on; refused with other models or options."
         ),
     ] = False,
-    chat: Annotated[bool, typer.Option(help="Put every prompt through each member's own chat template.")] = False,
+    chat: Chat = False,
     system: Annotated[str | None, typer.Option(help="System message, with --chat.")] = None,
-    chat_template: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A Jinja file, plain ('User: ...', for a model without a template) or own; for all or once per member."
-        ),
-    ] = None,
-    chat_template_kwargs: Annotated[
-        list[str] | None,
-        typer.Option(help="Variables for the chat template, as a JSON object; for all members or once per member."),
-    ] = None,
+    chat_template: ChatTemplates = None,
+    chat_template_kwargs: ChatTemplateKwargs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with ids and finish reasons.")] = False,
     trace: Annotated[
         Path | None,
@@ -65,13 +70,11 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help=r"End the text before this string; may be repeated. \n is a newline.")
     ] = None,
-    k: Annotated[int, typer.Option(help="How many tokens every member proposes per step.")] = 10,
-    primary: Annotated[int, typer.Option(help="Which member leads, counted from 0.")] = 0,
-    weight: Annotated[
-        list[float] | None, typer.Option(help="A member's weight, once per member; uniform by default.")
-    ] = None,
-    score: Annotated[str, typer.Option(help="logits, or probs: softmax of probabilities, flatter.")] = "logits",
-    duplicates: Annotated[str, typer.Option(help="repeat or drop: slots that share a member's id.")] = "repeat",
+    k: Proposals = 10,
+    primary: Primary = 0,
+    weight: Weights = None,
+    score: Score = "logits",
+    duplicates: Duplicates = "repeat",
     combine: Annotated[
         str,
         typer.Option(
@@ -83,9 +86,7 @@ def generate(
         str, typer.Option(help="plain: vote on tokens, as the paper; exact: on the bytes that follow the text.")
     ] = "plain",
     method: Annotated[str, typer.Option(help="unite, or another method; docs/methods.md lists them.")] = "unite",
-    method_options: Annotated[
-        str | None, typer.Option(help="The method's own options, as name:value;name:value.")
-    ] = None,
+    method_options: MethodOptions = None,
     do_sample: Annotated[bool, typer.Option(help="Sample from the average instead of taking its largest.")] = False,
     temperature: Annotated[float, typer.Option(help="With --do-sample: below 1 sharpens.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="With --do-sample: among this many slots, 0 for all.")] = 0,
@@ -109,10 +110,10 @@ def generate(
     grammar: Annotated[
         Path | None, typer.Option(help="A file with a grammar (GBNF): every text follows its rule root.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts that run side by side.")] = 8,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[list[str] | None, typer.Option(help="A device for all members, or once per member.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the models.")] = False,
+    batch_size: BatchSize = 8,
+    dtype: Dtype = "auto",
+    device: Devices = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Let several models write one text together.
 

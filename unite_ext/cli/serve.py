@@ -10,15 +10,25 @@ import typer
 
 from .console import errors, fail, plain
 from .ensembles import SAMPLE_CHAT, load_ensemble
+from .options import (
+    ChatTemplateKwargs,
+    ChatTemplates,
+    Devices,
+    Dtype,
+    Duplicates,
+    OptionalModels,
+    Primary,
+    Proposals,
+    Score,
+    TrustRemoteCode,
+    Weights,
+)
 
 _EXTRA = "unite serve needs fastapi, uvicorn and others: pip install 'unite_ext[serve]'"
 
 
 def serve(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="A member: Hugging Face name, folder or .gguf file. Once per member; the first leads."),
-    ] = None,
+    model: OptionalModels = None,
     demo: Annotated[bool, typer.Option("--demo", help="Serve the models that ship with the package.")] = False,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for the whole network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
@@ -36,13 +46,11 @@ def serve(
         list[str] | None,
         typer.Option(help="Answer only this Host header; may be repeated. At 127.0.0.1 this machine's own by default."),
     ] = None,
-    k: Annotated[int, typer.Option(help="How many tokens every member proposes per step.")] = 10,
-    primary: Annotated[int, typer.Option(help="Which member leads, counted from 0.")] = 0,
-    weight: Annotated[
-        list[float] | None, typer.Option(help="A member's weight, once per member; uniform by default.")
-    ] = None,
-    score: Annotated[str, typer.Option(help="logits, or probs: softmax of probabilities, flatter.")] = "logits",
-    duplicates: Annotated[str, typer.Option(help="repeat or drop: slots that share a member's id.")] = "repeat",
+    k: Proposals = 10,
+    primary: Primary = 0,
+    weight: Weights = None,
+    score: Score = "logits",
+    duplicates: Duplicates = "repeat",
     method: Annotated[
         list[str] | None,
         typer.Option(help="What decides steps: unite, or another token-level method. Repeated: requests may choose."),
@@ -63,19 +71,11 @@ def serve(
     max_choices: Annotated[int, typer.Option(help="Most texts of one request.")] = 16,
     max_body: Annotated[int, typer.Option(help="Most bytes of a request.")] = 4 << 20,
     grace: Annotated[float, typer.Option(help="Seconds that running requests have after SIGTERM.")] = 30.0,
-    chat_template: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A Jinja file, plain ('User: ...', for a model without a template) or own; for all or once per member."
-        ),
-    ] = None,
-    chat_template_kwargs: Annotated[
-        list[str] | None,
-        typer.Option(help="Variables for the chat template, as a JSON object; for all members or once per member."),
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[list[str] | None, typer.Option(help="A device for all members, or once per member.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the models.")] = False,
+    chat_template: ChatTemplates = None,
+    chat_template_kwargs: ChatTemplateKwargs = None,
+    dtype: Dtype = "auto",
+    device: Devices = None,
+    trust_remote_code: TrustRemoteCode = False,
     log_level: Annotated[
         str, typer.Option(help="debug, info (a line per request), warning or error. No text of anybody's is logged.")
     ] = "info",
