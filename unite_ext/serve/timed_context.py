@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from ..members.base import Context, Place, Scores
+from ..members.passing import PassingContext
 
 
-class TimedContext(Context):
+class TimedContext(PassingContext):
     """Another context, its passes timed.
 
     Parameters
@@ -25,46 +27,18 @@ class TimedContext(Context):
     """
 
     def __init__(self, inner: Context, device: torch.device, observe: Callable[[float], None]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._device = device
         self._observe = observe
         self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
-    def join(self, key: int, ids: Sequence[int]) -> None:
-        """See `Context.join`."""
-        self._inner.join(key, ids)
-
-    def leave(self, key: int) -> None:
-        """See `Context.leave`."""
-        self._inner.leave(key)
-
-    def edit(self, key: int, drop: int, append: Sequence[int]) -> None:
-        """See `Context.edit`."""
-        self._inner.edit(key, drop, append)
-
-    def lengths(self, keys: Sequence[int]) -> list[int]:
-        """See `Context.lengths`."""
-        return self._inner.lengths(keys)
-
-    def ids(self, key: int) -> list[int]:
-        """See `Context.ids`."""
-        return self._inner.ids(key)
-
-    def prefill(self, budget: int) -> None:
-        """See `Context.prefill`."""
-        self._inner.prefill(budget)
-
-    def ready(self, key: int) -> bool:
-        """See `Context.ready`."""
-        return self._inner.ready(key)
-
     def evaluate(self, keys: Sequence[int]) -> Scores:
         """See `Context.evaluate`."""
-        return self._timed(lambda: self._inner.evaluate(keys))
+        return self._timed(partial(super().evaluate, keys))
 
     def evaluate_places(self, places: Sequence[Place]) -> Scores:
         """See `Context.evaluate_places`."""
-        return self._timed(lambda: self._inner.evaluate_places(places))
+        return self._timed(partial(super().evaluate_places, places))
 
     def _timed(self, call: Callable[[], Scores]) -> Scores:
         if self._device.type != "cuda":

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..members.base import BaseMember, Context, Prompt, Scores
+from ..members.base import BaseMember, Context, Place, Prompt, Scores
 from ..members.context import LogitScores
+from ..members.passing import PassingContext
 from ..options import StepOptions
 from ..step_parts import gather_logits, top_k_keys
 from ..vocab.alignment import VocabAlignment
@@ -140,41 +141,23 @@ class RecordedMember(BaseMember):
         return _RecordedContext(self.name, self._logits, self._whole)
 
 
-class _RecorderContext(Context):
+class _RecorderContext(PassingContext):
     """Passes everything on, and keeps the scores."""
 
     def __init__(self, recorder: Recorder, inner: Context) -> None:
+        super().__init__(inner)
         self._recorder = recorder
-        self._inner = inner
-
-    def join(self, key: int, ids: Sequence[int]) -> None:
-        self._inner.join(key, ids)
-
-    def leave(self, key: int) -> None:
-        self._inner.leave(key)
-
-    def edit(self, key: int, drop: int, append: Sequence[int]) -> None:
-        self._inner.edit(key, drop, append)
-
-    def lengths(self, keys: Sequence[int]) -> list[int]:
-        return self._inner.lengths(keys)
-
-    def ids(self, key: int) -> list[int]:
-        return self._inner.ids(key)
-
-    def prefill(self, budget: int) -> None:
-        self._inner.prefill(budget)
-
-    def ready(self, key: int) -> bool:
-        return self._inner.ready(key)
 
     def evaluate(self, keys: Sequence[int]) -> Scores:
-        scores = self._inner.evaluate(keys)
+        scores = super().evaluate(keys)
         if scores.logits is None:
             raise ValueError(f"{self._recorder.name} does not have its logits at hand: they cannot be recorded")
         for key, row in zip(keys, scores.logits):
             self._recorder.logits[tuple(self.ids(key))] = row.float().cpu().clone()
         return scores
+
+    def evaluate_places(self, places: Sequence[Place]) -> Scores:
+        return Context.evaluate_places(self, places)  # by `evaluate`, which keeps the rows
 
 
 class _RecordedContext(Context):
