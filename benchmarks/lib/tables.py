@@ -183,20 +183,6 @@ def scoring() -> str:
     return markdown(["", "tokens/s", ""], table, measured_on(rows))
 
 
-def decode_before() -> str:
-    """The decode loop against an earlier commit, both measured in turn."""
-    rows = [r for r in newest("decode_against") if r["call"] in ("ensemble", "outside forwards")]
-    table = [
-        [
-            f"{r['call']}, B = {r['batch']}, after {r['length']}",
-            duration(float(r["other_us"])), duration(float(r["this_us"])),
-            f"{float(r['this_us']) / float(r['other_us']):.2f}×",
-        ]
-        for r in rows
-    ]  # fmt: skip
-    return markdown(["2 members", f"commit {rows[0]['other']}", "now", ""], table, measured_on(rows))
-
-
 def trace_page() -> str:
     """The page of a long trace."""
     rows = newest("trace_page")
@@ -263,7 +249,6 @@ TABLES: dict[str, Callable[[], str]] = {
         engine_prompt,
         speculation,
         scoring,
-        decode_before,
         trace_page,
     )
 }
