@@ -27,12 +27,17 @@ SNIPPETS = [
 
 
 def check(vocabulary: Vocabulary, pieces: list[bytes]) -> None:
-    """After every piece the ids are those of the whole text, and the edits lead there."""
+    """After every piece the ids are those of the whole text, and the edits lead there: those of a branch as well."""
     sync = TextSync(vocabulary)
+    branches: list[TextSync] = []
     replayed: list[int] = []
     text = b""
-    for piece in pieces:
+    for n, piece in enumerate(pieces):
+        branches += [sync.branch()] if n % 4 == 1 else []
         drop, append = sync.append(piece)
+        for branch in branches[-2:]:
+            assert branch.append(piece) == (drop, append)
+            assert sync.ids[len(sync.ids) - len(branch.ids) :] == branch.ids
         del replayed[len(replayed) - drop :]
         replayed += append
         text += piece

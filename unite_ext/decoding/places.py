@@ -30,7 +30,7 @@ def places_along(request: Request, member: int, ids: Sequence[int], pieces: Sequ
     sync = request.syncs[member]
     if sync is None:
         return [(request.key, 0, list(ids[:n])) for n in range(len(ids) + 1)]
-    grown = sync.copy()
+    grown = sync.branch()
     length = shortest = len(grown.ids)
     places: list[Place] = [(request.key, 0, [])]
     for piece in pieces:
