@@ -358,6 +358,7 @@ def test_streams_and_answers_follow_too():
 REFUSED = [
     ({"json_schema": "{"}, "must be a JSON schema, got text that is not JSON"),
     ({"json_schema": {"type": "thing"}}, r"\$ must have a 'type' among .*, got 'thing'"),
+    ({"json_schema": {"type": [["string"]]}}, r"\$ must have a 'type' among .*, got \['string'\]"),
     ({"json_schema": {"properties": {"a": {"not": {}}}}}, r"\$\.properties\.a must not use 'not'"),
     ({"json_schema": {"type": "array", "uniqueItems": True}}, "must not use 'uniqueItems'"),
     ({"json_schema": {"allOf": [{"type": "integer"}, {"minimum": 3}]}}, "one schema in 'allOf', got 2"),

@@ -123,7 +123,7 @@ def _per_member(option: str, values: Sequence[str] | None, models: Sequence[str]
     return [*values] * (len(models) if len(values) == 1 else 1)
 
 
-def _variables(text: str | None) -> dict[str, Any] | None:
+def _variables(text: str | None) -> dict[str, object] | None:
     if text is None:
         return None
     try:

@@ -23,7 +23,7 @@ from ..structured.constraint import Constraint
 from ..vocab.vocabulary import Vocabulary
 
 METHOD_FIELDS = ("method", "method_options")
-MakeMethod = Callable[[str | Method, Mapping[str, Any] | None, StepOptions], Method]
+MakeMethod = Callable[[str | Method, Mapping[str, object] | None, StepOptions], Method]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Plan:
 
     step: StepOptions
     method: Method
-    method_options: Mapping[str, Any] | None
+    method_options: Mapping[str, object] | None
     generation: GenerationOptions
 
     @property
@@ -51,10 +51,10 @@ class Plan:
 
 
 def make_plan(
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     defaults: StepOptions,
     method: str | Method,
-    own: Mapping[str, Any] | None,
+    own: Mapping[str, object] | None,
     make_method: MakeMethod,
     vocabularies: Sequence[Vocabulary],
     *,

@@ -79,9 +79,9 @@ def make_trace(
     )
 
 
-def shown_options(plan: Plan) -> dict[str, Any]:
+def shown_options(plan: Plan) -> dict[str, object]:
     """The options of the step, the method, and those of the generation that differ from the defaults."""
-    shown: dict[str, Any] = {field.name: getattr(plan.step, field.name) for field in fields(plan.step)}
+    shown: dict[str, object] = {field.name: getattr(plan.step, field.name) for field in fields(plan.step)}
     shown |= {"method": plan.method.name, "method_options": plan.method_options}
     defaults = GenerationOptions()
     for field in fields(plan.generation):

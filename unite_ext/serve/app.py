@@ -36,7 +36,7 @@ from .stream import DONE, EventStream, event, until_left, with_errors
 from .token_details import TokenDetails, TraceFeed, trace_head
 
 ENDPOINTS = ("/", "/health", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models")
-_ERRORS: dict[int | str, dict[str, Any]] = {
+_ERRORS: dict[int | str, dict[str, object]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 429, 500, 503)
 }
 
@@ -162,7 +162,7 @@ class Service:
             yield event(reply.last_chunk())
         yield DONE
 
-    def _chunk(self, job: Job, reply: Reply, feeds: list[TraceFeed | None], news: News, usage: bool) -> dict[str, Any]:
+    def _chunk(self, job: Job, reply: Reply, feeds: list[TraceFeed | None], news: News, usage: bool) -> dict[str, object]:
         feed = feeds[news.choice]
         unite = None if feed is None else feed.next(news.tokens, news.request)
         ended = news.request
@@ -170,7 +170,7 @@ class Service:
         finish = None if ended is None else reply.finish_of(ended)
         return reply.chunk(job.choices[news.choice], news.piece, tokens, finish, unite, usage)
 
-    def model(self) -> dict[str, Any]:
+    def model(self) -> dict[str, object]:
         """The ensemble as one of OpenAI's models, with what it consists of."""
         members = short_names(self.details.names)
         step = self.preparer.default.step

@@ -51,7 +51,7 @@ class ApiError(Exception):
         self.detail = {"message": message, "type": kind, "param": param, "code": code}
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, object]:
         """The error as JSON."""
         return {"error": self.detail}
 

@@ -11,7 +11,7 @@ def describe(app: FastAPI, *, secured: bool) -> None:
     """Let an application's description be true: no 422, and the key where one is needed."""
     make = app.openapi
 
-    def described() -> dict[str, Any]:
+    def described() -> dict[str, object]:
         if app.openapi_schema is None:
             schema = make()
             for path, operations in schema["paths"].items():

@@ -100,10 +100,10 @@ class Preparer:
             return plan
         if plan.method.is_large:
             raise ValueError(f"{next(iter(step))} must be the server's with method {name!r}, which is made once")
-        given: dict[str, Any] = {} if name == self._ensemble.method else {"method": name}
+        given: dict[str, object] = {} if name == self._ensemble.method else {"method": name}
         return self._ensemble.plan({**given, **step})
 
-    def _generation(self, body: Sampling) -> dict[str, Any]:
+    def _generation(self, body: Sampling) -> dict[str, object]:
         """The options of a generation that a body asks for."""
         limit = self._options.max_tokens
         if isinstance(body, ChatBody):

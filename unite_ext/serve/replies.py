@@ -48,7 +48,7 @@ class Reply(ABC):
         """Why a text ended, in OpenAI's words."""
         return FINISH[request.finish_reason]
 
-    def whole(self, traces: Sequence[Trace] | None) -> dict[str, Any]:
+    def whole(self, traces: Sequence[Trace] | None) -> dict[str, object]:
         """The answer in one piece, when all texts are there; with their traces, if these were asked for."""
         choices = []
         for choice in self.job.choices:
@@ -66,9 +66,9 @@ class Reply(ABC):
         piece: str,
         tokens: Sequence[Token],
         finish: str | None,
-        unite: dict[str, Any] | None,
+        unite: dict[str, object] | None,
         usage: bool,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """A piece of one text; with `usage` every chunk has that field, as the last one fills it."""
         shown = self._delta(choice, piece, finish)
         shown["logprobs"] = self._logprobs(choice, tokens, None)
@@ -76,11 +76,11 @@ class Reply(ABC):
             shown["unite"] = unite
         return {**self.head, "object": self.chunk_kind, "choices": [shown], **({"usage": None} if usage else {})}
 
-    def last_chunk(self) -> dict[str, Any]:
+    def last_chunk(self) -> dict[str, object]:
         """The chunk that has no text and says how many tokens it was."""
         return {**self.head, "object": self.chunk_kind, "choices": [], "usage": self.usage()}
 
-    def usage(self) -> dict[str, Any]:
+    def usage(self) -> dict[str, object]:
         """Tokens as the primary counts them, and beside them every member's."""
         names = short_names(self.details.names)
         prompts = {choice.prompt: choice.prompt_ids for choice in self.job.choices}  # one of them has several texts
@@ -95,18 +95,18 @@ class Reply(ABC):
         return {**usage.model_dump(exclude_none=True), "unite": {"members": members}}
 
     @abstractmethod
-    def check(self, whole: dict[str, Any]) -> None:
+    def check(self, whole: dict[str, object]) -> None:
         """Raise unless this is what OpenAI's types take."""
 
     @abstractmethod
-    def first_chunk(self, choice: Choice) -> dict[str, Any] | None:
+    def first_chunk(self, choice: Choice) -> dict[str, object] | None:
         """What is sent of a text before its first piece."""
 
     @abstractmethod
-    def _choice(self, choice: Choice, text: str, finish: str) -> dict[str, Any]: ...
+    def _choice(self, choice: Choice, text: str, finish: str) -> dict[str, object]: ...
 
     @abstractmethod
-    def _delta(self, choice: Choice, piece: str, finish: str | None) -> dict[str, Any]: ...
+    def _delta(self, choice: Choice, piece: str, finish: str | None) -> dict[str, object]: ...
 
     @abstractmethod
     def _logprobs(self, choice: Choice, tokens: Sequence[Token], text: bytes | bytearray | None) -> Any: ...
@@ -121,21 +121,21 @@ class ChatReply(Reply):
         super().__init__(job, details, model)
         self._top = (body.top_logprobs or 0) if body.logprobs else None
 
-    def check(self, whole: dict[str, Any]) -> None:
+    def check(self, whole: dict[str, object]) -> None:
         """See `Reply.check`."""
         ChatCompletion.model_validate(whole)
 
-    def first_chunk(self, choice: Choice) -> dict[str, Any] | None:
+    def first_chunk(self, choice: Choice) -> dict[str, object] | None:
         """See `Reply.first_chunk`: who speaks."""
         delta = {"role": "assistant", "content": ""}
         shown = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
         return {**self.head, "object": self.chunk_kind, "choices": [shown]}
 
-    def _choice(self, choice: Choice, text: str, finish: str) -> dict[str, Any]:
+    def _choice(self, choice: Choice, text: str, finish: str) -> dict[str, object]:
         message = {"role": "assistant", "content": text, "refusal": None}
         return {"index": choice.index, "message": message, "finish_reason": finish}
 
-    def _delta(self, choice: Choice, piece: str, finish: str | None) -> dict[str, Any]:
+    def _delta(self, choice: Choice, piece: str, finish: str | None) -> dict[str, object]:
         return {"index": choice.index, "delta": {"content": piece} if piece else {}, "finish_reason": finish}
 
     def _logprobs(self, choice: Choice, tokens: Sequence[Token], text: bytes | bytearray | None) -> Any:
@@ -158,24 +158,24 @@ class CompletionReply(Reply):
         self._top = body.logprobs
         self._offsets = [0] * len(job.choices)
 
-    def check(self, whole: dict[str, Any]) -> None:
+    def check(self, whole: dict[str, object]) -> None:
         """See `Reply.check`."""
         Completion.model_validate(whole)
 
-    def first_chunk(self, choice: Choice) -> dict[str, Any] | None:
+    def first_chunk(self, choice: Choice) -> dict[str, object] | None:
         """See `Reply.first_chunk`: nothing."""
         return None
 
-    def _choice(self, choice: Choice, text: str, finish: str) -> dict[str, Any]:
+    def _choice(self, choice: Choice, text: str, finish: str) -> dict[str, object]:
         return {"index": choice.index, "text": text, "finish_reason": finish}
 
-    def _delta(self, choice: Choice, piece: str, finish: str | None) -> dict[str, Any]:
+    def _delta(self, choice: Choice, piece: str, finish: str | None) -> dict[str, object]:
         return {"index": choice.index, "text": piece, "finish_reason": finish}
 
     def _logprobs(self, choice: Choice, tokens: Sequence[Token], text: bytes | bytearray | None) -> Any:
         if self._top is None:
             return None
-        shown: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        shown: dict[str, list[object]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token in tokens:
             if token.token_id is None:
                 continue
@@ -195,7 +195,7 @@ def ended_request(choice: Choice) -> Request:
     return choice.request
 
 
-def _as_json(entry: Logprob) -> dict[str, Any]:
+def _as_json(entry: Logprob) -> dict[str, object]:
     return {
         "token": entry.text,
         "logprob": entry.logprob,

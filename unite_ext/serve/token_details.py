@@ -105,7 +105,7 @@ class TraceFeed:
         self._start = 0
         self._named: list[set[int]] = [set() for _ in details.members]
 
-    def next(self, tokens: Sequence[Token], ended: Request | None) -> dict[str, Any]:
+    def next(self, tokens: Sequence[Token], ended: Request | None) -> dict[str, object]:
         """The steps of tokens that have become certain; `ended` is the request when these are the last."""
         steps = []
         new_names: list[dict[int, str]] = [{} for _ in self._details.members]
@@ -129,7 +129,7 @@ class TraceFeed:
         return -1 if token_id < 0 else len(self._details.vocabularies[member].token_bytes[token_id])
 
 
-def trace_head(details: TokenDetails, plan: Plan) -> dict[str, Any]:
+def trace_head(details: TokenDetails, plan: Plan) -> dict[str, object]:
     """What a trace has beside its steps, known before they are."""
     return {
         "members": short_names(details.names),

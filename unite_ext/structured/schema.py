@@ -72,11 +72,11 @@ def portable_schema(schema: object) -> str:
 class _Writer:
     """Writes one schema again."""
 
-    def __init__(self, root: Mapping[str, Any] | bool) -> None:
+    def __init__(self, root: Mapping[str, object] | bool) -> None:
         self._root = root
         self._parts = 0
 
-    def write(self, schema: object, place: str, depth: int) -> dict[str, Any]:
+    def write(self, schema: object, place: str, depth: int) -> dict[str, object]:
         """A schema at a place of the whole, such as `$.properties.a`."""
         if schema is True:
             return {}
@@ -96,7 +96,7 @@ class _Writer:
         }
         return {**definitions, **self._body(schema, place, depth)}
 
-    def _body(self, schema: Mapping[str, Any], place: str, depth: int) -> dict[str, Any]:
+    def _body(self, schema: Mapping[str, object], place: str, depth: int) -> dict[str, object]:
         whole = [name for name in _WHOLE if name in schema]
         beside = {name for name in schema if name in _TYPED}
         if not whole:
@@ -123,7 +123,7 @@ class _Writer:
         written = [self.write(each, f"{place}.{kind}[{i}]", depth + 1) for i, each in enumerate(branches)]
         return written[0] if len(written) == 1 else {"anyOf": written}
 
-    def _reference(self, target: object, place: str) -> dict[str, Any]:
+    def _reference(self, target: object, place: str) -> dict[str, object]:
         if not isinstance(target, str) or not (target == "#" or target.startswith("#/")) or {"~", "%"} & set(target):
             raise _wrong(place, f"must refer to a part of the schema as '#/$defs/NAME', got {target!r}")
         self._resolve(target, place)
@@ -137,7 +137,7 @@ class _Writer:
             found = found[part]
         return found
 
-    def _values(self, schema: Mapping[str, Any], place: str) -> dict[str, Any]:
+    def _values(self, schema: Mapping[str, object], place: str) -> dict[str, object]:
         values = schema["enum"] if "enum" in schema else [schema["const"]]
         if not isinstance(values, Sequence) or isinstance(values, str):
             raise _wrong(place, f"must have a list of values as 'enum', got {values!r}")
@@ -148,21 +148,22 @@ class _Writer:
         self._count(len(kept), place)
         return {"enum": kept}
 
-    def _types(self, schema: Mapping[str, Any], place: str) -> list[str]:
+    def _types(self, schema: Mapping[str, object], place: str) -> list[str]:
         given = schema.get("type", [])
-        types = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else [given]
+        types = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+        found = [each for each in types if isinstance(each, str) and each in _OF_TYPE]
         for each in types:
-            if each not in _OF_TYPE:
+            if each not in found:
                 raise _wrong(place, f"must have a 'type' among {', '.join(_OF_TYPE)}, got {each!r}")
-        return types
+        return found
 
-    def _typed(self, schema: Mapping[str, Any], place: str, depth: int) -> dict[str, Any]:
+    def _typed(self, schema: Mapping[str, object], place: str, depth: int) -> dict[str, object]:
         types = self._types(schema, place)
         if not types:  # the types that its keywords speak of; others would be allowed, too
             types = [t for t in ("object", "array", "string", "number") if _OF_TYPE[t] & schema.keys()]
         if not types:
             return {}
-        makers: dict[str, Callable[[Mapping[str, Any], str, int], dict[str, Any]]] = {
+        makers: dict[str, Callable[[Mapping[str, object], str, int], dict[str, object]]] = {
             "object": self._object, "array": self._array, "string": self._string, "number": self._number,
             "integer": self._number,
         }  # fmt: skip
@@ -172,7 +173,7 @@ class _Writer:
             written = [each for each in written if each["type"] != "integer"]
         return written[0] if len(written) == 1 else {"anyOf": written}
 
-    def _object(self, schema: Mapping[str, Any], place: str, depth: int) -> dict[str, Any]:
+    def _object(self, schema: Mapping[str, object], place: str, depth: int) -> dict[str, object]:
         given = schema.get("properties", {})
         required = schema.get("required", [])
         if not isinstance(given, Mapping):
@@ -180,7 +181,7 @@ class _Writer:
         if not isinstance(required, Sequence) or any(not isinstance(name, str) for name in required):
             raise _wrong(place, f"must have a list of names as 'required', got {required!r}")
         self._count(len(given), place)
-        properties: dict[str, Any] = {
+        properties: dict[str, object] = {
             name: self.write(each, f"{place}.properties.{name}", depth + 1)
             for name, each in given.items()
             if each is not False or name in required
@@ -191,7 +192,7 @@ class _Writer:
                 if schema.get("additionalProperties") is False:
                     raise _wrong(place, f"must have {name!r} in 'properties', because it is required")
                 properties[name] = self.write(more or {}, f"{place}.additionalProperties", depth + 1)
-        written: dict[str, Any] = {"properties": properties, "required": list(required)}
+        written: dict[str, object] = {"properties": properties, "required": list(required)}
         if {"minProperties", "maxProperties"} & schema.keys():
             raise _wrong(place, "must not use 'minProperties' or 'maxProperties': name the properties in 'required'")
         if properties:
@@ -205,7 +206,7 @@ class _Writer:
         more = self.write(more, f"{place}.additionalProperties", depth + 1)
         return {"additionalProperties": more} if more else {}
 
-    def _array(self, schema: Mapping[str, Any], place: str, depth: int) -> dict[str, Any]:
+    def _array(self, schema: Mapping[str, object], place: str, depth: int) -> dict[str, object]:
         items, prefix = schema.get("items", True), schema.get("prefixItems", [])
         if isinstance(items, Sequence):  # as it was written until draft 2019-09
             items, prefix = schema.get("additionalItems", True), items
@@ -216,7 +217,7 @@ class _Writer:
         high = self._whole_number(schema, "maxItems", place, None)
         if high is not None and high < (low or 0):
             raise _wrong(place, f"must have 'minItems' of at most 'maxItems', got {low} and {high}")
-        written: dict[str, Any] = {"items": False if items is False else self.write(items, f"{place}.items", depth + 1)}
+        written: dict[str, object] = {"items": False if items is False else self.write(items, f"{place}.items", depth + 1)}
         if prefix:
             written["prefixItems"] = [
                 self.write(each, f"{place}.prefixItems[{i}]", depth + 1) for i, each in enumerate(prefix)
@@ -227,7 +228,7 @@ class _Writer:
             written["maxItems"] = high
         return written
 
-    def _string(self, schema: Mapping[str, Any], place: str, depth: int) -> dict[str, Any]:
+    def _string(self, schema: Mapping[str, object], place: str, depth: int) -> dict[str, object]:
         used = [name for name in ("pattern", "format") if name in schema]
         bounded = [name for name in ("minLength", "maxLength") if name in schema]
         if len(used) + bool(bounded) > 1:
@@ -248,8 +249,8 @@ class _Writer:
         # As a pattern: xgrammar's own bounded strings may hold control characters, which JSON does not allow.
         return {"pattern": f'^[^\\x00-\\x1f"\\\\]{{{low},{"" if high is None else high}}}$'}
 
-    def _number(self, schema: Mapping[str, Any], place: str, depth: int) -> dict[str, Any]:
-        written = {}
+    def _number(self, schema: Mapping[str, object], place: str, depth: int) -> dict[str, object]:
+        written: dict[str, object] = {}
         for name in _NUMBER & schema.keys():
             value = schema[name]
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -259,7 +260,7 @@ class _Writer:
             raise _wrong(place, "must have 'multipleOf' in integers only, and no bound beside it")
         return written
 
-    def _whole_number(self, schema: Mapping[str, Any], name: str, place: str, default: int | None) -> int | None:
+    def _whole_number(self, schema: Mapping[str, object], name: str, place: str, default: int | None) -> int | None:
         value = schema.get(name, default)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise _wrong(place, f"must have a whole number as {name!r}, got {value!r}")
@@ -311,12 +312,14 @@ def _values_of(schema: Any) -> list[str] | None:
     return None if not isinstance(values, list) else [json.dumps(value, sort_keys=True) for value in values]
 
 
-def _type_names(schema: Mapping[str, Any]) -> set[str]:
+def _type_names(schema: Mapping[str, object]) -> set[str]:
     """The types that a schema allows, an integer being a number; empty where it does not say."""
     given = schema.get("type", [])
-    types = {given} if isinstance(given, str) else set(given)
-    if not types and (values := schema.get("enum", [schema["const"]] if "const" in schema else [])):
-        types = set().union(*map(_type_of, values))
+    listed = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    types = {each for each in listed if isinstance(each, str)}
+    values = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    if not types and isinstance(values, Sequence):
+        types = types.union(*map(_type_of, values))
     return {"number" if t == "integer" else t for t in types}
 
 
