@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unite_ext import GenerationOptions
 from unite_ext.decoding.draft_choice import AUTO, LENGTHS, PLAIN, DraftChooser, DraftCosts, Kind
@@ -100,6 +102,31 @@ def test_close_to_the_best_fixed_kind(name, batch):
     plain, chosen = speed(world, PLAIN, 1000, batch=batch), speed(world, None, 1000, batch=batch)
     assert chosen >= 0.97 * plain
     assert chosen >= 0.93 * best
+
+
+def fractions(largest: float) -> st.SearchStrategy[float]:
+    return st.floats(0, largest)
+
+
+DRAWN = st.builds(
+    World, share=st.floats(0.05, 0.95), place=fractions(1.0), acceptance=fractions(0.99),
+    repeats=st.one_of(st.just(0.0), fractions(1.0)), repeat_acceptance=fractions(0.95), noise=fractions(0.3),
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(DRAWN, st.sampled_from([1, 4]))
+def test_no_world_makes_it_much_slower_than_plain_decoding(world, batch):
+    """Worlds that nothing was tuned for. What a draft gives is drawn: kinds that pay just so may be unlucky."""
+    assert speed(world, None, 1000, batch=batch) >= 0.95 * speed(world, PLAIN, 1000, batch=batch)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.05, 0.5), fractions(0.1), st.floats(0.9, 0.99), st.sampled_from([1, 4]))
+def test_drafts_that_clearly_pay_are_found(share, place, acceptance, batch):
+    world = World(share=share, place=place, acceptance=acceptance)
+    best = max(speed(world, kind, 1000, batch=batch) for kind in FIXED)
+    assert speed(world, None, 1000, batch=batch) >= 0.85 * best
 
 
 @pytest.mark.parametrize("name", WORLDS)
