@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unite_ext import GenerationOptions
-from unite_ext.decoding.draft_choice import AUTO, LENGTHS, PLAIN, DraftChooser, DraftCosts, Kind
+from unite_ext.decoding.draft_choice import (
+    AUTO,
+    LENGTHS,
+    LOOK_AGAIN,
+    PLAIN,
+    SOON,
+    DraftChooser,
+    DraftCosts,
+    Kind,
+    Running,
+)
 from unite_ext.decoding.request import NGRAM, Request
 from unite_ext.methods.unite import Unite
 
@@ -173,3 +183,36 @@ def test_a_text_that_turns_predictable_is_drafted_again():
         chooser.end(requests, kind, taken, seconds, world.share * (kind.length + 1) if kind != PLAIN else 0.0)
         drafted += kind != PLAIN and round_ >= 2000
     assert drafted > 500
+
+
+def after_plain_rounds(chooser: DraftChooser, own: Request, rounds: int) -> Kind:
+    for _ in range(rounds):
+        chooser.end([own], PLAIN, 1, 1.0, 0.0)
+    return chooser.choose([own], [[]])
+
+
+def test_the_first_figure_is_replaced_and_outliers_move_little():
+    mean = Running()
+    for value, expected in ((10.0, 10.0), (2.0, 2.0), (100.0, 2.4), (0.0, 2.16)):
+        mean.add(value)
+        assert mean.value == pytest.approx(expected)
+
+
+def test_after_a_loss_nothing_is_tried_before_it_is_a_hundredth_of_the_time():
+    chooser, own = DraftChooser(DraftCosts(2, 0), 0), request()
+    after_plain_rounds(chooser, own, 2)
+    chooser.end([own], Kind(0, 8), 1, 10.0, 5.0)
+    for _ in range(88):
+        assert after_plain_rounds(chooser, own, 10) == PLAIN
+    assert after_plain_rounds(chooser, own, 10) != PLAIN
+
+
+def test_after_a_gain_another_draft_is_tried_soon():
+    chooser, own = DraftChooser(DraftCosts(2, 0), 0), request()
+    after_plain_rounds(chooser, own, 2)
+    for _ in range(100):
+        chooser.compare(own, 0, [1], [0])
+    chooser.end([own], Kind(0, 2), 3, 1.2, 0.3)
+    assert after_plain_rounds(chooser, own, SOON - 1) == PLAIN
+    assert after_plain_rounds(chooser, own, 1) != PLAIN
+    assert SOON < LOOK_AGAIN
