@@ -103,11 +103,11 @@ class Service:
         """A job of a body, on the preparing thread."""
         plan = self.preparer.plan(body)
         encoded = self.preparer.encode(prompts_of(body))
-        choices = [Choice(p * body.n + c, p, ids) for p, ids in enumerate(encoded) for c in range(body.n)]
+        choices = [Choice(p * body.n + c, p, own) for p, own in enumerate(encoded) for c in range(body.n)]
         wants = body.unite.trace or not (body.logprobs is None or body.logprobs is False)
         self._num_jobs += 1
         compared = self._num_jobs % self.options.compare_every == 0
-        self.metrics.prompt_tokens.inc(sum(len(ids[plan.step.primary]) for ids in encoded))
+        self.metrics.prompt_tokens.inc(sum(len(own.ids[plan.step.primary]) for own in encoded))
         return Job(
             choices=choices, plan=plan, seed=plan.draw_seed(), streams=body.stream, wants_tokens=wants,
             keeps_records=wants or compared, buffer=self.options.stream_buffer, loop=loop,

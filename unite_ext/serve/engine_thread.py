@@ -159,7 +159,7 @@ class EngineThread:
         for choice in job.choices:
             try:
                 request = self._engine.submit(
-                    choice.prompt_ids, job.plan.token_method, generation, index=choice.index, seed=job.seed,
+                    choice.encoded, job.plan.token_method, generation, index=choice.index, seed=job.seed,
                     keeps_records=job.keeps_records,
                 )  # fmt: skip
             except (TypeError, ValueError) as error:

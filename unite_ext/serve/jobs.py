@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..decoding.plan import Plan
+from ..decoding.prompt_ids import EncodedPrompt
 from ..decoding.request import Request, StepRecord
 from ..decoding.text_stream import TextPieces
 from .errors import ApiError
@@ -44,7 +45,7 @@ class Choice:
     """Among the texts of the client's request."""
     prompt: int
     """Whose prompt it continues."""
-    prompt_ids: list[list[int]]
+    encoded: EncodedPrompt
     request: Request | None = None
     """The engine's, when it has been submitted."""
     pieces: TextPieces = field(default_factory=TextPieces)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..members.base import BaseMember, Context, Prompt, Scores
+from ..members.base import BaseMember, Context, Message, Prompt, Scores, Variables
 from ..members.context import LogitScores
 from ..options import StepOptions
 from ..step_parts import gather_logits, top_k_keys
@@ -32,6 +32,8 @@ class Recorder(BaseMember):
     ----------
     prompts : dict
         Prompts to their ids.
+    answers : dict
+        Chats to what `answer_ids` gave.
     logits : dict
         All that a request had read (a tuple of ids) to its logits, float32 [V].
     """
@@ -43,6 +45,7 @@ class Recorder(BaseMember):
         self.eos_token_ids = member.eos_token_ids
         self.context_length = member.context_length
         self.prompts: dict[str, list[int]] = {}
+        self.answers: dict[str, list[int] | None] = {}
         self.logits: dict[tuple[int, ...], Tensor] = {}
 
     @property
@@ -60,6 +63,13 @@ class Recorder(BaseMember):
         ids = self.prompts[repr(prompt)] = self.member.encode_prompt(prompt)
         return ids
 
+    def answer_ids(
+        self, prompt: Sequence[Message], ids: Sequence[int], answer: str, variables: Variables | None = None
+    ) -> list[int] | None:
+        """See `BaseMember.answer_ids`."""
+        own = self.answers[repr(prompt)] = self.member.answer_ids(prompt, ids, answer, variables)
+        return own
+
     def new_context(self, *, max_requests: int, compiled: bool = False, expected_length: int = 0) -> Context:
         """See `BaseMember.new_context`."""
         context = self.member.new_context(max_requests=max_requests, compiled=compiled, expected_length=expected_length)
@@ -75,6 +85,7 @@ class Recorder(BaseMember):
             eos_token_ids=self.eos_token_ids,
             context_length=self.context_length,
             whole=whole,
+            answers=self.answers,
         )
 
 
@@ -96,6 +107,8 @@ class RecordedMember(BaseMember):
     context_length : int, optional
     whole : bool
         Whether the logits are offered whole, for the fused step; by default only by parts.
+    answers : mapping, optional
+        Chats (their `repr`) to what `answer_ids` gave.
     """
 
     tokenizer = None
@@ -110,6 +123,7 @@ class RecordedMember(BaseMember):
         eos_token_ids: Sequence[int] = (),
         context_length: int | None = None,
         whole: bool = False,
+        answers: Mapping[str, list[int] | None] | None = None,
     ) -> None:
         self.name = name
         self.eos_token_ids = list(eos_token_ids)
@@ -118,6 +132,7 @@ class RecordedMember(BaseMember):
         self._logits = logits
         self._num_logits = num_logits
         self._whole = whole
+        self._answers = answers or {}
 
     @property
     def num_logits(self) -> int:
@@ -134,6 +149,12 @@ class RecordedMember(BaseMember):
         if repr(prompt) not in self._prompts:
             raise ValueError(f"{self.name} has no recording of the prompt {prompt!r}")
         return list(self._prompts[repr(prompt)])
+
+    def answer_ids(
+        self, prompt: Sequence[Message], ids: Sequence[int], answer: str, variables: Variables | None = None
+    ) -> list[int] | None:
+        """See `BaseMember.answer_ids`."""
+        return self._answers.get(repr(prompt))
 
     def new_context(self, *, max_requests: int, compiled: bool = False, expected_length: int = 0) -> Context:
         """See `BaseMember.new_context`."""
