@@ -1,8 +1,8 @@
 """Requests in which some members write a space before the text that is no part of it: the start state.
 
-Such a member's ids are those of a space and the text. As long as it has none of the text, what it says is about ids that
-begin with this space: its *first step*, for which an alignment of its own says what they mean. A bare space of the
-primary's leaves the text empty: then the primary has taken its first step, and others have not.
+Such a member's ids are those of a space and the text. As long as it has none, it takes its *first step*: its ids begin
+with this space, and an alignment of its own says what they mean. A bare space of the primary's leaves the text empty:
+then the primary has taken its first step, and others have not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import TextSync
-from ..vocab.vocabulary import SPACE
+from ..vocab.vocabulary import SPACE, Vocabulary
 from .request import Request, StepRecord
 
 
@@ -57,7 +57,7 @@ def rows_along(
     return [first_steps(request, own[:n]) for request, own in zip(requests, along) for n in range(len(own) + 1)]
 
 
-def recorded_bytes(record: StepRecord, alignment: VocabAlignment, member: int, token_id: int) -> bytes:
-    """What a member's id adds to the text in a recorded step."""
-    data = alignment.token_bytes(member, token_id)
+def recorded_bytes(record: StepRecord, vocabularies: Sequence[Vocabulary], member: int, token_id: int) -> bytes:
+    """What a member's id adds to the text in a recorded step; nothing for -1."""
+    data = b"" if token_id < 0 else vocabularies[member].token_bytes[token_id]
     return data.removeprefix(SPACE) if record.starts and record.starts[member] else data
