@@ -220,10 +220,9 @@ def generate(
 ) -> tuple[bytes, list[int], list[StepResult]]:  # fmt: skip
     """Decode one prompt greedily in the plainest way: every step re-tokenizes and recomputes everything.
 
-    This is the oracle for `UniteEnsemble.generate`, which must give the same text. `prompt_ids` holds the prompt as each
-    member's own token ids. A member of `starts` puts a space before the text that is no part of it: its ids are those of
-    both, and while it has none, `at_start` says what its ids mean. Returns the text's bytes, the primary's ids and every
-    step's result.
+    This is the oracle for `UniteEnsemble.generate`, which must give the same text. `prompt_ids` are each member's own.
+    A member of `starts` puts a space before the text that is no part of it: its ids are those of both; while it has
+    none, `at_start` says what its ids mean. Returns the text's bytes, the primary's ids and every step's result.
     """
     starts = [False] * len(models) if starts is None else starts
     kinds = list(zip(alignment.fingerprints, starts))
