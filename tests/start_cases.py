@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from unite_ext import UniteEnsemble
 from unite_ext.members.transformers import Member
 
-OPEN, CLOSE = "[INST]", "[/INST]"
+OPEN, CLOSE, END = "[INST]", "[/INST]", "[END]"
 DIRECT = (
     "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]"
-    "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
+    "{% else %}{{ m.content }}[END]{% endif %}{% endfor %}"
 )
 SPACED = DIRECT.replace("{% else %}{{ m.content }}", "{% else %} {{ m.content }}")
 """As Mistral v0.3's: a space before the answer."""
@@ -29,7 +29,7 @@ TEMPLATES = {"direct": DIRECT, "spaced": SPACED, "in text": IN_TEXT}
 def with_template(tokenizer: Any, template: str) -> PreTrainedTokenizerFast:
     """A copy of a tokenizer with a chat template, and the special tokens it writes."""
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.add_special_tokens([OPEN, CLOSE])
+    backend.add_special_tokens([OPEN, CLOSE, END])
     names = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     copied = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
     copied.chat_template = template

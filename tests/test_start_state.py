@@ -10,9 +10,9 @@ import toy_tokenizers
 from conftest import NAMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from start_cases import CLOSE, HI, TEMPLATES, chat_tokenizer, member, with_template
+from start_cases import CLOSE, END, HI, TEMPLATES, chat_tokenizer, member, with_template
 from test_step_meaning import World, byte_level, probs, softmax
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from unite_ext import VocabAlignment, Vocabulary, unite_step
 from unite_ext.decoding.prompt_ids import encode_prompt, ids_as_prompt
@@ -20,24 +20,14 @@ from unite_ext.vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN
 from unite_ext.vocab.start_state import in_start_state
 from unite_ext.vocab.text_sync import TextSync
 
-ANSWERS = [
-    "The answer is 42.",
-    "42",
-    "hello",
-    "中文 ok",
-    "é",
-    "James met Jam\n",
-    "def main():\n    return 1",
-    "—x",
-    "\n",
-]
+ANSWERS = ["The answer is 42.", "42", "hello", "中文 ok", "é", "James met Jam\n", "f(x):\n    return x", "—x", "\n"]
 TOYS = ("byte_level", "byte_level_digits", "sentencepiece", "sentencepiece_metaspace", "gemma")
 
 # Which members are in the start state
 
 
 @pytest.mark.parametrize(
-    "name, template, expected",
+    ("name", "template", "expected"),
     [
         ("sentencepiece", "direct", True),  # the tokenizer puts the space, behind special tokens too
         ("sentencepiece_metaspace", "direct", False),  # only at the very beginning of a text
@@ -63,7 +53,7 @@ def test_the_answer_in_the_template_decides(name, template, expected):
 
 
 @pytest.mark.parametrize(
-    "name, prompt, expected",
+    ("name", "prompt", "expected"),
     [
         ("sentencepiece", "Answer:", False),
         ("sentencepiece", "Answer: ", False),
@@ -88,7 +78,8 @@ def test_a_text_is_followed_as_the_tokenizer_does(name, prompt, expected):
 
 
 def test_a_template_that_refuses_an_answer_leaves_it_to_the_tokenizer():
-    template = "{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('no') }}{% endif %}[INST]x[/INST]{% endfor %}"
+    refusal = "{% if messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}"
+    template = refusal + TEMPLATES["direct"]
     tokenizer = with_template(toy_tokenizers.sentencepiece(), template)
     own = type(member("sentencepiece"))(member("sentencepiece").model, tokenizer)
     assert own.answer_ids(HI, own.encode_prompt(HI), "hello") is None
@@ -120,7 +111,7 @@ def template_ids(tokenizer, answer: str) -> list[int]:
     prompt = tokenizer.apply_chat_template(HI, add_generation_prompt=True, **settings)
     whole = tokenizer.apply_chat_template([*HI, {"role": "assistant", "content": answer}], **settings)
     assert whole[: len(prompt)] == prompt
-    closing = tokenizer("</s>", add_special_tokens=False).input_ids
+    closing = tokenizer(END, add_special_tokens=False).input_ids
     assert whole[-len(closing) :] == closing
     return whole[len(prompt) : -len(closing)]
 
@@ -129,7 +120,7 @@ def text_ids(vocabulary: Vocabulary, tokenizer, answer: str) -> list[int]:
     """A member's ids of a generated text, that grows by a few bytes at a time."""
     prompt = tokenizer.apply_chat_template(HI, add_generation_prompt=True, tokenize=True, return_dict=False)
     whole = tokenizer.apply_chat_template([*HI, {"role": "assistant", "content": "hello"}], tokenize=False)
-    answer_ids = tokenizer(whole.removesuffix("</s>"), add_special_tokens=False).input_ids[len(prompt) :]
+    answer_ids = tokenizer(whole.removesuffix(END), add_special_tokens=False).input_ids[len(prompt) :]
     sync = TextSync(vocabulary, b" " if in_start_state(vocabulary, prompt, answer_ids) else b"")
     data = answer.encode()
     for n in range(0, len(data), 3):
@@ -137,13 +128,12 @@ def text_ids(vocabulary: Vocabulary, tokenizer, answer: str) -> list[int]:
     return sync.ids
 
 
-@pytest.mark.parametrize("template", ["direct", "spaced"])
+# Not where tokenizer and template both write a space: see `test_a_space_of_both_leaves_one_in_the_text`.
 @pytest.mark.parametrize(
-    "name", ["byte_level", "byte_level_digits", "sentencepiece", "sentencepiece_metaspace", "gemma"]
+    ("name", "template"),
+    [(name, t) for name in TOYS for t in ("direct", "spaced") if (name, t) != ("sentencepiece", "spaced")],
 )
 def test_ids_are_those_of_the_template(name, template):
-    if name == "sentencepiece" and template == "spaced":
-        pytest.skip("there tokenizer and template both write a space: see below")
     tokenizer = chat_tokenizer(name, template)
     vocabulary = Vocabulary.from_tokenizer(tokenizer)
     for answer in ANSWERS:
@@ -158,11 +148,11 @@ def test_a_space_of_both_leaves_one_in_the_text():
     assert text_ids(vocabulary, tokenizer, " hello") == template_ids(tokenizer, "hello")
 
 
-@pytest.mark.parametrize("template", ["direct", "spaced"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [(name, t) for name in NAMES for t in ("direct", "spaced") if t == "direct" or not name.startswith("mistral")],
+)
 def test_ids_are_those_of_the_template_on_real_tokenizers(name, template, real_tokenizer):
-    if name.startswith("mistral") and template == "spaced":
-        pytest.skip("there tokenizer and template both write a space")
     tokenizer = with_template(real_tokenizer(name), TEMPLATES[template])
     vocabulary = Vocabulary.from_tokenizer(tokenizer)
     for answer in [*ANSWERS, "天安门、建筑", "```python\nprint(1)\n```", "  two spaces", "<0x0A>"]:
@@ -173,10 +163,9 @@ def test_mistral_as_it_is_published(real_tokenizer):
     """v0.3's own file marks only the very beginning (Metaspace "first"), and its template writes the space."""
     mistral = real_tokenizer("mistral-7b-v0.3")
     backend = Tokenizer.from_str(mistral.backend_tokenizer.to_str())
-    from tokenizers import pre_tokenizers
-
     backend.normalizer = None
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.add_special_tokens([END])
     tokenizer = type(mistral)(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     for template, expected in (("spaced", True), ("direct", False)):
         tokenizer.chat_template = TEMPLATES[template]
