@@ -60,7 +60,7 @@ def mixed():
 def likes_space():
     """The SentencePiece member with a bare space as its first id, as before digits; it leads in other tests too."""
     own = member("sentencepiece", "direct", 7)
-    [space] = [i for i, data in enumerate(encoded_vocabulary(own).token_bytes) if data == b" "]
+    space = UniteEnsemble([own]).alignment.vocabularies[0].representatives()[b" "]
     close = own.tokenizer.convert_tokens_to_ids("[/INST]")
     # The embedding of [/INST] points where the head of the bare space does, past all else.
     with torch.no_grad():
@@ -70,10 +70,6 @@ def likes_space():
         model.get_input_embeddings().weight[close] = direction
         model.get_output_embeddings().weight[space, 0] = SILENT
     return own
-
-
-def encoded_vocabulary(own):
-    return UniteEnsemble([own]).alignment.vocabularies[0]
 
 
 @pytest.mark.parametrize("primary", [0, 1, 2])
@@ -198,45 +194,39 @@ def at_places(ens, own, targets: list[int], primary: int):
 
 
 @pytest.mark.parametrize("primary", [0, 1, 2])
-@pytest.mark.parametrize("text", [b"The quick", b"James", b"n"])
+@pytest.mark.parametrize("text", [b"The quick", b"James", b"n the"])
 def test_likelihoods_by_the_union(mixed, primary, text):
     own = encoded(mixed, HI)
     vocabulary = mixed.alignment.vocabularies[primary]
     targets = (vocabulary.start if own.starts[primary] else vocabulary).encode_continuation(text)
     log_prob = 0.0
-    for target, written, first in at_places(mixed, own, targets, primary):
+    for n, (target, written, first) in enumerate(at_places(mixed, own, targets, primary)):
         meaning = mixed.alignment.at_start(first)
         logits = [
             m.model(torch.tensor([[*ids, *more]])).logits[:, -1].detach()
             for m, ids, more in zip(mixed.members, own.ids, written)
         ]
-        step = reference.unite_step(logits, meaning, k=4, primary=primary, include=torch.tensor([target]))
         classes = meaning.classes[primary]
+        silent = int(classes[target]) < 0  # a bare space, which is emitted for what it begins
+        include = torch.tensor([targets[n + 1] if silent else target])
+        step = reference.unite_step(logits, meaning, k=4, primary=primary, include=include)
         union = step.union_ids[0, :, primary]
-        log_prob += math.log(float(step.union_probs[0][(union >= 0) & (classes[union] == classes[target])].sum()))
+        same = union == target if silent else (union >= 0) & (classes[union] == classes[target])
+        log_prob += math.log(float(step.union_probs[0][same].sum()))
     [found] = score_continuations(mixed, [(HI, targets)], primary=primary, k=4)
     assert found.log_prob == pytest.approx(log_prob, abs=1e-3)
 
 
 def test_the_union_counts_a_bare_space_for_what_it_begins(likes_space):
-    """`42` is ▁ 4 2 there. The first step has the slot 4, which the primary would begin by ▁."""
+    """`42` is ▁ 4 2 there. The first step has the slot 4, which the primary would begin by ▁, though nobody says 4."""
     ens = UniteEnsemble([likes_space, member("byte_level")])
     targets = ens.alignment.vocabularies[0].start.encode_continuation(b"42")
     assert ens.alignment.vocabularies[0].token_bytes[targets[0]] == b" "
-    own, log_prob = encoded(ens, HI), 0.0
-    for n, (target, written, first) in enumerate(at_places(ens, own, targets, 0)):
-        meaning = ens.alignment.at_start(first)
-        logits = [
-            m.model(torch.tensor([[*ids, *more]])).logits[:, -1].detach()
-            for m, ids, more in zip(ens.members, own.ids, written)
-        ]
-        include = torch.tensor([targets[1] if n == 0 else target])
-        step = reference.unite_step(logits, meaning, k=2, include=include)
-        union = step.union_ids[0, :, 0]
-        log_prob += math.log(float(step.union_probs[0][union == target].sum()))
-    [found] = score_continuations(ens, [(HI, targets)], k=2)
-    assert found.log_prob == pytest.approx(log_prob, abs=1e-3)
-    assert found.log_prob > math.log(1e-30)
+    [whole] = score_continuations(ens, [(HI, targets)], k=1)
+    [space] = score_continuations(ens, [(HI, targets[:1])], k=1)
+    assert whole.log_prob < 0
+    for found in (whole, space):
+        assert found.log_prob > math.log(1e-30)
 
 
 @pytest.mark.parametrize("max_places", [None, 1])
@@ -293,7 +283,7 @@ def test_exact_boundaries(primary):
     ]
     expected = reference_exact.generate(led, max_bytes=12, primary=primary)
     got = ens.generate(HI, max_new_tokens=40)
-    assert got.encode()[:10] == expected[:10]
+    assert got[:8] == expected.decode("utf-8", "replace")[:8]
     assert reference_exact.generate(members, max_bytes=12, primary=primary) != expected
 
     vocabulary = ens.alignment.vocabularies[primary]
@@ -315,11 +305,8 @@ def test_exact_boundaries(primary):
 @pytest.mark.parametrize("pattern", ["(The|James) [0-9]{1,3}", "[0-9]{2}!", "中[a-z]{2}"])
 def test_a_grammar_has_no_space_before_the_text(likes_space, primary, pattern):
     pytest.importorskip("xgrammar")
-    for members in (
-        [member("sentencepiece"), member("byte_level")],
-        [likes_space, member("byte_level")],
-        [likes_space],
-    ):
+    other = member("byte_level")
+    for members in ([member("sentencepiece"), other], [likes_space, other], [likes_space]):
         if primary < len(members):
             ens = UniteEnsemble(members)
             for speculate in (None, 3):
