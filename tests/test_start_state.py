@@ -14,8 +14,10 @@ from start_cases import CLOSE, END, HI, TEMPLATES, chat_tokenizer, member, with_
 from test_step_meaning import World, byte_level, probs, softmax
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from unite_ext import VocabAlignment, Vocabulary, unite_step
+from unite_ext import VocabAlignment, Vocabulary, reference, step_parts, unite_step
 from unite_ext.decoding.prompt_ids import encode_prompt, ids_as_prompt
+from unite_ext.testing import assert_same_step
+from unite_ext.testing.steps import step_in_parts
 from unite_ext.vocab.alignment import EOS_CLASS, FIRST_SUB_TOKEN
 from unite_ext.vocab.start_state import in_start_state
 from unite_ext.vocab.text_sync import TextSync
@@ -382,7 +384,11 @@ def test_no_step_proposes_a_bare_space(data):
     silent = alignment.vocabularies[0].silent
     logits[0][:, silent] += data.draw(st.sampled_from([0.0, 20.0]))
     primary = data.draw(st.integers(0, 1))
-    step = unite_step(logits, alignment, k=data.draw(st.integers(1, 12)), primary=primary)
+    options = {"k": data.draw(st.integers(1, 12)), "primary": primary}
+    options |= data.draw(st.sampled_from([{}, {"duplicates": "drop"}, {"combine": "product"}, {"score": "probs"}]))
+    step = unite_step(logits, alignment, **options)
+    assert_same_step(step, reference.unite_step(logits, alignment, **options))
+    assert_same_step(step_in_parts(step_parts, logits, alignment, **options), step)
     for row in range(3):
         texts = set()
         for ids in step.union_ids[row, : int(step.union_size[row])].tolist():
