@@ -69,6 +69,7 @@ def test_the_answer_in_the_template_decides(name, template, expected):
         ("byte_level", "", False),
         ("unigram", f"[INST]The{CLOSE}", True),
         ("wordpiece", f"[INST]the{CLOSE}", True),
+        ("wordpiece", "the 😀", False),  # [UNK] is an added token, and stands for text
     ],
 )
 def test_a_text_is_followed_as_the_tokenizer_does(name, prompt, expected):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
+from .tokenizer_kinds import unknown_id
 from .vocabulary import SPACE, Vocabulary
 
 ANSWER = "hello"
@@ -56,7 +57,7 @@ def _ids_after(vocabulary: Vocabulary, last: int, alone: bool) -> list[int]:
     """The tokenizer's ids of `ANSWER` behind an added token; none behind another token."""
     parts = vocabulary.parts
     content = next((t["content"] for t in parts.added_tokens if t["id"] == last), None) if parts else None
-    if parts is None or content is None:
+    if parts is None or content is None or last == unknown_id(parts):  # an unknown word is text
         return []
     if alone:  # the beginning of a text, whoever writes the token there
         return list(parts.backend.encode(ANSWER, add_special_tokens=False).ids)
