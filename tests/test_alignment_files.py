@@ -165,8 +165,8 @@ def builds(monkeypatch):
     from unite_ext.vocab import alignment as module
 
     calls = []
-    original = module._build
-    monkeypatch.setattr(module, "_build", lambda *a: calls.append(1) or original(*a))
+    original = module._relate
+    monkeypatch.setattr(module, "_relate", lambda *a, **k: calls.append(1) or original(*a, **k))
     return calls
 
 

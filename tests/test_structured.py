@@ -162,7 +162,7 @@ def test_masks_are_set_in_their_rows_only(dtype, bound, monkeypatch):
             apply = functools.partial(_apply_by, xgrammar.apply_token_bitmask_inplace, backend)
             with monkeypatch.context() as patch:
                 patch.setattr(xgrammar, "apply_token_bitmask_inplace", apply)
-                apply_masks(m, masked, [(r, constraint, 0) for r in bound])
+                apply_masks(m, masked, [(r, constraint, 0, False) for r in bound])
             for r in range(3):
                 kept = masked[r, : vocabulary.size] != -torch.inf
                 assert torch.equal(kept, allowed if r in bound else torch.ones_like(allowed))

@@ -221,28 +221,35 @@ def loses_its_id(ids: Tensor, sub_token: Tensor) -> Tensor:
 
 @torch.no_grad()
 def generate(
-    models: Sequence[Any], alignment: VocabAlignment, prompt_ids: Sequence[Sequence[int]], *,
-    max_new_tokens: int, primary: int = 0, **options: Any,
+    models: Sequence[Any], alignment: VocabAlignment, prompt_ids: Sequence[Sequence[int]], *, max_new_tokens: int,
+    primary: int = 0, starts: Sequence[bool] | None = None, **options: Any,
 ) -> tuple[bytes, list[int], list[StepResult]]:  # fmt: skip
     """Decode one prompt greedily in the plainest way: every step re-tokenizes and recomputes everything.
 
-    This is the oracle for `UniteEnsemble.generate`, which must give the same text. `prompt_ids` holds the
-    prompt as each member's own token ids. Returns the text's bytes, the primary's ids and every step's result.
+    This is the oracle for `UniteEnsemble.generate`, which must give the same text. `prompt_ids` are each member's own.
+    A member of `starts` puts a space before the text that is no part of it: its ids are those of both; while it has
+    none, `at_start` says what its ids mean. Returns the text's bytes, the primary's ids and every step's result.
     """
-    shares_ids = [f == alignment.fingerprints[primary] for f in alignment.fingerprints]
+    starts = [False] * len(models) if starts is None else starts
+    kinds = list(zip(alignment.fingerprints, starts))
     text, ids, steps = b"", list[int](), list[StepResult]()
     for _ in range(max_new_tokens):
+        written = [
+            ids if kind == kinds[primary] else alignment.encode_continuation(m, b" " * (kind[1] and text > b"") + text)
+            for m, kind in enumerate(kinds)
+        ]
         logits = []
-        for m, model in enumerate(models):
-            continuation = ids if shares_ids[m] else alignment.encode_continuation(m, text)
-            context = torch.tensor([[*prompt_ids[m], *continuation]], device=model.device)
-            output = model(input_ids=context, use_cache=False, logits_to_keep=1)
-            logits.append(output.logits[:, -1].to(alignment.device))
-        step = unite_step(logits, alignment, primary=primary, **options).check()
+        for model, prompt, own in zip(models, prompt_ids, written):
+            context = torch.tensor([[*prompt, *own]], device=model.device)
+            output = model(input_ids=context, use_cache=False, logits_to_keep=1).logits[:, -1]
+            logits.append(output.to(alignment.device))
+        meaning = alignment.at_start([first and not own for first, own in zip(starts, written)])
+        step = unite_step(logits, meaning, primary=primary, **options).check()
         steps.append(step)
         next_id = int(step.next_ids[0, primary])
         if next_id < 0 or int(alignment.classes[primary][next_id]) == EOS_CLASS:
             break
-        ids.append(next_id)
-        text += alignment.token_bytes(primary, next_id)
+        data = alignment.token_bytes(primary, next_id)
+        text += data.removeprefix(b" ") if starts[primary] and not ids else data
+        ids = [*ids, next_id]
     return text, ids, steps

@@ -33,6 +33,8 @@ class ExactMember:
     next_probs: NextProbs
     representatives: Mapping[bytes, int] | None = None
     """The id that stands for bytes of several ids in a path; the lowest by default."""
+    lead: bytes = b""
+    """What stands before the text for this member, and is no part of it: a space in the start state."""
 
 
 def continuations(member: ExactMember, text: bytes, *, min_share: float = 0.0) -> dict[bytes | None, float]:
@@ -51,6 +53,7 @@ def continuations(member: ExactMember, text: bytes, *, min_share: float = 0.0) -
         Bytes to P(path) * P(token | path), summed over all covers. None stands for the end of the text.
     """
     found: dict[bytes | None, float] = {}
+    is_empty, text = not text, member.lead + text
     representative = dict(member.representatives or {})
     for token, data in enumerate(member.token_bytes):
         representative.setdefault(data, token)
@@ -67,7 +70,7 @@ def continuations(member: ExactMember, text: bytes, *, min_share: float = 0.0) -
             if p <= 0:
                 continue
             if token in member.eos_token_ids:
-                if not tail:
+                if not tail or (is_empty and not path):
                     found[None] = found.get(None, 0.0) + weight * p
             elif len(data) > len(tail) and data.startswith(tail):
                 rest = data[len(tail) :]

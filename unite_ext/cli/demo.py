@@ -142,7 +142,7 @@ def _wanted(trace: Trace, step: TraceStep) -> str | None:
     if step.decided != "overruled":
         return None
     wanted = step.ids[step.favorites[trace.primary]][trace.primary]
-    return "" if wanted in trace.eos_token_ids[trace.primary] else trace.token_text(trace.primary, wanted)
+    return "" if wanted in trace.eos_token_ids[trace.primary] else trace.step_text(step, trace.primary, wanted)
 
 
 def _section(result: Result) -> tuple[int, bool]:

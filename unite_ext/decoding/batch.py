@@ -16,9 +16,10 @@ from .draft_choice import AUTO, DraftChooser, DraftCosts
 from .drafts import NGRAM_LENGTH, Drafter, Drafts
 from .evaluation import Evaluator
 from .exact import ExactRunner
-from .full_likelihood import Chains, ask, base_rows, chain_log_probs
+from .full_likelihood import Chains, SilentTargets, ask, base_rows, chain_log_probs
 from .places import place_length, places_along
 from .request import NGRAM, Request, StepRecord
+from .start_state import first_steps, pieces_along, rows_along
 
 _PLACE_BYTES = 1 << 28  # of the logits of one pass over many places
 
@@ -53,6 +54,7 @@ class StepRunner:
         self.evaluator = Evaluator(members, contexts, alignment)
         self.chooser = Chooser(members, alignment, primary)
         self.chains = Chains(alignment, primary)
+        self.silent = SilentTargets(alignment, primary)
         self.drafter = Drafter(self.evaluator, primary)
         self.draft_chooser = DraftChooser(draft_costs or DraftCosts(len(members), primary), primary)
         self.exact = ExactRunner(self.evaluator, contexts, alignment, primary)
@@ -108,16 +110,16 @@ class StepRunner:
         if gated:
             choices = self._choose_beside(gated, first, requests)
         else:
-            choices = self.chooser.choose(self._all_scores(requests, first), requests)
+            choices = self.chooser.choose(self._all_scores(requests, first), requests, starts=rows_along(requests))
         grown: list[Request] = []
         pieces: list[bytes] = []
         new_ids: list[list[int]] = []
         for request, choice in zip(requests, choices):
-            if self._take(request, choice):
+            piece = self._take(request, choice)
+            if piece is not None:
                 grown.append(request)
-                token_id = request.ids[-1]
-                pieces.append(self._token_bytes[token_id])
-                new_ids.append([token_id])
+                pieces.append(piece)
+                new_ids.append([request.ids[-1]])
         self._grow_contexts(grown, pieces, new_ids)
 
     def _choose_beside(self, gated: dict[int, int], first: Scores, requests: Sequence[Request]) -> list[Choice]:
@@ -127,7 +129,7 @@ class StepRunner:
         if open_rows:
             asked = [requests[r] for r in open_rows]
             scores = self._all_scores(asked, first.select(open_rows))
-            choices |= zip(open_rows, self.chooser.choose(scores, asked))
+            choices |= zip(open_rows, self.chooser.choose(scores, asked, starts=rows_along(asked)))
         for r in gated:
             requests[r].gated_steps += 1
         return [choices[r] for r in range(len(requests))]
@@ -137,25 +139,26 @@ class StepRunner:
             first if m == self.primary else self.evaluator.next_scores(m, requests) for m in range(len(self.members))
         ]
 
-    def _take(self, request: Request, choice: Choice) -> bool:
-        """Take a choice into a request; whether its text has grown."""
+    def _take(self, request: Request, choice: Choice) -> bytes | None:
+        """Take a choice into a request; the bytes of its token, None if it has taken none."""
         if choice.error is not None:
             request.error = choice.error
-            return False
+            return None
         request.num_steps += 1
         if choice.record is not None:
             request.records.append(choice.record)
         if choice.token_id is None or choice.token_id in self._eos:
             request.finish_reason = "eos"
-            return False
+            return None
+        [piece] = self._pieces(request, [choice.token_id])
         try:
-            request.emit(choice.token_id, self._token_bytes[choice.token_id])
+            request.emit(choice.token_id, piece)
         except StructureError as error:
             request.error = error
-            return False
+            return None
         if not request.finish_reason and len(request.ids) >= request.options.max_new_tokens:
             request.finish_reason = "length"
-        return True
+        return piece
 
     def _grow_contexts(
         self,
@@ -172,13 +175,15 @@ class StepRunner:
             return
         keys = [request.key for request in requests]
         for m, context in enumerate(self.contexts):
-            if requests[0].syncs[m] is None:
-                if m != asked:
-                    for key, ids in zip(keys, new_ids):
-                        context.edit(key, 0, ids)
-                continue
-            syncs = [sync for request in requests if (sync := request.syncs[m]) is not None]
-            for key, (drop, append) in zip(keys, append_all(syncs, pieces)):
+            syncs, own_keys, own_pieces = [], [], []
+            for request, ids, piece in zip(requests, new_ids, pieces):
+                if (sync := request.syncs[m]) is not None:
+                    syncs.append(sync)
+                    own_keys.append(request.key)
+                    own_pieces.append(piece)
+                elif m != asked:
+                    context.edit(request.key, 0, ids)
+            for key, (drop, append) in zip(own_keys, append_all(syncs, own_pieces)):
                 context.edit(key, drop, append)
         for m, limit in self._limits:
             lengths = self.contexts[m].lengths(keys)
@@ -205,7 +210,8 @@ class StepRunner:
         record = None
         if request.keeps_records:
             ids = [token_id if m == self.primary else -1 for m in range(len(self.members))]
-            record = StepRecord([ids], [1.0], [[1.0 if i == token_id else 0.0 for i in ids]], 0, gated=True)
+            probs = [[1.0 if i == token_id else 0.0 for i in ids]]
+            record = StepRecord([ids], [1.0], probs, 0, gated=True, starts=first_steps(request))
         return Choice(token_id, record=record)
 
     # Targets
@@ -215,9 +221,10 @@ class StepRunner:
         room = max(1, self.max_places // len(requests))
         chunks, places, cut = [], [], []
         for request in requests:
-            ids = (request.targets or ())[len(request.ids) : len(request.ids) + room]
+            least = 1 + self.silent.begins(request)  # a bare space counts with what follows it
+            ids = (request.targets or ())[len(request.ids) : len(request.ids) + max(least, room)]
             if full:
-                ids = self._affordable(ids, room)
+                ids = self._affordable(ids, room, least)
             own = self._member_places(request, ids[:-1])
             fitting = self._fitting(request, own)
             cut.append(fitting < len(ids))
@@ -225,14 +232,15 @@ class StepRunner:
             places.append([member[:fitting] for member in own])
         rows = [request for request, ids in zip(requests, chunks) for _ in ids]
         targets = [i for ids in chunks for i in ids]
+        starts = rows_along(requests, [self._pieces(request, ids[:-1]) for request, ids in zip(requests, chunks)])
         if full:
-            scores, own_log_probs = self._full_scores(requests, chunks, places)
-            choices = iter(self.chooser.choose(scores, rows, targets, own_log_probs))
+            scores, own_log_probs = self._full_scores(requests, chunks, places, starts)
+            choices = iter(self.chooser.choose(scores, rows, targets, own_log_probs, starts=starts))
         else:
             scores = [
                 self.evaluator.place_scores(m, requests, [own[m] for own in places]) for m in range(len(self.members))
             ]
-            choices = iter(self.chooser.choose(scores, rows, targets))
+            choices = iter(self.chooser.choose(scores, rows, targets, starts=starts))
         grown = []
         for request, ids, is_cut in zip(requests, chunks, cut):
             self._take_scores(request, [next(choices) for _ in ids])
@@ -243,33 +251,41 @@ class StepRunner:
                 else:
                     grown.append((request, ids))
         self._grow_contexts(
-            [request for request, _ in grown], [self._bytes_of(ids) for _, ids in grown], [ids for _, ids in grown]
+            [request for request, _ in grown],
+            [b"".join(self._pieces(request, ids, len(request.ids) - len(ids))) for request, ids in grown],
+            [ids for _, ids in grown],
         )
 
     def _full_scores(
-        self, requests: Sequence[Request], chunks: Sequence[Sequence[int]], places: Sequence[Sequence[list[Place]]]
+        self,
+        requests: Sequence[Request],
+        chunks: Sequence[Sequence[int]],
+        places: Sequence[Sequence[list[Place]]],
+        starts: Sequence[tuple[bool, ...]] | None,
     ) -> tuple[list[Scores], torch.Tensor]:
         """The members' scores at all targets, and their own log-probabilities of them, [N, M]."""
         scores, columns = [], []
         for m, member in enumerate(self.members):
             lengths = self.contexts[m].lengths([request.key for request in requests])
+            flags = iter(starts or [()] * sum(map(len, chunks)))
             asked = [
-                ask(own[m], [self.chains.of(m, i) for i in ids], length, member.context_length)
+                ask(own[m], [self.chains.of(m, i, next(flags)) for i in ids], length, member.context_length)
                 for ids, own, length in zip(chunks, places, lengths)
             ]
             found = self.evaluator.place_scores(m, requests, [own.places for own in asked])
             options = requests[0].method.options
             columns.append(chain_log_probs(found, self.alignment, m, options, asked))
+            self.silent.move(columns[-1], requests, chunks, m)
             scores.append(found.select(base_rows(asked)))
         return scores, torch.stack(columns, dim=1)
 
-    def _affordable(self, ids: Sequence[int], room: int) -> Sequence[int]:
-        """As many of the targets, at least one, as have room with the places along their chains."""
+    def _affordable(self, ids: Sequence[int], room: int, least: int) -> Sequence[int]:
+        """As many of the targets, at least so many, as have room with the places along their chains."""
         used = 0
         for n, token_id in enumerate(ids):
             used += max(len(self.chains.of(m, token_id)) for m in range(len(self.members)))
             if used > room:
-                return ids[: max(1, n)]
+                return ids[: max(least, n)]
         return ids
 
     def _take_scores(self, request: Request, choices: Sequence[Choice]) -> None:
@@ -283,7 +299,7 @@ class StepRunner:
 
     def _member_places(self, request: Request, ids: Sequence[int]) -> list[list[Place]]:
         """Per member its places along these ids of the primary."""
-        pieces = [self._token_bytes[i] for i in ids]
+        pieces = self._pieces(request, ids)
         return [places_along(request, m, ids, pieces) for m in range(len(self.members))]
 
     def _fitting(self, request: Request, places: Sequence[Sequence[Place]], asked: int | None = None) -> int:
@@ -299,8 +315,8 @@ class StepRunner:
                     break
         return fitting
 
-    def _bytes_of(self, ids: Sequence[int]) -> bytes:
-        return b"".join([self._token_bytes[i] for i in ids])
+    def _pieces(self, request: Request, ids: Sequence[int], at: int | None = None) -> list[bytes]:
+        return pieces_along(request, self.primary, self._token_bytes, ids, at)
 
     # Drafts
 
@@ -338,7 +354,7 @@ class StepRunner:
         places = []
         for request, draft in zip(requests, drafts.ids):
             if request.constraint is not None:  # what the grammar does not allow, no step takes
-                del draft[request.constraint.look_ahead([self._token_bytes[i] for i in draft]) :]
+                del draft[request.constraint.look_ahead(self._pieces(request, draft)) :]
             own = self._draft_places(request, draft, drafts.asked)
             fitting = self._fitting(request, own, drafts.asked)
             del draft[fitting - 1 :]
@@ -350,25 +366,24 @@ class StepRunner:
             for m in range(len(self.members))
         ]
         rows = [request for request, draft in zip(requests, drafts.ids) for _ in range(len(draft) + 1)]
-        choices = iter(self.chooser.choose(scores, rows))
-        new_ids = []
+        starts = rows_along(requests, [self._pieces(r, draft) for r, draft in zip(requests, drafts.ids)])
+        choices = iter(self.chooser.choose(scores, rows, starts=starts))
+        new_ids, pieces = [], []
         for request, draft in zip(requests, drafts.ids):
             before = len(request.ids)
             self._take_draft(request, draft, [next(choices) for _ in range(len(draft) + 1)])
             self.draft_chooser.compare(request, drafter, draft, request.ids[before:])
             new_ids.append(request.ids[before:])
+            pieces.append(b"".join(self._pieces(request, new_ids[-1], before)))
         drafts.settle(self.evaluator, requests, new_ids)
         grown = [r for r, ids in enumerate(new_ids) if ids]
         self._grow_contexts(
-            [requests[r] for r in grown],
-            [self._bytes_of(new_ids[r]) for r in grown],
-            [new_ids[r] for r in grown],
-            drafts.asked,
+            [requests[r] for r in grown], [pieces[r] for r in grown], [new_ids[r] for r in grown], drafts.asked
         )
 
     def _draft_places(self, request: Request, draft: Sequence[int], asked: int | None) -> list[list[Place]]:
         """Per member its places along a draft; the one that has been asked needs none."""
-        pieces = [self._token_bytes[i] for i in draft]
+        pieces = self._pieces(request, draft)
         return [[] if m == asked else places_along(request, m, draft, pieces) for m in range(len(self.members))]
 
     def _take_draft(self, request: Request, draft: Sequence[int], choices: Sequence[Choice]) -> None:
@@ -381,5 +396,5 @@ class StepRunner:
                 choice.record.drafted = True
             accepted = agrees and choice.error is None
             request.accepted += accepted
-            if not self._take(request, choice) or not agrees or request.done:
+            if self._take(request, choice) is None or not agrees or request.done:
                 return

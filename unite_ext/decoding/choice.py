@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._core import BAD_INCLUDE
+from .._core import BAD_INCLUDE, NO_ID
 from ..members.base import BaseMember, Scores
+from ..methods.base import TokenMethod
+from ..methods.unite import emission_probability
 from ..step_result import StepResult
 from ..structured.constraint import StructureError
 from ..vocab.alignment import VocabAlignment
@@ -54,6 +56,7 @@ class Chooser:
         requests: Sequence[Request],
         targets: Sequence[int] | None = None,
         own: Tensor | None = None,
+        starts: Sequence[tuple[bool, ...]] | None = None,
     ) -> list[Choice]:
         """Decide every row.
 
@@ -67,17 +70,20 @@ class Chooser:
             Per row an id of the primary that is taken whatever the members say, and scored.
         own : Tensor, float64 [N, M], optional
             The members' own log-probabilities of the targets, by which they are scored.
+        starts : sequence of tuple of bool, optional
+            Per row, the members that take their first step in the start state; rows of one alignment share a launch.
         """
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, tuple[bool, ...]], list[int]] = {}
         for r, request in enumerate(requests):
-            groups.setdefault(id(request.method), []).append(r)
+            groups.setdefault((id(request.method), starts[r] if starts else ()), []).append(r)
         if len(groups) == 1:
-            return self._choose_alike(scores, requests, targets, own)
+            return self._choose_alike(scores, requests, targets, own, starts[0] if starts else ())
         choices: list[Choice | None] = [None] * len(requests)
-        for rows in groups.values():
+        for (_, at_start), rows in groups.items():
             given = None if targets is None else [targets[r] for r in rows]
             theirs = None if own is None else own[torch.tensor(rows, device=own.device)]
-            found = self._choose_alike([s.select(rows) for s in scores], [requests[r] for r in rows], given, theirs)
+            alike = [requests[r] for r in rows]
+            found = self._choose_alike([s.select(rows) for s in scores], alike, given, theirs, at_start)
             for r, choice in zip(rows, found):
                 choices[r] = choice
         return [choice for choice in choices if choice is not None]
@@ -88,18 +94,22 @@ class Chooser:
         requests: Sequence[Request],
         targets: Sequence[int] | None,
         own: Tensor | None,
+        starts: tuple[bool, ...],
     ) -> list[Choice]:
-        """The same for rows whose requests have one method."""
+        """The same for rows whose requests have one method, and one alignment."""
         method, states = requests[0].method, [request.state for request in requests]
+        alignment = self.alignment.at_start(starts) if any(starts) else self.alignment
+        if alignment is not self.alignment:
+            method = method.at_start(alignment)
         if targets is not None:
             wanted = torch.tensor(list(targets), device=self.alignment.device)
             if own is None:
-                probs, step = method.likelihood(scores, states, wanted)
+                probs, step = self._likelihood(method, scores, requests, wanted)
                 log_probs = probs.double().clamp(min=_TINY).log()
             else:
                 step = method.step(scores, states)
                 log_probs = (own + method.member_weights(states).log()).logsumexp(dim=1).clamp(min=_LOWEST)
-            return self._score(log_probs, step, wanted, targets, requests)
+            return self._score(log_probs, step, wanted, targets, requests, method.alignment)
         step = method.step(scores, states)
         found = [step.next_ids[:, self.primary], step.winner, step.status]
         if not step.status.is_cpu:  # the step's one wait for the device
@@ -113,17 +123,42 @@ class Chooser:
             for r in drawing:
                 winners[r] = sample(probs[r] * emits[r], requests[r].options, requests[r].generator)
                 ids[r] = int(union[r, winners[r]])
-        records = self._records(step, requests, winners)
+        records = self._records(step, requests, winners, starts)
         return [
             Choice(None, self._failure(status[r], request)) if status[r] else Choice(None if i < 0 else i, None, record)
             for r, (request, i, record) in enumerate(zip(requests, ids, records))
         ]
 
+    def _likelihood(
+        self, method: TokenMethod, scores: Sequence[Scores], requests: Sequence[Request], wanted: Tensor
+    ) -> tuple[Tensor, StepResult]:
+        """The probability of every row's target, and the step.
+
+        A bare space that adds nothing to the text is no slot. It is emitted for slots that begin with it: that of the
+        next target, if the text goes on with this, is made one.
+        """
+        states = [request.state for request in requests]
+        silent = method.alignment.classes[self.primary][wanted] < 0
+        if not bool(silent.any()):
+            return method.likelihood(scores, states, wanted)
+        own, at_start = (a.vocabularies[self.primary].token_bytes for a in (self.alignment, method.alignment))
+        following = [(request.targets or ())[1:2] for request in requests]
+        included = [ids[0] if ids and own[ids[0]] == at_start[ids[0]] else NO_ID for ids in following]
+        include = torch.where(silent, torch.tensor(included, device=wanted.device), wanted)
+        _, step = method.likelihood(scores, states, include)
+        return emission_probability(step, wanted, method.alignment, self.primary), step
+
     def _score(
-        self, log_probs: Tensor, step: StepResult, wanted: Tensor, targets: Sequence[int], requests: Sequence[Request]
+        self,
+        log_probs: Tensor,
+        step: StepResult,
+        wanted: Tensor,
+        targets: Sequence[int],
+        requests: Sequence[Request],
+        alignment: VocabAlignment,
     ) -> list[Choice]:
         """How likely every row's target is, and whether it would have been taken."""
-        classes = self.alignment.classes[self.primary]
+        classes = alignment.classes[self.primary]
         own = step.next_ids[:, self.primary]
         same = (classes[own.clamp(min=0)] == classes[wanted]) & (own >= 0)
         packed = torch.stack([log_probs, same.double(), step.status.double()]).cpu()
@@ -136,7 +171,7 @@ class Chooser:
         ]
 
     def _records(
-        self, step: StepResult, requests: Sequence[Request], winners: Sequence[int]
+        self, step: StepResult, requests: Sequence[Request], winners: Sequence[int], starts: tuple[bool, ...]
     ) -> Sequence[StepRecord | None]:
         """Per row its record where its request keeps them."""
         if not any(request.keeps_records for request in requests):
@@ -144,7 +179,9 @@ class Chooser:
         union_ids, averages, members = (t.tolist() for t in (step.union_ids, step.union_probs, step.member_probs))
         sizes = step.union_size.tolist()
         return [
-            StepRecord(union_ids[r][:n], averages[r][:n], members[r][:n], winners[r]) if request.keeps_records else None
+            StepRecord(union_ids[r][:n], averages[r][:n], members[r][:n], winners[r], starts=starts)
+            if request.keeps_records
+            else None
             for r, (request, n) in enumerate(zip(requests, sizes))
         ]
 

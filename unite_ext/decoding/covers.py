@@ -83,11 +83,15 @@ class MemberCovers:
     order : ByteOrder
         Of the member's vocabulary.
     limits : WalkLimits
+    lead : bytes
+        What stands before the text for this member, and is no part of it: a space in the start state. Its covers are
+        those of the lead and the text, so that a first token may end inside or behind it.
     """
 
-    def __init__(self, order: ByteOrder, limits: WalkLimits) -> None:
+    def __init__(self, order: ByteOrder, limits: WalkLimits, lead: bytes = b"") -> None:
         self.order = order
         self.limits = limits
+        self.lead = lead
         self.known: list[Cover] = []
         self.waiting: list[Cover] = [Cover((), 0, 1.0)]
 
@@ -98,7 +102,7 @@ class MemberCovers:
 
     def restart(self, path: Sequence[int], end: int) -> None:
         """Forget all covers but this path, for a text that the member cannot have written."""
-        self.known, self.waiting = [], [Cover(tuple(path), end, 1.0)]
+        self.known, self.waiting = [], [Cover(tuple(path), len(self.lead) + end, 1.0)]
 
     def due(self, text_length: int, min_share: float) -> list[Cover]:
         """The covers that may have this share and are not known: the model has to be asked about these.
@@ -106,12 +110,13 @@ class MemberCovers:
         What is certain is the measure: the known covers, and those that end with the text, which say everything.
         """
         total = sum(cover.share for cover in self.known)
-        total += sum(cover.share for cover in self.waiting if cover.end == text_length)
+        total += sum(cover.share for cover in self.waiting if cover.end == len(self.lead) + text_length)
         return [cover for cover in self.waiting if cover.share >= min_share * total]
 
     def settle(self, cover: Cover, sums: NDArray[np.float64], eos: float, text: bytes) -> None:
         """Take in what the model says after a cover's path, whose end lies before or at the end of the text."""
         self.waiting.remove(cover)
+        text = self.lead + text
         tail = text[cover.end :]
         for length in range(1, len(tail) + 1):
             token, after, _ = self.order.tokens.find(tail[:length])
@@ -120,7 +125,7 @@ class MemberCovers:
                 self.waiting.append(Cover((*cover.path, int(self.order.ids[token])), cover.end + length, weight))
         _, begin, stop = self.order.tokens.find(tail)
         cover.sums, cover.first, cover.begin, cover.stop, cover.depth = sums, 0, begin, stop, len(tail)
-        cover.eos = 0.0 if tail else eos
+        cover.eos = 0.0 if tail and len(text) > len(self.lead) else eos
         cover.mass = float(sums[stop] - sums[begin]) + cover.eos
         if cover.mass > 0:
             self.known.append(cover)
@@ -143,7 +148,7 @@ class MemberCovers:
             Of the text before the walk.
         """
         ended = [
-            Cover((*self.known[c].path, int(self.order.ids[token])), text_length + length, weight)
+            Cover((*self.known[c].path, int(self.order.ids[token])), len(self.lead) + text_length + length, weight)
             for c, length, token, weight in ends
         ]
         for cover, (begin, stop, depth, mass) in zip(self.known, ranges):

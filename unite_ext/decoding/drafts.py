@@ -15,10 +15,12 @@ from ..exchange import key_ids
 from ..members.base import JoinedScores, Place, Scores
 from ..members.context import LogitScores
 from ..options import StepOptions
+from ..vocab.vocabulary import SPACE
 from .evaluation import Evaluator, guarded
 from .ngrams import Ngrams
 from .processors import apply_masks
 from .request import NGRAM, Request
+from .start_state import first_steps
 
 NGRAM_LENGTH = 8
 _BEST = StepOptions(k=1)
@@ -106,8 +108,9 @@ class Drafter:
         ids = []
         for request, own, length in zip(requests, written, lengths):
             self._evaluator.contexts[m].edit(request.key, len(own), [])
-            text = b"".join([self._alignment.token_bytes(m, i) for i in own])
-            ids.append(self._alignment.encode_continuation(self._primary, text)[:length])
+            text = b"".join(self._pieces(m, request, own))
+            lead = SPACE if text and request.starts[self._primary] and not request.ids else b""
+            ids.append(self._alignment.encode_continuation(self._primary, lead + text)[:length])
         return Drafts(ids)
 
     def _room(self, m: int, requests: Sequence[Request], lengths: Sequence[int]) -> list[int]:
@@ -155,6 +158,16 @@ class Drafter:
                     following.append(r)
             going = following
 
+    def _pieces(self, m: int, request: Request, written: Sequence[int]) -> list[bytes]:
+        """What each of some ids that a member has written behind the text adds to it."""
+        pieces = [self._alignment.token_bytes(m, i) for i in written]
+        if pieces and self._at_start(m, request, 0):
+            pieces[0] = pieces[0].removeprefix(SPACE)
+        return pieces
+
+    def _at_start(self, m: int, request: Request, written: int) -> bool:
+        return not written and first_steps(request)[m]
+
     def _constrained(
         self, m: int, scores: Scores, requests: Sequence[Request], written: Sequence[Sequence[int]]
     ) -> Scores:
@@ -162,8 +175,8 @@ class Drafter:
         rows = []
         for r, (request, ids) in enumerate(zip(requests, written)):
             if request.constraint is not None:
-                request.constraint.look_ahead([self._alignment.token_bytes(m, i) for i in ids])
-                rows.append((r, request.constraint, len(ids)))
+                request.constraint.look_ahead(self._pieces(m, request, ids))
+                rows.append((r, request.constraint, len(ids), self._at_start(m, request, len(ids))))
         if not rows or scores.logits is None:
             return scores
         logits = scores.logits.float().clone()

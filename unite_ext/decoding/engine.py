@@ -23,7 +23,6 @@ from ..methods.base import TokenMethod
 from ..options import GenerationOptions
 from ..structured.constraint import Constraint
 from ..vocab.alignment import VocabAlignment
-from ..vocab.text_sync import TextSync
 from .batch import StepRunner
 from .cache_memory import CacheMemory
 from .draft_choice import AUTO, DraftCosts
@@ -31,7 +30,9 @@ from .drafts import NGRAM_LENGTH
 from .evaluation import MemberOutOfMemory, guarded
 from .plan import check_constrains
 from .processors import check_processors
+from .prompt_ids import EncodedPrompt, encode_prompt, ids_as_prompt
 from .request import NGRAM, Request
+from .start_state import member_syncs
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,6 @@ class Engine:
             for member in self.members
         ]
         self.runner = StepRunner(self.members, self.contexts, self.alignment, primary, draft_costs)
-        self._shares_ids = [f == self.alignment.fingerprints[primary] for f in self.alignment.fingerprints]
         self._max_requests = max_requests
         self._room = max_requests  # how many may run at present: fewer after a lack of memory
         self._prefill_chunk = prefill_chunk
@@ -137,13 +137,13 @@ class Engine:
         """How many requests wait for room."""
         return len(self._waiting)
 
-    def encode(self, prompt: Prompt) -> list[list[int]]:
-        """A prompt's ids in every member. ValueError for one that some member cannot take."""
-        return [member.encode_prompt(prompt) for member in self.members]
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """A prompt in every member. ValueError for one that some member cannot take."""
+        return encode_prompt(self.members, self.alignment.vocabularies, prompt)
 
     def submit(
         self,
-        prompt: Prompt | Sequence[Sequence[int]],
+        prompt: Prompt | Sequence[Sequence[int]] | EncodedPrompt,
         method: TokenMethod,
         options: GenerationOptions | None = None,
         *,
@@ -157,7 +157,7 @@ class Engine:
 
         Parameters
         ----------
-        prompt : str, messages, or per member the prompt's ids
+        prompt : str, messages, or per member the prompt's ids, or EncodedPrompt
         method : TokenMethod
             What decides its steps, made for this engine's members. Requests with the same object share launches.
         options : GenerationOptions, optional
@@ -181,15 +181,19 @@ class Engine:
         check_processors(options, len(self.members))
         if options.do_sample and not method.samples:
             raise ValueError(f"do_sample must be False with method {method.name!r}, which takes the best token")
-        constraint = None
         if options.structure is not None:
             check_constrains(method, options.structure)
-            constraint = Constraint(options.structure, self.alignment.vocabularies, self.primary)
         if targets is not None and not targets:
             raise ValueError("targets must hold at least one id, got none")
-        ids = _encoded(prompt) or self.encode(cast("Prompt", prompt))
-        if len(ids) != len(self.members):
-            raise ValueError(f"prompt must hold one list of ids per member, {len(self.members)}, got {len(ids)}")
+        encoded = self._encoded(prompt)
+        if len(encoded.ids) != len(self.members):
+            raise ValueError(
+                f"prompt must hold one list of ids per member, {len(self.members)}, got {len(encoded.ids)}"
+            )
+        constraint = None
+        if options.structure is not None:
+            vocabularies = self.alignment.vocabularies
+            constraint = Constraint(options.structure, vocabularies, self.primary, encoded.starts)
         drafter, draft_length = self._drafter(options.speculate)
         key = self._next_key
         self._next_key += 1
@@ -197,10 +201,11 @@ class Engine:
         request = Request(
             key=key,
             index=index,
-            prompt_ids=ids,
+            prompt_ids=[list(own) for own in encoded.ids],
             options=options,
             method=method,
-            syncs=[None if s else TextSync(v) for s, v in zip(self._shares_ids, self.alignment.vocabularies)],
+            syncs=member_syncs(self.alignment, self.primary, encoded.starts),
+            starts=encoded.starts,
             generator=_generator(seed + index) if options.do_sample else None,
             constraint=constraint,
             keeps_records=keeps_records,
@@ -213,6 +218,13 @@ class Engine:
             request.exact = self.runner.exact.start(request, method.options.step_weights(len(self.members)))
         self._waiting.append(request)
         return request
+
+    def _encoded(self, prompt: Prompt | Sequence[Sequence[int]] | EncodedPrompt) -> EncodedPrompt:
+        if isinstance(prompt, EncodedPrompt):
+            return prompt
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], list):
+            return ids_as_prompt(self.alignment.vocabularies, prompt)
+        return self.encode(cast("Prompt", prompt))
 
     def _drafter(self, speculate: bool | int | str | None) -> tuple[int | str | None, int | None]:
         """Who drafts, and drafts of how many tokens, None for what is measured to be fastest."""
@@ -369,10 +381,3 @@ class Engine:
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(seed % 2**63)
-
-
-def _encoded(prompt: object) -> list[list[int]]:
-    """Copies of a prompt's ids where it is given as such, else nothing."""
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], list):
-        return [list(own) for own in prompt]
-    return []

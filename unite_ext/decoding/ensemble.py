@@ -12,19 +12,16 @@ from ..members.loading import MemberSource
 from ..members.static_cache import check_static_cache
 from ..members.transformers import Member
 from ..methods.base import AnswerMethod, Method
-from ..methods.registry import (
-    UNITE,
-    check_method,
-    make_method,
-)
+from ..methods.registry import UNITE, check_method, make_method
 from ..options import STEP_FIELDS, StepOptions, step_options
 from ..trace import Trace
 from ..vocab.alignment import VocabAlignment
 from .answers import choose_answers
 from .draft_choice import DraftCosts
 from .engine import Engine
-from .load import TemplateVariables, as_batch, encode_prompt, load_members, variables_of_members
+from .load import TemplateVariables, as_batch, load_members, variables_of_members
 from .plan import METHOD_FIELDS, Plan, make_plan
+from .prompt_ids import encode_prompt
 from .request import GenerateOutput, Request
 from .text_stream import TextStream
 from .tracing import check_traced, make_trace
@@ -271,16 +268,17 @@ class UniteEnsemble:
                 for m in order
             ]
             return choose_answers(plan.method, runs, prompts, indices)
-        encoded = [encode_prompt(self.members, prompt, variables) for prompt in prompts]
-        longest = max((len(ids) for own in encoded for ids in own), default=0)
+        vocabularies = self.alignment.vocabularies
+        encoded = [encode_prompt(self.members, vocabularies, prompt, variables) for prompt in prompts]
+        longest = max((len(ids) for own in encoded for ids in own.ids), default=0)
         engine = self.new_engine(
             plan,
             max_requests=batch_size or max(1, len(prompts)),
             expected_length=longest + plan.generation.max_new_tokens,
         )
         seed = plan.draw_seed()
-        for ids, index in zip(encoded, indices):
-            engine.submit(ids, plan.token_method, plan.generation, index=index, seed=seed, keeps_records=trace)
+        for own, index in zip(encoded, indices):
+            engine.submit(own, plan.token_method, plan.generation, index=index, seed=seed, keeps_records=trace)
         return engine.run(progress=progress)
 
     def stream(
@@ -296,11 +294,12 @@ class UniteEnsemble:
             raise ValueError(
                 f"method {plan.method.name!r} chooses among whole answers, which cannot be streamed: use generate"
             )
-        ids = encode_prompt(self.members, prompt, variables_of_members(chat_template_kwargs, len(self.members)))
-        longest = max(map(len, ids)) + plan.generation.max_new_tokens
+        variables = variables_of_members(chat_template_kwargs, len(self.members))
+        encoded = encode_prompt(self.members, self.alignment.vocabularies, prompt, variables)
+        longest = max(map(len, encoded.ids)) + plan.generation.max_new_tokens
         engine = self.new_engine(plan, max_requests=1, expected_length=longest)
         request = engine.submit(
-            ids, plan.token_method, plan.generation, index=0, seed=plan.draw_seed(), keeps_records=trace
+            encoded, plan.token_method, plan.generation, index=0, seed=plan.draw_seed(), keeps_records=trace
         )
         return TextStream(engine, request)
 

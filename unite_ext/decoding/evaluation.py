@@ -83,7 +83,12 @@ class Evaluator:
         if any(request.options.processes for request in requests):
             rows = [
                 ScoredRow(
-                    request.options, len(request.ids) + n, partial(self._place_ids, m, place), request.constraint, n
+                    request.options,
+                    len(request.ids) + n,
+                    partial(self._place_ids, m, place),
+                    request.constraint,
+                    n,
+                    request.starts[m] and len(self._place_ids(m, place)) == len(request.prompt_ids[m]),
                 )
                 for request, own in zip(requests, places)
                 for n, place in enumerate(own)

@@ -20,9 +20,11 @@ from ..members.context import common_length
 from ..vocab.alignment import VocabAlignment
 from ..vocab.byte_order import byte_order
 from ..vocab.text_sync import TextSync
+from ..vocab.vocabulary import SPACE
 from .covers import Cover, ExactState, MemberCovers, WalkLimits
 from .evaluation import Evaluator
 from .request import Request, TargetScore
+from .start_state import pieces_along
 
 
 class ExactRunner:
@@ -51,10 +53,12 @@ class ExactRunner:
         vocabularies = self.alignment.vocabularies
         forced = None
         if request.targets is not None:
-            own = vocabularies[self.primary]
-            forced = [s for i in request.targets for s in (own.token_bytes[i] or [END_OF_TEXT])]
-        members = [MemberCovers(byte_order(v), self.limits) for v in vocabularies]
-        return ExactState(members, TextSync(vocabularies[self.primary]), list(weights), forced)
+            eos = vocabularies[self.primary].eos_token_ids
+            pieces = zip(request.targets, self._target_pieces(request))
+            forced = [s for i, data in pieces for s in ([END_OF_TEXT] if i in eos else data)]
+        leads = [SPACE if starts else b"" for starts in request.starts]
+        members = [MemberCovers(byte_order(v), self.limits, lead) for v, lead in zip(vocabularies, leads)]
+        return ExactState(members, TextSync(vocabularies[self.primary], leads[self.primary]), list(weights), forced)
 
     def step(self, requests: Sequence[Request]) -> None:
         """Walk on with every request; those that end or fail say so."""
@@ -108,7 +112,7 @@ class ExactRunner:
         covers = _state(request).members[m]
         due = covers.due(len(request.text), _state(request).min_share)
         if not due and not covers.known:  # the member cannot have written this text
-            path = self.alignment.vocabularies[m].encode_continuation(bytes(request.text))
+            path = self.alignment.vocabularies[m].encode_continuation(covers.lead + request.text)
             covers.restart(path, len(request.text))
             due = covers.due(len(request.text), _state(request).min_share)
         return due
@@ -130,6 +134,10 @@ class ExactRunner:
                 self.limits.max_bytes, generator=request.generator, dtype=torch.float64, device="cpu"
             ).tolist()
         forced = None if state.forced is None else state.forced[len(state.log_probs) :]
+        if forced == []:  # targets that add nothing to the text
+            self._score(request, state)
+            request.finish_reason = "length"
+            return True
         steps, ranges, ends = walk(
             [
                 (covers.order.tokens, [cover.as_tuple() for cover in covers.known], weight)
@@ -171,7 +179,7 @@ class ExactRunner:
             limit = request.options.max_new_tokens if state.forced is None else len(state.sync.ids) + 1
             if len(state.sync.ids) > limit or (len(state.sync.ids) == limit and not ended):
                 kept = b"".join([self.alignment.token_bytes(self.primary, i) for i in state.sync.ids[:limit]])
-                piece, ended = kept[len(request.text) :], False
+                piece, ended = kept[len(state.sync.lead) + len(request.text) :], False
                 request.finish_reason = "length"
             request.append(state.sync.ids[:limit], piece)
         if ended and not request.finish_reason:
@@ -182,11 +190,15 @@ class ExactRunner:
 
     def _score(self, request: Request, state: ExactState) -> None:
         """Share out the bytes' log-probabilities among the targets."""
-        own, at = self.alignment.vocabularies[self.primary], 0
-        for target in request.targets or ():
-            after = at + max(1, len(own.token_bytes[target]))
+        eos, at = self.alignment.vocabularies[self.primary].eos_token_ids, 0
+        for target, data in zip(request.targets or (), self._target_pieces(request)):
+            after = at + (1 if target in eos else len(data))
             request.scores.append(TargetScore(math.fsum(state.log_probs[at:after]), all(state.greedy[at:after])))
             at = after
+
+    def _target_pieces(self, request: Request) -> list[bytes]:
+        token_bytes = self.alignment.vocabularies[self.primary].token_bytes
+        return pieces_along(request, self.primary, token_bytes, request.targets or (), at=0)
 
     def _move_context(self, m: int, requests: Sequence[Request]) -> None:
         """Bring a member's context to every request's heaviest cover."""

@@ -18,7 +18,9 @@ from ..exchange import key_ids, key_values
 from ..members.base import Place, Scores
 from ..options import StepOptions
 from ..vocab.alignment import VocabAlignment
+from ..vocab.vocabulary import SPACE
 from .places import place_length
+from .request import Request
 
 
 class Chains:
@@ -33,17 +35,20 @@ class Chains:
     def __init__(self, alignment: VocabAlignment, primary: int) -> None:
         self._alignment = alignment
         self._primary = primary
-        self._known: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._known: dict[tuple[int, int, tuple[bool, ...]], tuple[int, ...]] = {}
 
-    def of(self, member: int, token_id: int) -> tuple[int, ...]:
-        """A member's ids of one eligible token of the primary; none if it cannot spell it."""
-        key = (member, token_id)
+    def of(self, member: int, token_id: int, starts: tuple[bool, ...] = ()) -> tuple[int, ...]:
+        """A member's ids of one eligible token of the primary; none if it cannot spell it.
+
+        `starts` are the members that take their first step in the start state, see `VocabAlignment.at_start`.
+        """
+        key = (member, token_id, starts)
         if key not in self._known:
-            self._known[key] = self._made(member, token_id)
+            alignment = self._alignment.at_start(starts) if any(starts) else self._alignment
+            self._known[key] = self._made(alignment, member, token_id)
         return self._known[key]
 
-    def _made(self, member: int, token_id: int) -> tuple[int, ...]:
-        alignment = self._alignment
+    def _made(self, alignment: VocabAlignment, member: int, token_id: int) -> tuple[int, ...]:
         if alignment.fingerprints[member] == alignment.fingerprints[self._primary]:
             return (token_id,)
         cls = alignment.class_of(self._primary, token_id)
@@ -51,6 +56,42 @@ class Chains:
         if tagged < FIRST_SUB_TOKEN:
             return () if tagged < 0 else (tagged,)
         return tuple(alignment.encode_continuation(member, alignment.token_bytes(self._primary, token_id)))
+
+
+class SilentTargets:
+    """First targets that are a bare space of the primary's in the start state, which adds nothing to the text.
+
+    That a text begins with nothing is certain, whoever is asked. What the primary gives the space counts with the token
+    behind it.
+
+    Parameters
+    ----------
+    alignment : VocabAlignment
+    primary : int
+    """
+
+    def __init__(self, alignment: VocabAlignment, primary: int) -> None:
+        self._primary = primary
+        self._token_bytes = alignment.vocabularies[primary].token_bytes
+
+    def begins(self, request: Request) -> bool:
+        """Whether a request's next target is one. Not where all members write the space, to which it is text."""
+        starts = request.starts
+        if request.ids or not request.targets or not starts[self._primary] or all(starts):
+            return False
+        return self._token_bytes[request.targets[0]] == SPACE
+
+    def move(
+        self, log_probs: Tensor, requests: Sequence[Request], chunks: Sequence[Sequence[int]], member: int
+    ) -> None:
+        """Change a member's log-probabilities of all requests' next targets, [N], in place."""
+        row = 0
+        for request, ids in zip(requests, chunks):
+            if self.begins(request):
+                if request.syncs[member] is None and len(ids) > 1:
+                    log_probs[row + 1] += log_probs[row]
+                log_probs[row] = 0.0
+            row += len(ids)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from .._checks import check_choice
 from ..members.base import Prompt
 from ..methods.base import AnswerMethod, TokenMethod
 from ..options import GenerationOptions
+from .prompt_ids import EncodedPrompt
 from .request import Request
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Likelihood:
 
 def score_continuations(
     ensemble: UniteEnsemble,
-    requests: Sequence[tuple[Prompt | Sequence[Sequence[int]], Sequence[int]]],
+    requests: Sequence[tuple[Prompt | Sequence[Sequence[int]] | EncodedPrompt, Sequence[int]]],
     *,
     batch_size: int | None = None,
     progress: bool = False,
@@ -47,8 +48,9 @@ def score_continuations(
     ----------
     ensemble : UniteEnsemble
     requests : sequence of (prompt, ids)
-        A prompt as in `UniteEnsemble.generate`, or a list with every member's own ids of it; and the primary's ids of
-        the continuation, at least one, all eligible.
+        A prompt as in `UniteEnsemble.generate`, or a list with every member's own ids of it, or an `EncodedPrompt`; and
+        the primary's ids of the continuation, at least one, all eligible. In the start state they begin with the space
+        that the primary writes before its text.
     batch_size : int, optional
         How many run side by side; all by default.
     progress : bool
@@ -77,8 +79,9 @@ def score_continuations(
         )
     primary = plan.step.primary
     for i, (prompt, ids) in enumerate(requests):
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], list):
-            for member, own in zip(ensemble.members, prompt):
+        given = prompt.ids if isinstance(prompt, EncodedPrompt) else prompt
+        if isinstance(given, list) and given and isinstance(given[0], list):
+            for member, own in zip(ensemble.members, given):
                 try:
                     member.check_ids(own)
                 except ValueError as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._core import MAX_MEMBERS
-from ..members.base import BaseMember, Prompt, Variables
+from ..members.base import Prompt, Variables
 from ..members.loading import MemberSource, prepare_all
 from ..members.transformers import Member
 from ..methods.registry import UNITE, check_combine, check_method, check_vocabularies, needs_vocabularies
@@ -70,16 +70,6 @@ def load_members(
         check_vocabularies(method, own, alignment if device is None else alignment.to(device), step)
     members = [Member.from_source(source) for source in sources]
     return members, ours
-
-
-def encode_prompt(
-    members: Sequence[BaseMember], prompt: Prompt, variables: Sequence[Variables | None]
-) -> list[list[int]]:
-    """A prompt's ids in every member, with each member's further variables for its chat template."""
-    return [
-        member.encode_prompt(prompt) if own is None else member.encode_with(prompt, own)
-        for member, own in zip(members, variables)
-    ]
 
 
 def as_batch(prompts: Any) -> tuple[Sequence[Prompt], bool]:

@@ -29,6 +29,8 @@ class ScoredRow:
     """What keeps the text within a grammar."""
     place: int = 0
     """How many pieces the row is ahead of the text."""
+    at_start: bool = False
+    """Whether the member takes its first step in the start state."""
 
 
 class Processors:
@@ -47,7 +49,9 @@ class Processors:
         """The scores as the rows' options want them; the given ones where nothing is wanted."""
         early = [r for r, row in enumerate(rows) if row.num_tokens < row.options.min_new_tokens]
         listed = {r: own for r, row in enumerate(rows) if (own := processors_of(row.options, member))}
-        bound = [(r, row.constraint, row.place) for r, row in enumerate(rows) if row.constraint is not None]
+        bound = [
+            (r, row.constraint, row.place, row.at_start) for r, row in enumerate(rows) if row.constraint is not None
+        ]
         if not listed and not bound and not (early and len(self._eos[member])):
             return scores
         logits = scores.logits
@@ -72,22 +76,22 @@ class Processors:
             logits[torch.tensor(rows, device=logits.device)[:, None], eos[None]] = -torch.inf
 
 
-def apply_masks(member: int, logits: Tensor, rows: Sequence[tuple[int, Constraint, int]]) -> None:
+def apply_masks(member: int, logits: Tensor, rows: Sequence[tuple[int, Constraint, int, bool]]) -> None:
     """Set a member's logits that grammars forbid to -inf, in place.
 
     Parameters
     ----------
     member : int
     logits : Tensor [N, V]
-    rows : sequence of (row, constraint, place)
+    rows : sequence of (row, constraint, place, at_start)
         See `Constraint.fill`.
     """
     from xgrammar import apply_token_bitmask_inplace
 
     words = rows[0][1].words(member)
     masks = np.zeros((len(rows), words), np.int32)
-    for mask, (_, constraint, place) in zip(masks, rows):
-        constraint.fill(member, place, mask)
+    for mask, (_, constraint, place, at_start) in zip(masks, rows):
+        constraint.fill(member, place, mask, at_start)
     width = min(logits.shape[1], 32 * words)  # what is beyond, no id has
     bits = torch.from_numpy(masks).to(logits.device)
     # Elsewhere than on the CPU, xgrammar's own choice would compile a Triton kernel while requests wait.
@@ -95,7 +99,7 @@ def apply_masks(member: int, logits: Tensor, rows: Sequence[tuple[int, Constrain
     if len(rows) == len(logits):
         apply_token_bitmask_inplace(logits, bits, vocab_size=width, backend=backend)
         return
-    places = torch.tensor([r for r, _, _ in rows], device=logits.device)
+    places = torch.tensor([r for r, _, _, _ in rows], device=logits.device)
     own = logits[places]
     apply_token_bitmask_inplace(own, bits, vocab_size=width, backend=backend)
     logits[places] = own

@@ -41,6 +41,8 @@ class StepRecord:
     """Whether the primary's token was taken without asking the others."""
     drafted: bool = False
     """Whether it was a draft's token."""
+    starts: tuple[bool, ...] = ()
+    """Per member whether its ids stood behind a space that is no part of the text; nothing if none's did."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Request:
     method: TokenMethod
     syncs: list[TextSync | None]
     """Per member what keeps its ids equal to the text; None where it takes the primary's ids."""
+    starts: tuple[bool, ...]
+    """Per member whether it is in the start state: a space that is no part of the text stands before it."""
     generator: torch.Generator | None = None
     """What sampling draws from."""
     constraint: Constraint | None = None

@@ -18,6 +18,7 @@ from ..vocab.alignment import VocabAlignment
 from ..vocab.vocabulary import Vocabulary
 from .plan import Plan
 from .request import Request, StepRecord
+from .start_state import recorded_bytes
 
 DIGITS = 6  # significant digits of a recorded probability: float32 holds hardly more
 
@@ -61,10 +62,7 @@ def make_trace(
     used = [sorted({ids[m] for r in records for ids in r.union_ids} - {-1}) for m in range(len(vocabularies))]
     names = [{i: id_text(v, member, i) for i in ids} for v, member, ids in zip(vocabularies, members, used)]
 
-    def spelled(member: int, token_id: int) -> int:
-        return -1 if token_id < 0 else len(vocabularies[member].token_bytes[token_id])
-
-    data = [b"" if (i := r.union_ids[r.winner][primary]) < 0 else vocabularies[primary].token_bytes[i] for r in records]
+    data = [recorded_bytes(r, vocabularies, primary, r.union_ids[r.winner][primary]) for r in records]
     pieces = text_pieces(data, len(request.text))
     return Trace(
         members=short_names([member.name for member in members]),
@@ -73,10 +71,15 @@ def make_trace(
         prompt=prompt,
         text=request.decoded(),
         finish_reason=request.finish_reason,
-        steps=[trace_step(r, primary, *piece, spelled) for r, piece in zip(records, pieces)],
+        steps=[trace_step(r, primary, *piece, spelled(r, vocabularies)) for r, piece in zip(records, pieces)],
         tokens=names,
         eos_token_ids=[sorted(v.eos_token_ids) for v in vocabularies],
     )
+
+
+def spelled(record: StepRecord, vocabularies: Sequence[Vocabulary]) -> Callable[[int, int], int]:
+    """How many bytes a member's id adds to the text in a step, -1 for no id."""
+    return lambda m, i: -1 if i < 0 else len(recorded_bytes(record, vocabularies, m, i))
 
 
 def shown_options(plan: Plan) -> dict[str, object]:
@@ -99,7 +102,8 @@ def trace_step(trace: StepRecord, primary: int, piece: str, cut: str, spelled: C
     averages = [_rounded(p) for p in trace.union_probs]
     lengths = [[spelled(m, i) for m, i in enumerate(ids)] for ids in trace.union_ids]
     spellers = [row.index(max(row)) for row in lengths]
-    return TraceStep(piece, cut, decided, winner, favorites, trace.union_ids, probs, averages, spellers, trace.drafted)
+    ids, starts = trace.union_ids, list(trace.starts)
+    return TraceStep(piece, cut, decided, winner, favorites, ids, probs, averages, spellers, trace.drafted, starts)
 
 
 def decision(trace: StepRecord, primary: int) -> tuple[str, list[int]]:

@@ -27,6 +27,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from .._checks import check_choice, check_integer
 from ..decoding.ensemble import UniteEnsemble
 from ..decoding.likelihood import LIKELIHOODS, default_likelihood, score_continuations
+from ..decoding.prompt_ids import EncodedPrompt, encode_prompt, ids_as_prompt
 from ..members.base import Prompt
 from ..methods.registry import is_answer_method, parse_options
 from ..options import parse_speculate
@@ -145,8 +146,8 @@ class UniteLM(LM):
                 prompt, continuation = kept, prompt[len(kept) :] + continuation
             if not continuation:
                 raise ValueError(f"a continuation must not be empty, got one after {context[-40:]!r}")
-            ids = self.ensemble.alignment.encode_continuation(self.primary, continuation.encode())
-            pairs.append((prompt if prompt else self._empty_prompt(), ids))
+            encoded = self._encoded(prompt) if prompt else self._empty_prompt()
+            pairs.append((encoded, self._targets(encoded, continuation.encode())))
         order = sorted(range(len(pairs)), key=lambda i: -len(requests[i].args[0]))
         results: list[Any] = [None] * len(pairs)
         for found in self._score([pairs[i] for i in order]):
@@ -158,17 +159,20 @@ class UniteLM(LM):
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Log-probability of every request's whole text, in windows of the shortest context among the members."""
         self._check_likelihoods()
-        encode = self.ensemble.alignment.encode_continuation
+        vocabularies = self.ensemble.alignment.vocabularies
         pairs, owners = [], []
         for i, request in enumerate(requests):
             (text,) = request.args
-            ids = encode(self.primary, text.encode())
+            ids = self._targets(self._empty_prompt(), text.encode())
             windows = map(make_disjoint_window, get_rolling_token_windows(ids, -1, self._window(), 1)) if ids else []
             for context, targets in windows:
                 # -1 stands for each member's own beginning of a text
                 data = b"".join(self.ensemble.alignment.token_bytes(self.primary, t) for t in context if t >= 0)
                 prompt = self._empty_prompt()
-                pairs.append(([own + encode(m, data) for m, own in enumerate(prompt)], targets))
+                if data:
+                    own = [ids + v.encode_continuation(data) for ids, v in zip(prompt.ids, vocabularies)]
+                    prompt = ids_as_prompt(vocabularies, own)
+                pairs.append((prompt, targets))
                 owners.append(i)
         results, left = [0.0] * len(requests), Counter(owners)
         for found in self._score(pairs):
@@ -218,15 +222,23 @@ class UniteLM(LM):
             name = self.method if isinstance(self.method, str) else self.method.name
             raise ValueError(f"method {name!r} chooses among whole answers: it can run only tasks that generate")
 
-    def _empty_prompt(self) -> list[list[int]]:
-        """Every member's ids of no text at all: its BOS, else its EOS."""
+    def _encoded(self, prompt: Prompt) -> EncodedPrompt:
+        return encode_prompt(self.ensemble.members, self.ensemble.alignment.vocabularies, prompt)
+
+    def _targets(self, prompt: EncodedPrompt, data: bytes) -> list[int]:
+        """The primary's ids of what follows a prompt, its space before it in the start state."""
+        vocabulary = self.ensemble.alignment.vocabularies[self.primary]
+        return (vocabulary.start if prompt.starts[self.primary] else vocabulary).encode_continuation(data)
+
+    def _empty_prompt(self) -> EncodedPrompt:
+        """No text at all in every member: its BOS, else its EOS."""
         prompt = []
         for member in self.ensemble.members:
             start = member.start_ids()
             if not start:
                 raise ValueError(f"{member.name} has neither BOS nor EOS to start a text from")
             prompt.append(start)
-        return prompt
+        return ids_as_prompt(self.ensemble.alignment.vocabularies, prompt)
 
     def _window(self) -> int:
         """How many of the primary's ids a window holds; half where other tokenizers may need more ids."""

@@ -240,6 +240,15 @@ class BaseMember(ABC):
         """Ids of a prompt as `encode_prompt`, with further variables for the chat template."""
         raise ValueError(f"chat_template_kwargs must be None for {self.name}, which has no chat template here")
 
+    def answer_ids(
+        self, prompt: Sequence[Message], ids: Sequence[int], answer: str, variables: Variables | None = None
+    ) -> list[int] | None:
+        """What follows a chat's ids where the member's template writes it with the beginning of an answer.
+
+        None where there is no template, or it does not begin as the prompt does.
+        """
+        return None
+
     def check_ids(self, ids: Sequence[int]) -> None:  # noqa: B027  # most kinds find out by themselves
         """Raise ValueError for ids that the model cannot read."""
 

@@ -22,6 +22,8 @@ OWN, PLAIN = "own", "plain"
 SAMPLE = "Seven cats sat on 12 mats and then ran home"
 """Letters, digits and single spaces: every tokenizer that works gives these back, but perhaps their case."""
 
+_NOTHING = {"role": "assistant", "content": ""}
+
 
 class PromptTooLong(ValueError):
     """A prompt does not fit into a member's context."""
@@ -99,7 +101,7 @@ class PromptEncoder:
                 "(--chat-template plain) to write messages as 'User: ...'"
             )
         continued = _is_continued(messages)
-        if messages[-1] == {"role": "assistant", "content": ""}:
+        if messages[-1] == _NOTHING:
             messages.pop()  # nothing to continue
         settings: dict[str, Any] = {
             "add_generation_prompt": not continued,
@@ -114,6 +116,21 @@ class PromptEncoder:
             return str(self.tokenizer.apply_chat_template([dict(m) for m in messages], **settings))
         except Exception as error:  # Jinja's own, what templates raise for messages they do not know, missing packages
             raise ValueError(f"{self.name}'s chat template refuses the messages: {one_line(error)}") from error
+
+    def answer_ids(
+        self, messages: Sequence[Message], ids: Sequence[int], answer: str, variables: Variables | None = None
+    ) -> list[int] | None:
+        """See `BaseMember.answer_ids`; also None where a last message of the assistant is continued."""
+        if _is_continued(messages):
+            return None
+        before = messages[:-1] if messages[-1] == _NOTHING else messages
+        try:
+            text = self.render([*before, {"role": "assistant", "content": answer}], variables)
+        except ValueError:  # a template need not take two messages of the assistant, or a `developer` before one
+            return None
+        plain = self.chat_template == PLAIN
+        whole = self._encode_text(text) if plain else self.tokenizer(text, add_special_tokens=False).input_ids
+        return list(whole[len(ids) :]) if list(whole[: len(ids)]) == list(ids) else None
 
     def _encode_text(self, text: str) -> list[int]:
         check_unicode(text)

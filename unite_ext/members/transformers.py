@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .base import BaseMember, Prompt, Variables
+from .base import BaseMember, Message, Prompt, Variables
 from .cache_probe import embedding_rows, probe_reuse, probe_trees
 from .context import TransformersContext
 from .kv_cache import RaggedCache
@@ -243,6 +243,12 @@ class Member(BaseMember):
     def encode_with(self, prompt: Prompt, variables: Variables) -> list[int]:
         """See `BaseMember.encode_with`."""
         return self.encode_prompt(prompt, chat_template_kwargs=variables)
+
+    def answer_ids(
+        self, prompt: Sequence[Message], ids: Sequence[int], answer: str, variables: Variables | None = None
+    ) -> list[int] | None:
+        """See `BaseMember.answer_ids`."""
+        return self.prompts.answer_ids(prompt, ids, answer, variables)
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """See `BaseMember.check_ids`."""

@@ -82,6 +82,13 @@ class TokenMethod(Method):
         """How many tokens every step handles (the paper's Table 5); None if that differs from step to step."""
         return None
 
+    def at_start(self, alignment: VocabAlignment) -> TokenMethod:
+        """The method for steps in which some members are in the start state, whose ids mean what this alignment says.
+
+        See `VocabAlignment.at_start`. By default the method itself, with the alignment it has.
+        """
+        return self
+
     def start(self, prompt_ids: Sequence[Sequence[int]]) -> object:
         """Make the state of a new request from its prompt's ids in every member; None by default."""
         return None

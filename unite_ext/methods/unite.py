@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..members.base import Scores
+from ..members.base import BaseMember, Scores
 from ..ops import fused_step
 from ..options import StepOptions
 from ..step_parts import combine_slots, score_slots, unite_keys
@@ -28,6 +28,16 @@ class Unite(TokenMethod):
     multiplies: ClassVar[bool] = True
     keeps_structure: ClassVar[bool] = True
     walks: ClassVar[bool] = True
+
+    def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
+        super().__init__(alignment, members, options)
+        self._starts: dict[VocabAlignment, Unite] = {}
+
+    def at_start(self, alignment: VocabAlignment) -> Unite:
+        """See `TokenMethod.at_start`."""
+        if alignment not in self._starts:
+            self._starts[alignment] = Unite(alignment, (), self.options)
+        return self._starts[alignment]
 
     @property
     def averages(self) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
@@ -103,11 +102,11 @@ class Service:
         """A job of a body, on the preparing thread."""
         plan = self.preparer.plan(body)
         encoded = self.preparer.encode(prompts_of(body))
-        choices = [Choice(p * body.n + c, p, ids) for p, ids in enumerate(encoded) for c in range(body.n)]
+        choices = [Choice(p * body.n + c, p, own) for p, own in enumerate(encoded) for c in range(body.n)]
         wants = body.unite.trace or not (body.logprobs is None or body.logprobs is False)
         self._num_jobs += 1
         compared = self._num_jobs % self.options.compare_every == 0
-        self.metrics.prompt_tokens.inc(sum(len(ids[plan.step.primary]) for ids in encoded))
+        self.metrics.prompt_tokens.inc(sum(len(own.ids[plan.step.primary]) for own in encoded))
         return Job(
             choices=choices, plan=plan, seed=plan.draw_seed(), streams=body.stream, wants_tokens=wants,
             keeps_records=wants or compared, buffer=self.options.stream_buffer, loop=loop,
@@ -162,7 +161,9 @@ class Service:
             yield event(reply.last_chunk())
         yield DONE
 
-    def _chunk(self, job: Job, reply: Reply, feeds: list[TraceFeed | None], news: News, usage: bool) -> dict[str, object]:
+    def _chunk(
+        self, job: Job, reply: Reply, feeds: list[TraceFeed | None], news: News, usage: bool
+    ) -> dict[str, object]:
         feed = feeds[news.choice]
         unite = None if feed is None else feed.next(news.tokens, news.request)
         ended = news.request

@@ -15,7 +15,7 @@ from ..decoding.ensemble import UniteEnsemble
 from ..decoding.plan import Plan
 from ..structured.constraint import StructureError
 from .errors import LIMIT, SERVER, ApiError, internal, shutting_down
-from .jobs import Choice, Job, News, settled_tokens
+from .jobs import Choice, Job, News, Token, settled_tokens
 from .metrics import Metrics
 from .options import ServeOptions
 from .timed_context import TimedContext
@@ -46,7 +46,6 @@ class EngineThread:
         self._metrics = metrics
         self._engine = self._new_engine()
         metrics.watch(lambda: self._engine.num_running, lambda: self._engine.num_waiting)
-        self._token_bytes = ensemble.alignment.vocabularies[plan.step.primary].token_bytes
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._choices: dict[int, tuple[Job, Choice]] = {}
         self._lock = threading.Lock()
@@ -159,7 +158,7 @@ class EngineThread:
         for choice in job.choices:
             try:
                 request = self._engine.submit(
-                    choice.prompt_ids, job.plan.token_method, generation, index=choice.index, seed=job.seed,
+                    choice.encoded, job.plan.token_method, generation, index=choice.index, seed=job.seed,
                     keeps_records=job.keeps_records,
                 )  # fmt: skip
             except (TypeError, ValueError) as error:
@@ -195,7 +194,9 @@ class EngineThread:
             self._fail(job, _as_api_error(request.error))
             return
         ended = not isinstance(event, Advanced)
-        tokens = settled_tokens(choice, request, self._token_bytes) if job.wants_tokens and job.streams else []
+        tokens: list[Token] = []
+        if job.wants_tokens and job.streams:
+            tokens = settled_tokens(choice, request, self._ensemble.alignment.vocabularies, self._plan.step.primary)
         piece = choice.pieces.next(request) if job.streams else ""
         if piece or tokens or ended:
             job.put(News(choice.index, piece, tokens, request if ended else None))

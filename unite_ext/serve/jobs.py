@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..decoding.plan import Plan
+from ..decoding.prompt_ids import EncodedPrompt
 from ..decoding.request import Request, StepRecord
+from ..decoding.start_state import recorded_bytes
 from ..decoding.text_stream import TextPieces
+from ..vocab.vocabulary import Vocabulary
 from .errors import ApiError
 
 
@@ -44,7 +47,7 @@ class Choice:
     """Among the texts of the client's request."""
     prompt: int
     """Whose prompt it continues."""
-    prompt_ids: list[list[int]]
+    encoded: EncodedPrompt
     request: Request | None = None
     """The engine's, when it has been submitted."""
     pieces: TextPieces = field(default_factory=TextPieces)
@@ -114,7 +117,7 @@ class Job:
         return found
 
 
-def settled_tokens(choice: Choice, request: Request, token_bytes: Sequence[bytes]) -> list[Token]:
+def settled_tokens(choice: Choice, request: Request, vocabularies: Sequence[Vocabulary], primary: int) -> list[Token]:
     """The tokens that have become certain since the last call, up to the first that a stop string might cut.
 
     When the request has ended: all others as well, the end of the text and those that were cut off included.
@@ -124,10 +127,11 @@ def settled_tokens(choice: Choice, request: Request, token_bytes: Sequence[bytes
     while choice.tokens_sent < len(request.records):
         n = choice.tokens_sent
         token_id = request.ids[n] if n < len(request.ids) else None
-        data = b"" if token_id is None else token_bytes[token_id]
+        record = request.records[n]
+        data = b"" if token_id is None else recorded_bytes(record, vocabularies, primary, token_id)
         if not request.finish_reason and (token_id is None or choice.bytes_sent + len(data) > end):
             break
-        found.append(Token(token_id, data, request.records[n]))
+        found.append(Token(token_id, data, record))
         choice.tokens_sent += 1
         choice.bytes_sent += len(data)
     return found

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from .._checks import check_choice
 from ..decoding.ensemble import UniteEnsemble
 from ..decoding.plan import Plan
+from ..decoding.prompt_ids import EncodedPrompt, encode_prompt
 from ..members.base import Prompt
 from ..members.prompts import PromptTooLong
 from .errors import ApiError
@@ -127,7 +127,7 @@ class Preparer:
             "grammar": body.unite.grammar,
         }
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[list[list[int]]]:
+    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         """Every prompt's ids in every member.
 
         Raises
@@ -139,18 +139,18 @@ class Preparer:
         for prompt in prompts:
             self._check_size(prompt)
             try:
-                ids = [member.encode_prompt(prompt) for member in self._ensemble.members]
+                own = encode_prompt(self._ensemble.members, self._ensemble.alignment.vocabularies, prompt)
             except PromptTooLong as error:
                 raise ApiError(400, str(error), param="prompt", code="context_length_exceeded") from error
             except (TypeError, ValueError) as error:
                 raise ApiError(400, str(error), param="prompt") from error
-            limit, longest = self._options.max_prompt_tokens, max(map(len, ids))
+            limit, longest = self._options.max_prompt_tokens, max(map(len, own.ids))
             if limit is not None and longest > limit:
                 raise ApiError(
                     400, f"a prompt must have at most {limit} tokens, got {longest}", param="prompt",
                     code="context_length_exceeded",
                 )  # fmt: skip
-            encoded.append(ids)
+            encoded.append(own)
         return encoded
 
     def _check_size(self, prompt: Prompt) -> None:

@@ -83,7 +83,7 @@ class Reply(ABC):
     def usage(self) -> dict[str, object]:
         """Tokens as the primary counts them, and beside them every member's."""
         names = short_names(self.details.names)
-        prompts = {choice.prompt: choice.prompt_ids for choice in self.job.choices}  # one of them has several texts
+        prompts = {choice.prompt: choice.encoded.ids for choice in self.job.choices}  # one of them has several texts
         requests = [ended_request(choice) for choice in self.job.choices]
         read = [sum(len(ids[m]) for ids in prompts.values()) for m in range(len(names))]
         written = [sum(len(request.token_ids(m)) for request in requests) for m in range(len(names))]

@@ -6,11 +6,11 @@ import codecs
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..decoding.plan import Plan
 from ..decoding.request import Request, StepRecord
-from ..decoding.tracing import id_text, shown_options, token_text, trace_step
+from ..decoding.start_state import pieces_along, recorded_bytes
+from ..decoding.tracing import id_text, shown_options, spelled, token_text, trace_step
 from ..members.base import BaseMember
 from ..members.names import short_names
 from ..vocab.alignment import VocabAlignment
@@ -45,17 +45,17 @@ class TokenDetails:
         self.vocabularies = alignment.vocabularies
         self.primary = primary
         self.names = [member.name for member in members]
+        self._token_bytes = self.vocabularies[primary].token_bytes
         self._eos = frozenset(self.vocabularies[primary].eos_token_ids)
 
     def of_request(self, request: Request) -> list[Token]:
         """The tokens of a text that is whole, without those that a stop string cut off entirely."""
-        token_bytes = self.vocabularies[self.primary].token_bytes
-        tokens = [Token(i, token_bytes[i], record) for i, record in zip(request.ids, request.records)]
+        tokens = [Token(i, self.data(record, i), record) for i, record in zip(request.ids, request.records)]
         return self.kept(tokens, request)
 
     def kept(self, tokens: Sequence[Token], request: Request) -> list[Token]:
         """The last tokens of a text that is whole, as far as its text goes, without the end of the text."""
-        before = sum(len(self.vocabularies[self.primary].token_bytes[i]) for i in request.ids)
+        before = sum(map(len, pieces_along(request, self.primary, self._token_bytes, request.ids, at=0)))
         start = before - sum(len(token.data) for token in tokens)
         found = []
         for token in tokens:
@@ -71,14 +71,18 @@ class TokenDetails:
         """
         probs = emission_probs(token.record, self.primary)
         order = sorted(probs, key=lambda i: -probs[i])[:top]
-        return self._logprob(token.token_id or 0, probs), [self._logprob(i, probs) for i in order]
+        record = token.record
+        return self._logprob(record, token.token_id or 0, probs), [self._logprob(record, i, probs) for i in order]
 
-    def _logprob(self, token_id: int, probs: dict[int, float]) -> Logprob:
+    def data(self, record: StepRecord, token_id: int) -> bytes:
+        """What an id of the primary adds to the text in a step."""
+        return recorded_bytes(record, self.vocabularies, self.primary, token_id)
+
+    def _logprob(self, record: StepRecord, token_id: int, probs: dict[int, float]) -> Logprob:
         value = math.log(probs[token_id]) if probs[token_id] > 0 else NEVER
-        vocabulary, member = self.vocabularies[self.primary], self.members[self.primary]
         if token_id in self._eos:
-            return Logprob(member.token_name(token_id), value, None)
-        data = vocabulary.token_bytes[token_id]
+            return Logprob(self.members[self.primary].token_name(token_id), value, None)
+        data = self.data(record, token_id)
         return Logprob(token_text(data), value, data)
 
 
@@ -114,7 +118,8 @@ class TraceFeed:
             last = ended is not None and n + 1 == len(tokens)
             self._start += len(token.data)
             pieces = self._kept.decode(token.data[:room], last), self._cut.decode(token.data[room:], last)
-            steps.append(vars(trace_step(token.record, self._details.primary, *pieces, self._spelled)))
+            lengths = spelled(token.record, self._details.vocabularies)
+            steps.append(vars(trace_step(token.record, self._details.primary, *pieces, lengths)))
             for ids in token.record.union_ids:
                 self._name(ids, new_names)
         return {"steps": steps, "tokens": new_names}
@@ -124,9 +129,6 @@ class TraceFeed:
             if token_id >= 0 and token_id not in self._named[m]:
                 self._named[m].add(token_id)
                 names[m][token_id] = id_text(self._details.vocabularies[m], self._details.members[m], token_id)
-
-    def _spelled(self, member: int, token_id: int) -> int:
-        return -1 if token_id < 0 else len(self._details.vocabularies[member].token_bytes[token_id])
 
 
 def trace_head(details: TokenDetails, plan: Plan) -> dict[str, object]:

@@ -35,6 +35,8 @@ class Constraint:
     vocabularies : sequence of Vocabulary
         One per member.
     primary : int
+    starts : sequence of bool, optional
+        The members in the start state, whose first tokens stand behind a space that is no part of the text.
 
     Raises
     ------
@@ -49,10 +51,15 @@ class Constraint:
         The text is not whole, and nothing that the primary could emit may follow.
     """
 
-    def __init__(self, structure: Structure, vocabularies: Sequence[Vocabulary], primary: int) -> None:
-        distinct = list(dict.fromkeys(vocabularies))
+    def __init__(
+        self, structure: Structure, vocabularies: Sequence[Vocabulary], primary: int, starts: Sequence[bool] = ()
+    ) -> None:
+        at_start = {m: vocabularies[m].start for m, starting in enumerate(starts) if starting}
+        distinct = list(dict.fromkeys([*vocabularies, *at_start.values()]))
         self._walkers = [_Walker(g, v, structure.kind) for g, v in zip(structure.compile(distinct), distinct)]
         self._of_member = [self._walkers[distinct.index(v)] for v in vocabularies]
+        self._at_start = {m: self._walkers[distinct.index(v)] for m, v in at_start.items()}
+        self._silent = {m: v.silent for m, v in at_start.items()}
         self._primary = self._of_member[primary]
         self._eos = vocabularies[primary].eos_token_ids
         self._kind = structure.kind
@@ -74,7 +81,7 @@ class Constraint:
         """
         self.look_ahead(())
         for walker in self._walkers:
-            if not walker.append(data):
+            if data and not walker.append(data):
                 raise StructureError(f"the text must follow its {self._kind}, got {data!r}")
             walker.commit()
         self._last = data[-1:] or self._last
@@ -92,7 +99,7 @@ class Constraint:
         del self._ahead[allowed:]
         return allowed
 
-    def fill(self, member: int, place: int, mask: NDArray[np.int32]) -> None:
+    def fill(self, member: int, place: int, mask: NDArray[np.int32], at_start: bool = False) -> None:
         """Set the bits of a member's ids that are allowed after so many pieces of what is ahead.
 
         Parameters
@@ -102,10 +109,14 @@ class Constraint:
             0 where the text ends.
         mask : int32 [words]
             Bit i of word w is id 32 * w + i.
+        at_start : bool
+            Whether the member takes its first step in the start state. Then the space alone is allowed as well.
         """
-        walker = self._of_member[member]
+        walker = (self._at_start if at_start else self._of_member)[member]
         self._walk(walker, place)
         walker.fill(mask, self._ahead[place - 1][-1:] if place else self._last)
+        for i in self._silent[member] if at_start else ():
+            mask[i >> 5] |= _bit(i)
 
     def words(self, member: int) -> int:
         """How many words a member's mask has."""

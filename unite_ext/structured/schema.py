@@ -217,7 +217,9 @@ class _Writer:
         high = self._whole_number(schema, "maxItems", place, None)
         if high is not None and high < (low or 0):
             raise _wrong(place, f"must have 'minItems' of at most 'maxItems', got {low} and {high}")
-        written: dict[str, object] = {"items": False if items is False else self.write(items, f"{place}.items", depth + 1)}
+        written: dict[str, object] = {
+            "items": False if items is False else self.write(items, f"{place}.items", depth + 1)
+        }
         if prefix:
             written["prefixItems"] = [
                 self.write(each, f"{place}.prefixItems[{i}]", depth + 1) for i, each in enumerate(prefix)

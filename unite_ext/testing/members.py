@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..members.base import BaseMember, Context, Place, Prompt, Scores
+from ..members.base import BaseMember, Context, Message, Place, Prompt, Scores, Variables
 from ..members.context import LogitScores
 from ..members.passing import PassingContext
 from ..options import StepOptions
@@ -33,6 +33,8 @@ class Recorder(BaseMember):
     ----------
     prompts : dict
         Prompts to their ids.
+    answers : dict
+        Chats to what `answer_ids` gave.
     logits : dict
         All that a request had read (a tuple of ids) to its logits, float32 [V].
     """
@@ -44,6 +46,7 @@ class Recorder(BaseMember):
         self.eos_token_ids = member.eos_token_ids
         self.context_length = member.context_length
         self.prompts: dict[str, list[int]] = {}
+        self.answers: dict[str, list[int] | None] = {}
         self.logits: dict[tuple[int, ...], Tensor] = {}
 
     @property
@@ -61,6 +64,13 @@ class Recorder(BaseMember):
         ids = self.prompts[repr(prompt)] = self.member.encode_prompt(prompt)
         return ids
 
+    def answer_ids(
+        self, prompt: Sequence[Message], ids: Sequence[int], answer: str, variables: Variables | None = None
+    ) -> list[int] | None:
+        """See `BaseMember.answer_ids`."""
+        own = self.answers[repr(prompt)] = self.member.answer_ids(prompt, ids, answer, variables)
+        return own
+
     def new_context(self, *, max_requests: int, compiled: bool = False, expected_length: int = 0) -> Context:
         """See `BaseMember.new_context`."""
         context = self.member.new_context(max_requests=max_requests, compiled=compiled, expected_length=expected_length)
@@ -76,6 +86,7 @@ class Recorder(BaseMember):
             eos_token_ids=self.eos_token_ids,
             context_length=self.context_length,
             whole=whole,
+            answers=self.answers,
         )
 
 
@@ -97,6 +108,8 @@ class RecordedMember(BaseMember):
     context_length : int, optional
     whole : bool
         Whether the logits are offered whole, for the fused step; by default only by parts.
+    answers : mapping, optional
+        Chats (their `repr`) to what `answer_ids` gave.
     """
 
     tokenizer = None
@@ -111,6 +124,7 @@ class RecordedMember(BaseMember):
         eos_token_ids: Sequence[int] = (),
         context_length: int | None = None,
         whole: bool = False,
+        answers: Mapping[str, list[int] | None] | None = None,
     ) -> None:
         self.name = name
         self.eos_token_ids = list(eos_token_ids)
@@ -119,6 +133,7 @@ class RecordedMember(BaseMember):
         self._logits = logits
         self._num_logits = num_logits
         self._whole = whole
+        self._answers = answers or {}
 
     @property
     def num_logits(self) -> int:
@@ -135,6 +150,12 @@ class RecordedMember(BaseMember):
         if repr(prompt) not in self._prompts:
             raise ValueError(f"{self.name} has no recording of the prompt {prompt!r}")
         return list(self._prompts[repr(prompt)])
+
+    def answer_ids(
+        self, prompt: Sequence[Message], ids: Sequence[int], answer: str, variables: Variables | None = None
+    ) -> list[int] | None:
+        """See `BaseMember.answer_ids`."""
+        return self._answers.get(repr(prompt))
 
     def new_context(self, *, max_requests: int, compiled: bool = False, expected_length: int = 0) -> Context:
         """See `BaseMember.new_context`."""

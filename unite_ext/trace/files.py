@@ -66,6 +66,8 @@ def _check(trace: TraceRecord) -> None:
         fits = len(step.ids) == len(step.probs) == len(step.spellers) == slots and len(step.favorites) == members
         if not fits or {*map(len, step.ids), *map(len, step.probs)} != {members}:
             raise ValueError(f"step {number} does not hold {slots} slots of {members} members")
+        if step.starts and len(step.starts) != members:
+            raise ValueError(f"step {number} must say of {members} members how they start, got {len(step.starts)}")
         if not all(0 <= slot < slots for slot in (step.winner, *step.favorites)) or step.decided not in DECISIONS:
             raise ValueError(f"step {number} names a slot or a decision that does not exist")
         for slot in range(slots):

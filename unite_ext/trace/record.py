@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 AGREEMENT, PRIMARY, OVERRULED, GATED = "agreement", "primary", "overruled", "gated"
 DECISIONS = {
@@ -37,6 +37,9 @@ class TraceStep:
     """[U]: a member whose token is the slot's whole text. A member with another text has the first sub-token."""
     drafted: bool = False
     """Whether the token was drafted: with `speculate`, one pass of every member may give several of these."""
+    starts: list[bool] = field(default_factory=list)
+    """[M]: the members before whose ids a space stood that is no part of the text; their tokens' texts begin with it.
+    Empty where there was none, as in every step but a text's first."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,22 @@ class TraceRecord:
         """A member's text for an id of a step; empty for -1."""
         return "" if token_id < 0 else self.tokens[member][token_id]
 
+    def step_text(self, step: TraceStep, member: int, token_id: int) -> str:
+        """What a member's id adds to the text in a step; empty for -1."""
+        text = self.token_text(member, token_id)
+        return text.removeprefix(" ") if step.starts and step.starts[member] else text
+
     def slot_text(self, step: TraceStep, slot: int) -> str:
         """The text of a slot, from a member that has it in one token."""
-        return self.token_text(step.spellers[slot], step.ids[slot][step.spellers[slot]])
+        return self.step_text(step, step.spellers[slot], step.ids[slot][step.spellers[slot]])
 
     def is_first_sub_token(self, step: TraceStep, slot: int, member: int) -> bool:
         """Whether a member's token only begins the slot's text."""
         i = step.ids[slot][member]
         return (
-            i >= 0 and i not in self.eos_token_ids[member] and self.token_text(member, i) != self.slot_text(step, slot)
+            i >= 0
+            and i not in self.eos_token_ids[member]
+            and self.step_text(step, member, i) != self.slot_text(step, slot)
         )
 
     def __repr__(self) -> str:

@@ -114,6 +114,12 @@ class TokenView {
     return id < 0 ? "" : this.trace.tokens[member][id];
   }
 
+  /** What an id adds to the text in a step: without a space that stood before the text and is no part of it. */
+  stepText(step, member, id) {
+    const text = this.ownText(member, id);
+    return step.starts?.[member] && text.startsWith(" ") ? text.slice(1) : text;
+  }
+
   isName(member, id) {
     return this.trace.eos_token_ids[member].includes(id);
   }
@@ -157,9 +163,9 @@ class TokenView {
     });
   }
 
-  tokenText(member, id, whole) {
+  tokenText(step, member, id, whole) {
     if (id < 0) return element("span", { class: "quiet", title: "has no token for it" }, "–");
-    const text = this.ownText(member, id);
+    const text = this.stepText(step, member, id);
     const made = element("span", { class: this.isName(member, id) ? "text special" : "text" });
     made.append(visible(text, false));
     if (text !== whole && !this.isName(member, id)) {
@@ -178,13 +184,13 @@ class TokenView {
     for (const slot of slots.slice(0, limit)) {
       const speller = step.spellers[slot];
       const id = step.ids[slot][speller];
-      const whole = this.ownText(speller, id);
+      const whole = this.stepText(step, speller, id);
       const row = element("tr", { class: slot === step.winner ? "taken" : undefined });
       row.append(
         cell(
           "th",
           { scope: "row", class: "cell average" },
-          this.tokenText(speller, id, whole),
+          this.tokenText(step, speller, id, whole),
           probability(step.averages[slot]),
           step.averages[slot],
         ),
@@ -196,7 +202,7 @@ class TokenView {
           cell(
             "td",
             { class: own ? "cell own" : "cell", title: own ? "its own choice" : undefined },
-            this.tokenText(m, id, whole),
+            this.tokenText(step, m, id, whole),
             probability(p),
             p,
           ),
@@ -217,7 +223,7 @@ class TokenView {
       const id = step.ids[slot][this.trace.primary];
       made.append(
         `${this.trace.members[this.trace.primary]} wanted `,
-        this.tokenText(this.trace.primary, id, this.ownText(this.trace.primary, id)),
+        this.tokenText(step, this.trace.primary, id, this.stepText(step, this.trace.primary, id)),
         ` (${probability(step.probs[slot][this.trace.primary])}).`,
       );
     }

@@ -73,6 +73,8 @@ class VocabAlignment:
         self.eligible, self.eligible_offsets = _pack_eligible(classes)
         self.table, self.log2_capacity = _build_table(classes, class_ids)
         self._host_classes = classes
+        self._folder: Path | None = None
+        self._starts: dict[tuple[tuple[bool, ...], torch.device], VocabAlignment] = {}  # see at_start
         self._appended: dict[
             int, dict[int, tuple[tuple[int, ...], ...]]
         ] = {}  # by primary, then its id: see append_ids
@@ -107,9 +109,13 @@ class VocabAlignment:
         if folder is not None:
             stored = cache_files.read_cached(folder, opened)
             if stored is not None:
-                return cls(*stored)
-        alignment = _build(cls, opened, progress)
+                alignment = cls(*stored)
+                alignment._folder = folder
+                return alignment
+        vocabularies = _read(opened)
+        alignment = cls(vocabularies, *_relate(vocabularies, progress))
         if folder is not None:
+            alignment._folder = folder
             cache_files.write_cached(folder, opened, alignment._stored())
         return alignment
 
@@ -143,6 +149,46 @@ class VocabAlignment:
         for name in ("table", "class_ids", "eligible"):
             setattr(moved, name, getattr(self, name).to(device))
         return self if moved.table is self.table else moved
+
+    def at_start(self, members: Sequence[bool]) -> VocabAlignment:
+        """The alignment for a step in which some members are in the start state, and take their first step.
+
+        For these a space that is not part of the text stands before it, see `StartVocabulary`. If all members are, or
+        none is, their ids mean the same to each other as ever: then it is this alignment. Others are built when they
+        are first asked for (or read from the cache folder), and kept.
+
+        Parameters
+        ----------
+        members : sequence of bool
+            One per member.
+
+        Raises
+        ------
+        ValueError
+            Not one per member; or the alignment was loaded without tokenizers.
+        """
+        flags = tuple(map(bool, members))
+        if len(flags) != self.num_members:
+            raise ValueError(f"members must have one entry per member, {self.num_members}, got {len(flags)}")
+        if all(flags) or not any(flags):
+            return self
+        key = flags, self.device
+        if key not in self._starts:
+            self._starts[key] = self._built_start(flags).to(self.device)
+        return self._starts[key]
+
+    def _built_start(self, flags: tuple[bool, ...]) -> VocabAlignment:
+        for (known, _), alignment in self._starts.items():
+            if known == flags:
+                return alignment
+        folder, vocabularies = self._folder, self.vocabularies
+        related = None if folder is None else cache_files.read_start(folder, vocabularies, flags)
+        own = [v.start if at_start else v for v, at_start in zip(vocabularies, flags)]
+        if related is None:
+            related = _relate(own, progress=None)
+            if folder is not None:
+                cache_files.write_start(folder, vocabularies, flags, related)
+        return type(self)(own, *related)
 
     @cached_property
     def classes(self) -> list[torch.Tensor]:
@@ -249,24 +295,30 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 @_no_garbage_collection()
-def _build(cls: type[VocabAlignment], opened: list[OpenedTokenizer], progress: bool | None) -> VocabAlignment:
+def _read(opened: list[OpenedTokenizer]) -> list[Vocabulary]:
+    """The vocabularies; members of one family share a tokenizer, which is read once."""
     read: dict[tuple[str, tuple[int, ...], int | None], Vocabulary] = {}
-    for o in opened:  # members of one family share a tokenizer: read it once
+    for o in opened:
         if o.identity not in read:
             read[o.identity] = o.read()
-    vocabularies = [read[o.identity] for o in opened]
+    return [read[o.identity] for o in opened]
+
+
+@_no_garbage_collection()
+def _relate(vocabularies: list[Vocabulary], progress: bool | None) -> cache_files.Related:
+    """The class of every member's ids, and the tagged ids of every class."""
     classes, class_bytes = _classify(vocabularies)
     num_classes = len(class_bytes) + 1
     class_ids = np.full((num_classes, len(vocabularies)), NO_ID, np.int32)
     for m, (vocabulary, class_of) in enumerate(zip(vocabularies, classes)):
         # Later assignments win: byte pieces first, then the others, each from the highest id down
-        ids = np.flatnonzero(class_of > EOS_CLASS)[::-1]
+        ids = np.flatnonzero((class_of > EOS_CLASS) & vocabulary.represents)[::-1]
         for group in (ids[vocabulary.is_byte_piece[ids]], ids[~vocabulary.is_byte_piece[ids]]):
             class_ids[class_of[group], m] = group
         if vocabulary.eos_token_id is not None:
             class_ids[EOS_CLASS, m] = vocabulary.eos_token_id
-    _fill_first_sub_tokens(vocabularies, classes, class_bytes, class_ids, progress)
-    return cls(vocabularies, classes, class_ids)
+    _fill_first_sub_tokens(vocabularies, class_bytes, class_ids, progress)
+    return classes, class_ids
 
 
 def _classify(vocabularies: list[Vocabulary]) -> tuple[list[NDArray[np.int32]], list[bytes]]:
@@ -293,7 +345,6 @@ def _classify(vocabularies: list[Vocabulary]) -> tuple[list[NDArray[np.int32]], 
 
 def _fill_first_sub_tokens(
     vocabularies: list[Vocabulary],
-    classes: list[NDArray[np.int32]],
     class_bytes: list[bytes],
     class_ids: NDArray[np.int32],
     progress: bool | None,
@@ -313,12 +364,8 @@ def _fill_first_sub_tokens(
             for start in range(0, len(missing[m]), _CHUNK):
                 chunk = missing[m][start : start + _CHUNK]
                 data = [class_bytes[c - 1] for c in chunk.tolist()]
-                encoder = vocabulary.encoder
-                batch = encoder.encode_batch(data)
-                if not encoder.covers:
-                    batch = [ids if encoder.spells(d, ids) else [NO_ID] for d, ids in zip(data, batch)]
-                first = np.array([ids[0] for ids in batch], np.int32)
-                usable = (first >= 0) & (classes[m][first] > EOS_CLASS)
+                first = np.array(vocabulary.first_sub_tokens(data), np.int32)
+                usable = first >= 0
                 class_ids[chunk[usable], m] = first[usable] | FIRST_SUB_TOKEN
                 bar.update(len(chunk))
 

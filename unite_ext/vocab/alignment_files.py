@@ -12,10 +12,10 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import safetensors
@@ -34,6 +34,16 @@ Tensors = dict[str, Array]
 
 Stored = tuple[list[Vocabulary], list[NDArray[np.int32]], NDArray[np.int32]]
 """The vocabularies, the class of every member's ids, and the tagged ids of every class."""
+Related = tuple[list[NDArray[np.int32]], NDArray[np.int32]]
+"""The last two of these."""
+
+
+class StartHeader(TypedDict):
+    """What a file's header says of an alignment in which some members are in the start state."""
+
+    members: list[str]
+    """Their fingerprints."""
+    start: list[bool]
 
 
 class StoredMember(TypedDict):
@@ -63,9 +73,43 @@ def cache_folder(cache: bool | str | os.PathLike[str]) -> Path | None:
 
 def cache_path(folder: Path, opened: list[OpenedTokenizer]) -> Path:
     """The file of one list of tokenizers and EOS ids."""
-    key = [o.identity for o in opened]
+    return _path_of(folder, [o.identity for o in opened])
+
+
+def _path_of(folder: Path, key: object) -> Path:
     digest = hashlib.sha256(json.dumps([FORMAT, VERSION, key]).encode()).hexdigest()
     return folder / f"alignment-{digest[:32]}.safetensors"
+
+
+def _start_file(folder: Path, vocabularies: Sequence[Vocabulary], flags: Sequence[bool]) -> tuple[Path, StartHeader]:
+    """The file of an alignment in the start state, and its header. It holds no bytes: those are its alignment's."""
+    key = [(v.fingerprint, v.eos_token_ids, v.eos_token_id) for v in vocabularies]
+    header: StartHeader = {"members": [v.fingerprint for v in vocabularies], "start": list(flags)}
+    return _path_of(folder, [key, list(flags)]), header
+
+
+def read_start(folder: Path, vocabularies: Sequence[Vocabulary], flags: Sequence[bool]) -> Related | None:
+    """Read a cached alignment in which some members are in the start state, see `read_cached`."""
+    path, header = _start_file(folder, vocabularies, flags)
+    if not path.exists():
+        return None
+    try:
+        tensors, found = _read_file(path)
+        if found != {"format_version": VERSION, **header}:
+            raise ValueError(f"{path} must be the start state of these members, got another file")
+    except (ValueError, OSError) as error:
+        logger.warning("cached alignment is rebuilt: %s", error)
+        return None
+    classes = [tensors[f"classes.{m}"].astype(np.int32, copy=False) for m in range(len(vocabularies))]
+    return classes, tensors["class_ids"].astype(np.int32, copy=False)
+
+
+def write_start(folder: Path, vocabularies: Sequence[Vocabulary], flags: Sequence[bool], related: Related) -> None:
+    """Store an alignment in which some members are in the start state, see `write_cached`."""
+    classes, class_ids = related
+    path, header = _start_file(folder, vocabularies, flags)
+    tensors: Tensors = {"class_ids": class_ids, **{f"classes.{m}": own for m, own in enumerate(classes)}}
+    _keep(folder, lambda: _write_file(path, tensors, dict(header)))
 
 
 def read_cached(folder: Path, opened: list[OpenedTokenizer]) -> Stored | None:
@@ -74,7 +118,7 @@ def read_cached(folder: Path, opened: list[OpenedTokenizer]) -> Stored | None:
     if not path.exists():
         return None
     try:
-        return _attach(path, *_read_file(path), opened)
+        return _attach(path, *_read_members(path), opened)
     except (ValueError, OSError) as error:
         logger.warning("cached alignment is rebuilt: %s", error)
         return None
@@ -82,11 +126,15 @@ def read_cached(folder: Path, opened: list[OpenedTokenizer]) -> Stored | None:
 
 def write_cached(folder: Path, opened: list[OpenedTokenizer], stored: Stored) -> None:
     """Store an alignment in the cache. A folder that cannot be written is a warning, not an error."""
+    _keep(folder, lambda: write(cache_path(folder, opened), stored))
+
+
+def _keep(folder: Path, writes: Callable[[], None]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(cache_path(folder, opened), stored)
+        writes()
     except OSError as error:
-        warnings.warn(f"the alignment could not be kept in the cache folder {folder}: {error}", stacklevel=3)
+        warnings.warn(f"the alignment could not be kept in the cache folder {folder}: {error}", stacklevel=4)
 
 
 def write(path: Path, stored: Stored) -> None:
@@ -108,7 +156,11 @@ def write(path: Path, stored: Stored) -> None:
                 "fingerprint": vocabulary.fingerprint,
             }
         )
-    header: dict[str, object] = {"format_version": VERSION, "members": members}
+    _write_file(path, tensors, {"members": members})
+
+
+def _write_file(path: Path, tensors: Tensors, described: Mapping[str, object]) -> None:
+    header: dict[str, object] = {"format_version": VERSION, **described}
     header["checksum"] = _checksum(tensors, header)
     # One metadata entry, because safetensors writes several in random order
     metadata = {FORMAT: json.dumps(header)}
@@ -122,7 +174,7 @@ def write(path: Path, stored: Stored) -> None:
 
 def read(path: Path, tokenizers: Sequence[object] | None) -> Stored:
     """Read and check one alignment file, and compare it with the tokenizers if they are given."""
-    tensors, members = _read_file(path)
+    tensors, members = _read_members(path)
     if tokenizers is None:
         return _attach(path, tensors, members, None)
     if not isinstance(tokenizers, (list, tuple)):
@@ -136,7 +188,15 @@ def read(path: Path, tokenizers: Sequence[object] | None) -> Stored:
     return _attach(path, tensors, members, opened)
 
 
-def _read_file(path: Path) -> tuple[Tensors, list[StoredMember]]:
+def _read_members(path: Path) -> tuple[Tensors, list[StoredMember]]:
+    tensors, header = _read_file(path)
+    if "start" in header:
+        raise ValueError(f"{path} must be an alignment file, got one of the cache for the start state")
+    return tensors, header["members"]
+
+
+def _read_file(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors and the header of one file, which is not damaged."""
     if not path.exists():
         raise FileNotFoundError(f"path must be an alignment file, but {path} does not exist")
     try:
@@ -158,7 +218,7 @@ def _read_file(path: Path) -> tuple[Tensors, list[StoredMember]]:
     checksum = header.pop("checksum", None)
     if checksum != _checksum(tensors, header):
         raise ValueError(f"{path}: the alignment file is damaged: its content does not match its checksum")
-    return tensors, header["members"]
+    return tensors, header
 
 
 def _attach(

@@ -71,14 +71,21 @@ _ASCII_SPACE = " \t\n\r\f\v"
 class TextSync:
     """One member's ids for the text of one request.
 
+    Parameters
+    ----------
+    vocabulary : Vocabulary
+    lead : bytes
+        What stands before the text for this member, and is no part of it: a space in the start state.
+
     Attributes
     ----------
     ids : list of int
-        Always `vocabulary.encode_continuation(text)`.
+        Always `vocabulary.encode_continuation(lead + text)`; none for an empty text.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, lead: bytes = b"") -> None:
         self.ids: list[int] = []
+        self.lead = lead
         self._vocabulary = vocabulary
         self._borders = _borders_of(vocabulary)
         self._text = bytearray()
@@ -100,6 +107,10 @@ class TextSync:
     def append(self, data: bytes) -> tuple[int, list[int]]:
         """Append bytes to the text. Returns how many of the last ids to drop, and the ids to append after that."""
         return append_all([self], [data])[0]
+
+    def _led(self, data: bytes) -> bytes:
+        """Bytes to append, with the lead before the first ones."""
+        return self.lead + data if data and not self._text else data
 
     def _grow(self, data: bytes) -> tuple[bytes, int]:
         """Append bytes. Returns the text after the last border, and where in it the next border is, 0 for none."""
@@ -132,6 +143,7 @@ def append_all(syncs: Sequence[TextSync], pieces: Sequence[bytes]) -> list[tuple
     if not syncs:
         return []
     vocabulary, borders = syncs[0]._vocabulary, syncs[0]._borders
+    pieces = [sync._led(data) for sync, data in zip(syncs, pieces)]
     grown = [sync._grow(data) for sync, data in zip(syncs, pieces)]
     texts: list[bytes] = []
     for (tail, cut), data in zip(grown, pieces):

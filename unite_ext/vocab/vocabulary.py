@@ -1,7 +1,8 @@
 """One tokenizer as bytes.
 
 A :class:`Vocabulary` knows for every id which bytes it adds to the text, whether it is eligible and whether it is EOS.
-It knows which id represents a byte string, and tokenizes byte strings as they stand in the middle of a text.
+It knows which id represents a byte string, and tokenizes byte strings as they stand in the middle of a text. A
+:class:`StartVocabulary` is the same tokenizer where a space that is not part of the text stands before it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from .tokenizer_kinds import (
     surface_tokens,
 )
 
-__all__ = ["Vocabulary"]
+__all__ = ["StartVocabulary", "Vocabulary"]
+
+SPACE = b" "
 
 _FEW = 1024  # a step has at most this many texts; a larger batch is a vocabulary, whose texts do not come again
 
@@ -104,6 +107,16 @@ class Vocabulary:
             token_bytes[i] = b""
         return token_bytes
 
+    @property
+    def represents(self) -> NDArray[np.bool_]:
+        """Which ids may represent their bytes, shape (size,); EOS ids do not count."""
+        return self.eligible
+
+    @cached_property
+    def start(self) -> StartVocabulary:
+        """This vocabulary where a space that is not part of the text stands before it."""
+        return StartVocabulary(self)
+
     @classmethod
     def from_tokenizer(
         cls,
@@ -131,7 +144,7 @@ class Vocabulary:
     def representatives(self) -> dict[bytes, int]:
         """The id that represents each byte string: the lowest, byte-fallback pieces after all others, EOS left out."""
         found: dict[bytes, int] = {}
-        ids = np.flatnonzero(self.eligible)
+        ids = np.flatnonzero(self.represents)
         for i in [*ids[~self.is_byte_piece[ids]].tolist(), *ids[self.is_byte_piece[ids]].tolist()]:
             if self.token_bytes[i]:
                 found.setdefault(self.token_bytes[i], i)
@@ -164,6 +177,14 @@ class Vocabulary:
                     break
         return batch
 
+    def first_sub_tokens(self, data: list[bytes]) -> list[int]:
+        """The first id of every byte string's continuation, -1 where the ids do not spell it."""
+        encoder, token_bytes = self.encoder, self.token_bytes
+        batch = encoder.encode_batch(data)
+        if not encoder.covers:
+            batch = [ids if encoder.spells(d, ids) else [-1] for d, ids in zip(data, batch)]
+        return [ids[0] if ids[0] >= 0 and token_bytes[ids[0]] else -1 for ids in batch]
+
     @property
     def encoder(self) -> ContinuationEncoder:
         """The tokenizer of continuations, made on first use."""
@@ -177,13 +198,67 @@ class Vocabulary:
         return self._encoder
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_encoder": None}  # made again on first use
+        return {**{k: v for k, v in self.__dict__.items() if k != "start"}, "_encoder": None}  # made again on first use
 
     def __repr__(self) -> str:
         return (
             f"Vocabulary({self.kind}, size={self.size}, eligible={int(self.eligible.sum())}, "
             f"eos={list(self.eos_token_ids)}, fingerprint={self.fingerprint[:12]})"
         )
+
+
+class StartVocabulary(Vocabulary):
+    """A vocabulary in the start state: a space that is not part of the text stands before it.
+
+    Ids whose bytes begin with a space have the bytes without it. A space alone has none: it is not proposed, but may be
+    a first sub-token, as `▁` is of `42` in a tokenizer without `▁4`. Other ids keep their bytes, but do not represent
+    them, since the tokenizer would write the space. The ids of a text are those of a space and the text. Get it with
+    `Vocabulary.start`.
+
+    Attributes
+    ----------
+    inner : Vocabulary
+        The same tokenizer inside a text.
+    silent : list of int
+        The ids of the space alone.
+    """
+
+    def __init__(self, inner: Vocabulary) -> None:
+        self.inner = inner
+        own = inner.token_bytes
+        self.silent: list[int] = [i for i, data in enumerate(own) if data == SPACE]
+        self._opens = np.fromiter((data.startswith(SPACE) for data in own), bool, inner.size)
+        self._opens[self.silent] = False
+        super().__init__(
+            kind=inner.kind,
+            pieces=[data.removeprefix(SPACE) for data in inner.pieces],
+            size=inner.size,
+            is_byte_piece=inner.is_byte_piece,
+            eos_token_ids=inner.eos_token_ids,
+            eos_token_id=inner.eos_token_id,
+            fingerprint=hashlib.sha256(f"{inner.fingerprint} after a space".encode()).hexdigest(),
+            parts=inner.parts,
+            name=inner.name,
+        )
+        self.highest_eligible_id = inner.highest_eligible_id
+
+    @property
+    def represents(self) -> NDArray[np.bool_]:
+        """See `Vocabulary.represents`: the ids that begin with a space."""
+        return self._opens
+
+    @property
+    def encoder(self) -> ContinuationEncoder:
+        """The tokenizer inside a text, which does not write the space."""
+        return self.inner.encoder
+
+    def encode_continuation_batch(self, data: list[bytes]) -> list[list[int]]:
+        """The ids of a space and every byte string; none for an empty one."""
+        return self.inner.encode_continuation_batch([SPACE + d if d else d for d in data])
+
+    def first_sub_tokens(self, data: list[bytes]) -> list[int]:
+        """See `Vocabulary.first_sub_tokens`."""
+        return self.inner.first_sub_tokens([SPACE + d for d in data])
 
 
 class OpenedTokenizer:
