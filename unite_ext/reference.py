@@ -91,8 +91,7 @@ def unite_keys(
     size = opens.sum(dim=1)
     width = members * k + (include is not None)
     slot_classes = walk.new_full((rows, width + 1), NO_CLASS)  # the last column takes what opens no slot
-    slot_classes.scatter_(1, torch.where(opens, opens.cumsum(dim=1) - 1, width), walk)
-    slot_classes = slot_classes[:, :width]
+    slot_classes = slot_classes.scatter(1, torch.where(opens, opens.cumsum(dim=1) - 1, width), walk)[:, :width]
 
     status = torch.zeros_like(size)
     if include is not None:
@@ -209,10 +208,7 @@ def softmax(values: Tensor) -> Tensor:
 
 
 def loses_its_id(ids: Tensor, sub_token: Tensor) -> Tensor:
-    """[B, U] bool: slots that share a member's id with one that has more right to it.
-
-    Among the slots with one id, the one that is not a mere first sub-token keeps it, else the first.
-    """
+    """[B, U] bool: slots whose id another keeps: the first that is no mere first sub-token, else the first."""
     slots = ids.shape[1]
     claim = torch.arange(slots, device=ids.device) + slots * sub_token  # smaller is stronger
     same = (ids[:, :, None] == ids[:, None, :]) & (ids >= 0)[:, None, :]
@@ -238,11 +234,9 @@ def generate(
             ids if kind == kinds[primary] else alignment.encode_continuation(m, b" " * (kind[1] and text > b"") + text)
             for m, kind in enumerate(kinds)
         ]
-        logits = []
-        for model, prompt, own in zip(models, prompt_ids, written):
-            context = torch.tensor([[*prompt, *own]], device=model.device)
-            output = model(input_ids=context, use_cache=False, logits_to_keep=1).logits[:, -1]
-            logits.append(output.to(alignment.device))
+        texts = [torch.tensor([[*prompt, *own]], device=alignment.device) for prompt, own in zip(prompt_ids, written)]
+        outputs = [x(input_ids=t.to(x.device), use_cache=False, logits_to_keep=1) for x, t in zip(models, texts)]
+        logits = [output.logits[:, -1].to(alignment.device) for output in outputs]
         meaning = alignment.at_start([first and not own for first, own in zip(starts, written)])
         step = unite_step(logits, meaning, primary=primary, **options).check()
         steps.append(step)
