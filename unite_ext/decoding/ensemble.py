@@ -360,7 +360,7 @@ class UniteEnsemble:
         method = options.get("method", self.method)
         own = options.get("method_options", self.method_options if "method" not in options else None)
         return make_plan(
-            options, self.step_options, method, own, self._method, self.alignment.vocabularies, generates=generates
+            options, self.step_options, method, own, self._method, self.members, self.alignment, generates=generates
         )
 
     def new_engine(self, plan: Plan, *, max_requests: int, expected_length: int = 0) -> Engine:

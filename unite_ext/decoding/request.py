@@ -41,6 +41,8 @@ class StepRecord:
     """Whether the primary's token was taken without asking the others."""
     drafted: bool = False
     """Whether it was a draft's token."""
+    missing: tuple[int, ...] = ()
+    """The members that had stayed away: they have no ids and no probabilities here."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class Request:
     """Of this text."""
     ngrams: Ngrams | None = None
     """What `NGRAM` drafts from, made when it is first asked."""
+    missing: dict[int, int] = field(default_factory=dict)
+    """Members that stayed away, each with how many tokens of the primary were there then."""
     state: object = None
     """What the method knows of this request."""
     exact: ExactState | None = None
@@ -167,6 +171,10 @@ class Request:
         own = self.token_ids(member) if self.exact is None else self.exact.path(member)
         return self.prompt_ids[member] + own
 
+    def missing_from(self) -> list[int | None]:
+        """Per member the number of the first token that was chosen without it, None if it took part in all."""
+        return [self.missing.get(m) for m in range(len(self.syncs))]
+
     def settled_length(self) -> int:
         """How many bytes of the text no stop string can take back any more."""
         if self.finish_reason:
@@ -199,6 +207,9 @@ class GenerateOutput:
     """Of these, how many were taken."""
     records: list[list[StepRecord]]
     """Every step of every prompt."""
+    missing_from: list[list[int | None]]
+    """`[B][M]`: with `on_member_failure="drop"` the number, from 0, of the first token chosen without a member that
+    stayed away; None for a member that took part in all."""
 
     @classmethod
     def of(cls, requests: Sequence[Request]) -> GenerateOutput:
@@ -213,4 +224,5 @@ class GenerateOutput:
             drafted=[r.drafted for r in requests],
             accepted=[r.accepted for r in requests],
             records=[r.records for r in requests],
+            missing_from=[r.missing_from() for r in requests],
         )

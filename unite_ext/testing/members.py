@@ -118,6 +118,7 @@ class RecordedMember(BaseMember):
         self._logits = logits
         self._num_logits = num_logits
         self._whole = whole
+        self.gives_logits = whole
 
     @property
     def num_logits(self) -> int:

@@ -144,6 +144,13 @@ class VocabAlignment:
             setattr(moved, name, getattr(self, name).to(device))
         return self if moved.table is self.table else moved
 
+    def only(self, members: Sequence[int]) -> VocabAlignment:
+        """Return the alignment of these members alone, in this order, on the same device."""
+        chosen = [self._check_member(m) for m in members]
+        ids = np.ascontiguousarray(self.class_ids.cpu().numpy()[:, chosen])
+        own = [self._host_classes[m] for m in chosen]
+        return VocabAlignment([self.vocabularies[m] for m in chosen], own, ids).to(self.device)
+
     @cached_property
     def classes(self) -> list[torch.Tensor]:
         """The class of each id, -1 if it is not eligible: per member int32 [size_m] on the alignment's device."""

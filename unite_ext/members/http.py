@@ -1,0 +1,222 @@
+"""A member whose model runs behind a server: vLLM, SGLang, llama.cpp, or one that speaks OpenAI's interface.
+
+Only token ids and log-probabilities travel. docs/members.md says what each server can and cannot give.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .._checks import check_choice, check_integer
+from ..options import StepOptions
+from .base import Variables
+from .http_client import HttpClient, Refused
+from .loading import load_tokenizer
+from .prompted import PromptedMember, configured_eos
+from .prompts import SAMPLE, PromptEncoder, check_spelling, read_chat_template
+from .remote import AnswerError, RemoteContext
+from .servers.base import Facts, Server
+from .servers.llama_cpp import LlamaCppServer
+from .servers.openai import OpenAIServer
+from .servers.sglang import SglangServer
+from .servers.vllm import VllmServer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SERVERS: Mapping[str, type[Server]] = {
+    kind.protocol: kind for kind in (VllmServer, SglangServer, LlamaCppServer, OpenAIServer)
+}
+"""Protocol to what speaks it."""
+TEXT_TO_CHECK = f"{SAMPLE}.\n\tif (x != 1024): return 'done'"
+"""What a server is asked to tokenize before any work."""
+
+
+class HttpMember(PromptedMember):
+    """A member behind a server.
+
+    The server is asked about its model when the member is made: its context length, and the ids of a sample text.
+
+    Parameters
+    ----------
+    url : str
+        Where the server is, such as http://127.0.0.1:8000.
+    protocol : str
+        "vllm", "sglang", "llama.cpp" or "openai".
+    tokenizer : str or transformers.PreTrainedTokenizerFast
+        The model's tokenizer: a name, a folder, a .gguf file, or loaded.
+    model : str, optional
+        What the server calls the model; by default the only one that it has.
+    name : str, optional
+        What messages call the member; by default the server's name of the model.
+    approximate : bool
+        Accept a protocol that does not give all that a step asks for: "openai".
+    api_key_env : str, optional
+        The environment variable with the key that the server wants.
+    eos_token_ids : sequence of int, optional
+        The ids that end a text beside the tokenizer's own; by default those of the generation config beside the
+        tokenizer, if there is one.
+    context_length : int, optional
+        The longest text, where the server does not say.
+    max_logprobs : int, optional
+        The most ids that the server lists: 20 of vLLM (its --max-logprobs) and OpenAI by default.
+    timeout : float
+        Seconds that one call may wait for an answer.
+    retries : int
+        How often a call is tried again when the server is away, too busy (429) or broken (5xx).
+    concurrency : int
+        How many calls may be under way.
+    chat_template, chat_template_kwargs
+        As `Member`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong, or the tokenizer is not that of the server's model.
+    ConnectionError
+        The server cannot be asked.
+    """
+
+    gives_logits = False
+    gives_likelihoods = False
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        protocol: str,
+        tokenizer: str | PreTrainedTokenizerBase,
+        model: str | None = None,
+        name: str | None = None,
+        approximate: bool = False,
+        api_key_env: str | None = None,
+        eos_token_ids: list[int] | None = None,
+        context_length: int | None = None,
+        max_logprobs: int | None = None,
+        timeout: float = 60.0,
+        retries: int = 3,
+        concurrency: int = 32,
+        chat_template: str | Path | None = None,
+        chat_template_kwargs: Variables | None = None,
+    ) -> None:
+        check_choice("protocol", protocol, tuple(SERVERS))
+        if SERVERS[protocol].approximate and not approximate:
+            raise ValueError(
+                f"approximate must be True with protocol {protocol!r}, whose servers do not give all that steps ask for"
+            )
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+            raise ValueError(f"timeout must be seconds above 0, got {timeout!r}")
+        check_integer("retries", retries, 0, 100)
+        check_integer("concurrency", concurrency, 1, 4096)
+        if max_logprobs is not None:
+            check_integer("max_logprobs", max_logprobs, 1, 2**31)
+        self._given_template = read_chat_template(chat_template)
+        self.chat_template_kwargs: dict[str, Any] = dict(chat_template_kwargs or {})
+        client = HttpClient(
+            url, api_key_env=api_key_env, timeout=timeout, retries=retries, connections=concurrency
+        )  # it sends nothing yet
+        self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        self.server: Server = SERVERS[protocol](client, self.tokenizer, model)
+        if max_logprobs is not None:
+            self.server.most = max_logprobs
+            self.server.usual = min(self.server.usual, max_logprobs)
+        self.name = name or model or url
+        check_spelling(self.tokenizer, self.name)
+        self._num_ids = max(self.tokenizer.get_vocab().values()) + 1
+        facts = self._connect()
+        self.name = name or facts.model or url
+        self.context_length: int | None = context_length or facts.context_length
+        self.eos_token_ids: list[int] = (
+            _eos_beside(tokenizer) if eos_token_ids is None else [int(i) for i in eos_token_ids]
+        )
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="unite-http")
+
+    def _connect(self) -> Facts:
+        """What the server tells, checked against the tokenizer."""
+        try:
+            facts = self.server.connect(TEXT_TO_CHECK)
+        except Refused as error:
+            if error.status in (401, 403):
+                raise ValueError(
+                    f"{self.name}: api_key_env must name a variable with the server's key ({error})"
+                ) from None
+            raise ConnectionError(f"{self.name}: {error}") from error
+        except AnswerError as error:
+            raise ConnectionError(f"{self.name}: {error}") from error
+        own = list(self.tokenizer(TEXT_TO_CHECK, add_special_tokens=False).input_ids)
+        if facts.tokenized is not None and list(facts.tokenized) != own:
+            raise ValueError(
+                f"tokenizer must be that of {self.name}'s model: it makes {own[:8]}... of a sample text, the server "
+                f"{list(facts.tokenized)[:8]}..."
+            )
+        if facts.num_tokens is not None and facts.num_tokens - len(own) not in (0, 1):  # perhaps with BOS
+            raise ValueError(
+                f"tokenizer must be that of {self.name}'s model: it makes {len(own)} ids of a sample text, the server "
+                f"{facts.num_tokens}"
+            )
+        if facts.num_ids is not None and facts.num_ids < self._num_ids:
+            raise ValueError(
+                f"tokenizer must be that of {self.name}'s model: it has {self._num_ids} ids, the server {facts.num_ids}"
+            )
+        if facts.tokenized is None and not self.server.approximate:
+            warnings.warn(
+                f"{self.name}: the server does not say how it tokenizes, so that the tokenizer is not checked",
+                stacklevel=4,
+            )
+        return facts
+
+    @property
+    def num_logits(self) -> int:
+        """V: the tokenizer's ids."""
+        return self._num_ids
+
+    @property
+    def device(self) -> torch.device:
+        """Where answers arrive."""
+        return torch.device("cpu")
+
+    @property
+    def prompts(self) -> PromptEncoder:
+        """See `PromptedMember.prompts`."""
+        return PromptEncoder(
+            self.tokenizer,
+            self.name,
+            rows=self._num_ids,
+            context_length=self.context_length,
+            chat_template=self._given_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+
+    def check_step(self, options: StepOptions) -> None:
+        """See `BaseMember.check_step`."""
+        if self.server.most is not None and options.k > self.server.most:
+            raise ValueError(
+                f"k must be at most {self.server.most} with {self.name}, whose server lists no more, got {options.k}: "
+                "max_logprobs says what it lists"
+            )
+
+    def new_context(self, *, max_requests: int, compiled: bool = False, expected_length: int = 0) -> RemoteContext:
+        """See `BaseMember.new_context`."""
+        return RemoteContext(self, self.server, self._pool)
+
+    def __repr__(self) -> str:
+        return f"HttpMember({self.name}: {self.server.protocol} at {self.server.client.url})"
+
+
+def _eos_beside(tokenizer: str | PreTrainedTokenizerBase) -> list[int]:
+    """The EOS ids of the generation config that lies beside a tokenizer; none where there is no such file."""
+    from transformers import GenerationConfig
+
+    place = tokenizer if isinstance(tokenizer, str) else getattr(tokenizer, "name_or_path", "")
+    if not place:
+        return []
+    try:
+        return configured_eos(GenerationConfig.from_pretrained(place))
+    except (OSError, ValueError):
+        return []
