@@ -1,7 +1,7 @@
 """Servers that answer from a bundled model as vLLM, SGLang, llama.cpp's server and OpenAI-like ones do, over a socket.
 
-Each gives the fields, the limits and the errors of the real one, as far as a member meets them. Facts about the real ones
-are those of vLLM 0.32.0's source, SGLang's and llama.cpp's repositories in November 2026.
+Each gives the fields, the limits and the errors of the real one, as far as a member meets them. They follow the source
+of vLLM 0.32.0, and the repositories of SGLang and llama.cpp as they were in 2026.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ class VllmStub(Stub):
         assert body["max_tokens"] == 1
         tops = {f"token_id:{i}": max(value, -9999.0) for i, value in listed.items()}
         logprobs = {
-            "text_offset": [0], "token_logprobs": [values[best]], "tokens": [f"token_id:{best}"], "top_logprobs": [tops],
+            "text_offset": [0], "token_logprobs": [values[best]], "tokens": [f"token_id:{best}"],
+            "top_logprobs": [tops],
         }  # fmt: skip
         choice = {"index": 0, "text": "", "logprobs": logprobs, "finish_reason": "length", "stop_reason": None}
         return {"id": "cmpl-1", "object": "text_completion", "model": self.name, "choices": [choice], "usage": {}}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .base import Variables
+from .base import BaseMember, Variables
 from .prompts import PromptEncoder, check_against_file, one_line, read_chat_template
 
 if TYPE_CHECKING:
@@ -134,16 +134,13 @@ def prepare(
 
 
 def prepare_all(
-    names: Sequence[str | MemberSource], options: Sequence[Options], *, known: Collection[str] = ()
-) -> list[MemberSource]:
+    names: Sequence[str | MemberSource | BaseMember], options: Sequence[Options], *, known: Collection[str] = ()
+) -> list[MemberSource | BaseMember]:
     """`prepare` of every member, so that what is wrong with the last is said before the first is loaded.
 
-    Members that are prepared already stay as they are.
+    Members that are prepared or loaded already stay as they are.
     """
-    return [
-        name if isinstance(name, MemberSource) else prepare(name, known=known, **own)
-        for name, own in zip(names, options)
-    ]
+    return [prepare(name, known=known, **own) if isinstance(name, str) else name for name, own in zip(names, options)]
 
 
 def load_tokenizer(name: str, options: Options | None = None) -> PreTrainedTokenizerBase:

@@ -31,8 +31,8 @@ class OpenAIServer(Server):
         used = (self.client.post("/v1/completions", body).get("usage") or {}).get("prompt_tokens")
         if self._vocabulary.kind == "sentencepiece":
             warnings.warn(
-                f"{self.client.url}: many servers list tokens of SentencePiece vocabularies without the space they begin "
-                "with; votes then go to the token without it",
+                f"{self.client.url}: many servers list tokens of SentencePiece vocabularies without the space they "
+                "begin with; votes then go to the token without it",
                 stacklevel=6,
             )
         return Facts(self.model, num_tokens=length_of(used))
