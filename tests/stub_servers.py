@@ -6,7 +6,6 @@ of vLLM 0.32.0, and the repositories of SGLang and llama.cpp as they were in 202
 
 from __future__ import annotations
 
-import math
 import socket
 import threading
 import time
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import uvicorn
 from fastapi import FastAPI, Request
@@ -111,7 +111,8 @@ class Stub:
     def top(self, ids: list[int], count: int) -> dict[int, float]:
         """The likeliest ids."""
         values = self.log_probs(ids)
-        return {i: values[i] for i in sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]}
+        order = np.argsort(-np.array(values), kind="stable")[:count]
+        return {i: values[i] for i in order.tolist()}
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -209,20 +210,21 @@ class LlamaCppStub(Stub):
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         ids = body["prompt"]
         values = self.log_probs(ids)
-        biased = dict(enumerate(values))
+        biased = np.array(values)
         for i, bias in body.get("logit_bias", []):
             biased[i] += bias
-        written = max(biased, key=biased.__getitem__)
+        written = int(biased.argmax())
         data = self.member_bytes(written)
         try:
             data.decode()
             whole = True
         except UnicodeDecodeError:
             whole = False  # the server then keeps the token back, and its probabilities
-        listed = [
-            {"id": i, "token": "", "bytes": list(self.member_bytes(i)), "logprob": self._logarithm(value)}
-            for i, value in self.top(ids, body["n_probs"]).items()
-        ]
+        top = self.top(ids, body["n_probs"])
+        probabilities = np.exp(np.array(list(top.values()), np.float64)).astype(np.float32)
+        with np.errstate(divide="ignore"):
+            logarithms = np.maximum(np.log(probabilities), LOWEST_FLOAT).tolist()
+        listed = [{"id": i, "token": "", "bytes": [], "logprob": value} for i, value in zip(top, logarithms)]
         one = {"id": written, "token": "", "bytes": list(data), "logprob": values[written], "top_logprobs": listed}
         return {"content": "", "tokens": [], "stop": True, "completion_probabilities": [one] if whole else []}
 
@@ -233,10 +235,6 @@ class LlamaCppStub(Stub):
         if not hasattr(self, "_bytes"):
             self._bytes = Vocabulary.from_tokenizer(self.tokenizer).token_bytes
         return self._bytes[token_id] if token_id < len(self._bytes) else b""
-
-    def _logarithm(self, value: float) -> float:
-        probability = torch.tensor(math.exp(value), dtype=torch.float32)
-        return float(probability.log()) if probability > 0 else LOWEST_FLOAT
 
 
 class OpenAIStub(Stub):
