@@ -87,7 +87,7 @@ def test_a_server_says_when_to_come_back(stub):
         return status(429, **{"Retry-After": "0.3"}) if len(times) == 1 else None
 
     stub.fault = fault
-    member.server.best(ids, 3)
+    member.backend.best(ids, 3)
     assert times[1] - times[0] >= 0.3
 
 
@@ -362,7 +362,7 @@ def test_a_key(monkeypatch, caplog):
             repr(error.value),
             caplog.text,
             repr(member),
-            repr(member.server.client),
+            repr(member.backend.client),
             repr(ensemble),
         ]
         assert not any(KEY in text for text in shown)

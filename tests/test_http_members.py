@@ -179,7 +179,7 @@ def test_bytes_that_are_no_character(stub):
     values = torch.tensor(stub.log_probs(ids))
     values[part] = 10.0  # as if the model were sure of it
     stub._known[tuple(ids)] = values.log_softmax(0).tolist()
-    listing = member.server.best(ids, 5)
+    listing = member.backend.best(ids, 5)
     stub._known.clear()
     assert next(iter(listing.log_probs)) == part
 
@@ -286,7 +286,7 @@ def test_more_than_128_ids_are_asked_in_turns():
         member = member_of(stub)
         ids = member.encode_prompt(PROMPTS[0])
         stub.calls.clear()
-        found = member.server.chosen(ids, list(range(300)), {})
+        found = member.backend.chosen(ids, list(range(300)), {})
         assert [len(body["logprob_token_ids"]) for _, body in stub.calls] == [128, 128, 44]
         values = stub.log_probs(ids)
         assert all(found[i] == pytest.approx(values[i]) for i in range(300))
@@ -325,11 +325,11 @@ def test_an_unlisted_slot_counts_with_the_least_listed():
     with running_stub("openai", OPENER) as stub:
         member = member_of(stub, tokenizer=str(model_folder(OPENER)), approximate=True, max_logprobs=5)
         ids = member.encode_prompt(PROMPTS[0])
-        listed = member.server.best(ids, 5).log_probs
+        listed = member.backend.best(ids, 5).log_probs
         assert len(listed) == 5
         unlisted = [i for i in range(100) if i not in listed][:3]
         with pytest.warns(UserWarning, match="upper bound"):
-            found = member.server.chosen(ids, unlisted, listed)
+            found = member.backend.chosen(ids, unlisted, listed)
         assert found == dict.fromkeys(unlisted, min(listed.values()))
         assert all(stub.log_probs(ids)[i] <= value for i, value in found.items())
 

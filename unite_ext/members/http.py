@@ -6,21 +6,16 @@ Only token ids and log-probabilities travel. docs/members.md says what each serv
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from .._checks import check_choice, check_integer
-from ..options import StepOptions
 from .base import Variables
 from .http_client import HttpClient, Refused
-from .loading import load_tokenizer
-from .prompted import PromptedMember, configured_eos
-from .prompts import SAMPLE, PromptEncoder, check_spelling, read_chat_template
-from .remote import AnswerError, RemoteContext
+from .prompts import SAMPLE
+from .remote import AnswerError
+from .remote_member import RemoteMember
 from .servers.base import Facts, Server
 from .servers.llama_cpp import LlamaCppServer
 from .servers.openai import OpenAIServer
@@ -38,7 +33,7 @@ TEXT_TO_CHECK = f"{SAMPLE}.\n\tif (x != 1024): return 'done'"
 """What a server is asked to tokenize before any work."""
 
 
-class HttpMember(PromptedMember):
+class HttpMember(RemoteMember):
     """A member behind a server.
 
     The server is asked about its model when the member is made: its context length, and the ids of a sample text.
@@ -83,9 +78,6 @@ class HttpMember(PromptedMember):
         The server cannot be asked.
     """
 
-    gives_logits = False
-    gives_likelihoods = False
-
     def __init__(
         self,
         url: str,
@@ -96,7 +88,7 @@ class HttpMember(PromptedMember):
         name: str | None = None,
         approximate: bool = False,
         api_key_env: str | None = None,
-        eos_token_ids: list[int] | None = None,
+        eos_token_ids: Sequence[int] | None = None,
         context_length: int | None = None,
         max_logprobs: int | None = None,
         timeout: float = 60.0,
@@ -116,31 +108,29 @@ class HttpMember(PromptedMember):
         check_integer("concurrency", concurrency, 1, 4096)
         if max_logprobs is not None:
             check_integer("max_logprobs", max_logprobs, 1, 2**31)
-        self._given_template = read_chat_template(chat_template)
-        self.chat_template_kwargs: dict[str, Any] = dict(chat_template_kwargs or {})
         client = HttpClient(
             url, api_key_env=api_key_env, timeout=timeout, retries=retries, connections=concurrency
         )  # it sends nothing yet
-        self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-        self.server: Server = SERVERS[protocol](client, self.tokenizer, model)
+        super().__init__(
+            tokenizer,
+            name=name or model or url,
+            eos_token_ids=eos_token_ids,
+            concurrency=concurrency,
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        self.backend: Server = SERVERS[protocol](client, self.tokenizer, model)
         if max_logprobs is not None:
-            self.server.most = max_logprobs
-            self.server.usual = min(self.server.usual, max_logprobs)
-        self.name = name or model or url
-        check_spelling(self.tokenizer, self.name)
-        self._num_ids = max(self.tokenizer.get_vocab().values()) + 1
+            self.backend.most = max_logprobs
+            self.backend.usual = min(self.backend.usual, max_logprobs)
         facts = self._connect()
         self.name = name or facts.model or url
-        self.context_length: int | None = context_length or facts.context_length
-        self.eos_token_ids: list[int] = (
-            _eos_beside(tokenizer) if eos_token_ids is None else [int(i) for i in eos_token_ids]
-        )
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="unite-http")
+        self.context_length = context_length or facts.context_length
 
     def _connect(self) -> Facts:
         """What the server tells, checked against the tokenizer."""
         try:
-            facts = self.server.connect(TEXT_TO_CHECK)
+            facts = self.backend.connect(TEXT_TO_CHECK)
         except Refused as error:
             if error.status in (401, 403):
                 raise ValueError(
@@ -164,59 +154,12 @@ class HttpMember(PromptedMember):
             raise ValueError(
                 f"tokenizer must be that of {self.name}'s model: it has {self._num_ids} ids, the server {facts.num_ids}"
             )
-        if facts.tokenized is None and not self.server.approximate:
+        if facts.tokenized is None and not self.backend.approximate:
             warnings.warn(
                 f"{self.name}: the server does not say how it tokenizes, so that the tokenizer is not checked",
                 stacklevel=4,
             )
         return facts
 
-    @property
-    def num_logits(self) -> int:
-        """V: the tokenizer's ids."""
-        return self._num_ids
-
-    @property
-    def device(self) -> torch.device:
-        """Where answers arrive."""
-        return torch.device("cpu")
-
-    @property
-    def prompts(self) -> PromptEncoder:
-        """See `PromptedMember.prompts`."""
-        return PromptEncoder(
-            self.tokenizer,
-            self.name,
-            rows=self._num_ids,
-            context_length=self.context_length,
-            chat_template=self._given_template,
-            chat_template_kwargs=self.chat_template_kwargs,
-        )
-
-    def check_step(self, options: StepOptions) -> None:
-        """See `BaseMember.check_step`."""
-        if self.server.most is not None and options.k > self.server.most:
-            raise ValueError(
-                f"k must be at most {self.server.most} with {self.name}, whose server lists no more, got {options.k}: "
-                "max_logprobs says what it lists"
-            )
-
-    def new_context(self, *, max_requests: int, compiled: bool = False, expected_length: int = 0) -> RemoteContext:
-        """See `BaseMember.new_context`."""
-        return RemoteContext(self, self.server, self._pool)
-
     def __repr__(self) -> str:
-        return f"HttpMember({self.name}: {self.server.protocol} at {self.server.client.url})"
-
-
-def _eos_beside(tokenizer: str | PreTrainedTokenizerBase) -> list[int]:
-    """The EOS ids of the generation config that lies beside a tokenizer; none where there is no such file."""
-    from transformers import GenerationConfig
-
-    place = tokenizer if isinstance(tokenizer, str) else getattr(tokenizer, "name_or_path", "")
-    if not place:
-        return []
-    try:
-        return configured_eos(GenerationConfig.from_pretrained(place))
-    except (OSError, ValueError):
-        return []
+        return f"HttpMember({self.name}: {self.backend.protocol} at {self.backend.client.url})"
