@@ -87,8 +87,8 @@ def prepare_members(
         Names the option, the member or the prompt.
     """
     from ..members.loading import MemberSource, prepare_all
-    from ..members.prompted import PromptedMember
     from ..members.prompts import OWN
+    from ..members.tokenized import TokenizedMember
 
     if not any(isinstance(prompt, list) for prompt in prompts):
         for option, value in (("--chat-template", chat_template), ("--chat-template-kwargs", chat_template_kwargs)):
@@ -117,7 +117,7 @@ def prepare_members(
             models, m, tokenizer=tokenizers[m], chat_template=templates[m], chat_template_kwargs=variables[m]
         )
     sources = [found[m] for m in range(len(models))]
-    encoders = [source.prompts for source in sources if isinstance(source, (MemberSource, PromptedMember))]
+    encoders = [source.prompts for source in sources if isinstance(source, (MemberSource, TokenizedMember))]
     for i, prompt in enumerate(prompts):
         for encoder in encoders:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -209,6 +209,15 @@ def context_length(config: PreTrainedConfig) -> int | None:
         if isinstance(length, int) and length > 0:
             return length
     return None
+
+
+def configured_eos(config: object) -> list[int]:
+    """The EOS ids of a generation config: a number, a tensor, or several of these; none without a config."""
+    eos = getattr(config, "eos_token_id", None)
+    if eos is None:
+        return []
+    ids = eos.tolist() if hasattr(eos, "tolist") else eos
+    return [int(i) for i in (ids if isinstance(ids, Iterable) else [ids])]
 
 
 def _with_dtype(options: dict[str, Any]) -> dict[str, Any]:

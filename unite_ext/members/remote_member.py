@@ -11,16 +11,16 @@ import torch
 
 from ..options import StepOptions
 from .base import Variables
-from .loading import load_tokenizer
-from .prompted import PromptedMember, configured_eos
+from .loading import configured_eos, load_tokenizer
 from .prompts import PromptEncoder, check_spelling, read_chat_template
 from .remote import Backend, RemoteContext
+from .tokenized import TokenizedMember
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class RemoteMember(PromptedMember):
+class RemoteMember(TokenizedMember):
     """A member that asks a backend. A kind sets `backend`, `name` and `context_length` when it knows them.
 
     Parameters
@@ -72,7 +72,7 @@ class RemoteMember(PromptedMember):
 
     @property
     def prompts(self) -> PromptEncoder:
-        """See `PromptedMember.prompts`."""
+        """See `TokenizedMember.prompts`."""
         return PromptEncoder(
             self.tokenizer,
             self.name,

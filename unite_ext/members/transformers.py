@@ -14,10 +14,10 @@ from .base import Variables
 from .cache_probe import embedding_rows, probe_reuse, probe_trees
 from .context import TransformersContext
 from .kv_cache import RaggedCache
-from .loading import MemberSource, context_length, load_tokenizer, prepare
-from .prompted import PromptedMember, configured_eos
+from .loading import MemberSource, configured_eos, context_length, load_tokenizer, prepare
 from .prompts import PromptEncoder, check_spelling, read_chat_template
 from .static_cache import StaticRaggedCache, compile_forward
+from .tokenized import TokenizedMember
 from .tree_cache import TreeCache
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Member", "load_tokenizer"]
 
 
-class Member(PromptedMember):
+class Member(TokenizedMember):
     """A causal language model and its tokenizer.
 
     Parameters

@@ -1,37 +1,21 @@
-"""What all members with a tokenizer share: prompts to ids, start ids, and names of ids."""
+"""What members have in common that encode prompts with a tokenizer of transformers, wherever their model runs."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from .base import BaseMember, Prompt, Variables
 from .prompts import PromptEncoder
 
 
-class PromptedMember(BaseMember):
-    """A member whose prompts its tokenizer encodes."""
+class TokenizedMember(BaseMember):
+    """A member whose prompts a `PromptEncoder` turns into ids."""
 
     @property
     @abstractmethod
     def prompts(self) -> PromptEncoder:
-        """How prompts become ids."""
-
-    @property
-    def chat_template(self) -> str | None:
-        """See `BaseMember.chat_template`."""
-        return self.prompts.template
-
-    def start_ids(self) -> list[int]:
-        """See `BaseMember.start_ids`."""
-        for start in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, *sorted(self.eos_token_ids)):
-            if start is not None:
-                return [start]
-        return []
-
-    def token_name(self, token_id: int) -> str:
-        """See `BaseMember.token_name`."""
-        return str(self.tokenizer.convert_ids_to_tokens(token_id))
+        """How prompts become ids, with tokenizer and embedding as they are now."""
 
     def encode_prompt(self, prompt: Prompt, *, chat_template_kwargs: Variables | None = None) -> list[int]:
         """Ids of a prompt: text as the tokenizer encodes it (its own BOS included), or messages by its chat template.
@@ -54,11 +38,18 @@ class PromptedMember(BaseMember):
         """See `BaseMember.check_ids`."""
         self.prompts.check_rows(ids)
 
+    @property
+    def chat_template(self) -> str | None:
+        """See `BaseMember.chat_template`."""
+        return self.prompts.template
 
-def configured_eos(config: object) -> list[int]:
-    """The EOS ids of a generation config: a number, a tensor, or several of these; none without a config."""
-    eos = getattr(config, "eos_token_id", None)
-    if eos is None:
+    def start_ids(self) -> list[int]:
+        """See `BaseMember.start_ids`."""
+        for start in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, *sorted(self.eos_token_ids)):
+            if start is not None:
+                return [start]
         return []
-    ids = eos.tolist() if hasattr(eos, "tolist") else eos
-    return [int(i) for i in (ids if isinstance(ids, Iterable) else [ids])]
+
+    def token_name(self, token_id: int) -> str:
+        """See `BaseMember.token_name`."""
+        return str(self.tokenizer.convert_ids_to_tokens(token_id))
