@@ -150,9 +150,9 @@ class HttpMember(RemoteMember):
                 f"tokenizer must be that of {self.name}'s model: it makes {len(own)} ids of a sample text, the server "
                 f"{facts.num_tokens}"
             )
-        if facts.num_ids is not None and facts.num_ids < self._num_ids:
+        if facts.num_ids is not None and facts.num_ids < self.num_logits:
             raise ValueError(
-                f"tokenizer must be that of {self.name}'s model: it has {self._num_ids} ids, the server {facts.num_ids}"
+                f"tokenizer must be that of {self.name}'s model: it has {self.num_logits} ids, the server {facts.num_ids}"
             )
         if facts.tokenized is None and not self.backend.approximate:
             warnings.warn(
