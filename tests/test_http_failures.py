@@ -234,7 +234,7 @@ def test_weights_are_those_of_the_others(stub):
 def test_drafts_end_with_the_member(stub, speculate):
     """The text stays that of plain decoding, wherever in a round the member goes."""
     want = None
-    for calls in (3, 4, 7):
+    for calls in (3, 6):
         for drafts in (False, speculate):
             ensemble = beside(stub)
             prompts = ensemble.members[1].encode_prompt(PROMPTS[0])
@@ -401,3 +401,20 @@ def test_questions_of_a_batch_run_at_once(stub):
     found = ensemble.generate(PROMPTS, max_new_tokens=2)
     stub.fault = lambda path, body: None
     assert found == local(OPENER, OTHER).generate(PROMPTS, max_new_tokens=2)
+
+
+def test_clients_of_the_server_are_told_who_is_away(stub):
+    """503 with the member's name; where it is, is the operator's to know."""
+    from running_server import running
+
+    with running(beside(stub)) as server:
+        body = {"model": "unite", "prompt": PROMPTS[0], "max_tokens": 2, "temperature": 0}
+        assert server.post("/v1/completions", body).status_code == 200
+        stub.fault = lambda path, body: status(500, "boom")
+        answer = server.post("/v1/completions", body)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "member_away"
+        assert "mistral" in answer.json()["error"]["message"]
+        assert stub.url not in answer.text
+        stub.fault = lambda path, body: None
+        assert server.post("/v1/completions", body).status_code == 200

@@ -152,7 +152,8 @@ class HttpMember(RemoteMember):
             )
         if facts.num_ids is not None and facts.num_ids < self.num_logits:
             raise ValueError(
-                f"tokenizer must be that of {self.name}'s model: it has {self.num_logits} ids, the server {facts.num_ids}"
+                f"tokenizer must be that of {self.name}'s model: it has {self.num_logits} ids, the server "
+                f"{facts.num_ids}"
             )
         if facts.tokenized is None and not self.backend.approximate:
             warnings.warn(
