@@ -7,6 +7,7 @@ torch and wants an environment of its own; for its server see `HttpMember`.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
@@ -56,6 +57,7 @@ class VllmEngine(Backend):
 
         self._engine: Any = asyncio.run_coroutine_threadsafe(start(), self._loop).result()
         self.context_length = int(self._engine.model_config.max_model_len)
+        atexit.register(self.close)  # else its processes are ended amid the interpreter's own end
 
     def best(self, ids: Sequence[int], count: int) -> Listing:
         """See `Backend.best`."""
@@ -74,7 +76,8 @@ class VllmEngine(Backend):
         return found
 
     def close(self) -> None:
-        """End the engine and its processes."""
+        """End the engine and its processes; once is enough."""
+        atexit.unregister(self.close)
         self._engine.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
