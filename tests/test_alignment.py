@@ -160,9 +160,9 @@ def test_the_table_grows_until_probes_are_short():
             break
     classes = np.full(max(wanted) + 1, -1, np.int32)
     classes[wanted] = np.arange(1, 101)
-    from unite_ext.vocab.alignment import _build_table
+    from unite_ext.vocab.classes import build_table
 
-    _, grown = _build_table([classes], np.full((101, 1), -1, np.int32))
+    _, grown = build_table([classes], np.full((101, 1), -1, np.int32))
     assert grown > log2
 
 

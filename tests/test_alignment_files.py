@@ -165,8 +165,8 @@ def builds(monkeypatch):
     from unite_ext.vocab import alignment as module
 
     calls = []
-    original = module._relate
-    monkeypatch.setattr(module, "_relate", lambda *a, **k: calls.append(1) or original(*a, **k))
+    original = module.relate
+    monkeypatch.setattr(module, "relate", lambda *a, **k: calls.append(1) or original(*a, **k))
     return calls
 
 

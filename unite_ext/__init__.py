@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .decoding.ensemble import UniteEnsemble
     from .decoding.request import GenerateOutput, Request, StepRecord
     from .decoding.text_stream import TextStream
-    from .members.base import BaseMember
+    from .members.base import BaseMember, MemberAway
+    from .members.http import HttpMember
     from .members.transformers import Member
     from .ops import step_workspace, unite_step
     from .options import GenerationOptions, StepOptions
@@ -32,7 +33,9 @@ __all__ = [
     "Engine",
     "GenerateOutput",
     "GenerationOptions",
+    "HttpMember",
     "Member",
+    "MemberAway",
     "ModelScore",
     "Request",
     "Selection",
@@ -55,7 +58,9 @@ _HOMES = {
     "Engine": "decoding.engine",
     "GenerateOutput": "decoding.request",
     "GenerationOptions": "options",
+    "HttpMember": "members.http",
     "Member": "members.transformers",
+    "MemberAway": "members.base",
     "ModelScore": "selection.rule",
     "Selection": "selection.rule",
     "Request": "decoding.request",

@@ -105,6 +105,12 @@ class GenerationOptions:
     grammar: str | None = None
     """The text follows this grammar, in GBNF (EBNF as llama.cpp writes it), from its rule `root`."""
 
+    on_member_failure: str = "stop"
+    """What becomes of a text when a member stays away.
+
+    "stop" ends it with an error that names the member; with "drop" the others go on without it, their weights scaled to
+    sum 1, and the result says from which token on. The primary cannot be dropped.
+    """
     speculate: bool | int | str | None = False
     """Draft some tokens, and ask all members about them in one pass each: the same text in fewer passes.
 
@@ -125,6 +131,7 @@ class GenerationOptions:
         _check_number("temperature", self.temperature, lambda v: v > 0, "above 0")
         _check_number("top_p", self.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
         _check_number("repetition_penalty", self.repetition_penalty, lambda v: v > 0, "above 0")
+        check_choice("on_member_failure", self.on_member_failure, MEMBER_FAILURES)
         if self.gate is not None:
             _check_number("gate", self.gate, lambda v: 0 <= v <= 1, "from 0 to 1")
         if self.seed is not None:
@@ -150,12 +157,18 @@ class GenerationOptions:
     @property
     def processes(self) -> bool:
         """Whether members' logits are changed before a step."""
-        return (
-            self.logits_processor is not None
-            or self.repetition_penalty != 1.0
-            or self.min_new_tokens > 0
-            or self.structure is not None
-        )
+        return any(needs for name, needs in self.needs_logits.items() if name != "gate")
+
+    @cached_property
+    def needs_logits(self) -> dict[str, bool]:
+        """By name whether an option needs whole logits: `gate` of the primary, the others of every member."""
+        return {
+            "logits_processor": self.logits_processor is not None,
+            "repetition_penalty": self.repetition_penalty != 1.0,
+            "min_new_tokens": self.min_new_tokens > 0,
+            **{kind: getattr(self, kind) is not None for kind in KINDS},
+            "gate": self.gate is not None,
+        }
 
     @property
     def stops(self) -> tuple[bytes, ...]:
@@ -164,6 +177,7 @@ class GenerationOptions:
 
 
 MAX_DRAFT = 16
+MEMBER_FAILURES = ("stop", "drop")
 
 
 def check_boundaries(step: StepOptions, generation: GenerationOptions) -> None:

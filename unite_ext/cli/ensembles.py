@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .engines import Engines
 from .prompts import prepare_members
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def load_ensemble(
     device: Sequence[str] | None,
     dtype: str,
     trust_remote_code: bool,
+    tokenizer: Sequence[str] | None = None,
+    engines: Engines | None = None,
     **options: Any,
 ) -> UniteEnsemble:
     """Load the members of --model, or the demo's three comparable ones.
@@ -46,12 +49,13 @@ def load_ensemble(
         from ..demo import CHAT_TEMPLATE, COMPARABLE, load_member
 
         given = {"--chat-template": chat_template, "--chat-template-kwargs": chat_template_kwargs, "--device": device}
+        given |= {"--tokenizer": tokenizer, "--member-engine": engines.member_engine if engines else None}
         if wrong := [name for name, value in given.items() if value]:
             raise ValueError(f"{wrong[0]} must come with --model, got --demo")
         torch.set_num_threads(1)  # models this small gain nothing from a second thread
         return UniteEnsemble([load_member(name, chat_template=CHAT_TEMPLATE) for name in COMPARABLE], **options)
     sources = prepare_members(
         model or (), prompts, chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, device=device,
-        dtype=dtype, trust_remote_code=trust_remote_code,
+        dtype=dtype, trust_remote_code=trust_remote_code, tokenizer=tokenizer, engines=engines,
     )  # fmt: skip
     return UniteEnsemble.from_pretrained(sources, **options)

@@ -6,12 +6,13 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from .console import console, errors, fail, plain
+from .engines import Approximate, Engines, MemberEngine, MemberKey, MemberTimeout, MemberTokenizer
 from .eval_demo import evaluate_demo
 from .options import (
     BatchSize,
@@ -25,7 +26,11 @@ from .options import (
     TrustRemoteCode,
     Weights,
 )
+from .prompts import per_member
 from .resume import describe_run, keep_answers
+
+if TYPE_CHECKING:
+    from ..members.base import BaseMember
 
 Results = dict[str, Any]
 """What lm_eval's `simple_evaluate` returns."""
@@ -71,6 +76,11 @@ def evaluate(
     dtype: Dtype = "auto",
     device: Devices = None,
     trust_remote_code: TrustRemoteCode = False,
+    member_engine: MemberEngine = None,
+    tokenizer: MemberTokenizer = None,
+    member_api_key_env: MemberKey = None,
+    member_timeout: MemberTimeout = 60.0,
+    approximate: Approximate = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Evaluate an ensemble, or one model alone, on benchmarks with lm-evaluation-harness.
@@ -112,12 +122,23 @@ def evaluate(
         decisive: dict[str, object] = {
             "k": k, "primary": primary, "weights": weight, "combine": combine, "method": method,
             "method_options": parsed, "dtype": dtype, "likelihood": likelihood,
+            **({"member_engine": member_engine, "tokenizer": tokenizer} if member_engine or tokenizer else {}),
         }  # fmt: skip
         placed = None if not device else device[0] if len(device) == 1 else device
+        engines = Engines(member_engine, member_api_key_env, member_timeout, approximate)
+        tokenizers = [None if name == "own" else name for name in per_member("--tokenizer", tokenizer, model)]
+        more: dict[str, Any] = {"tokenizer": tokenizers} if tokenizer else {}
+        elsewhere = engines.places(model)
+        members: list[str | BaseMember] = [
+            engines.make(model, m, tokenizer=tokenizers[m], chat_template=None, chat_template_kwargs=None)
+            if m in elsewhere
+            else name
+            for m, name in enumerate(model)
+        ]
         lm = UniteLM(
-            model, batch_size=batch_size, k=k, primary=primary, weights=weight, combine=combine,
+            members, batch_size=batch_size, k=k, primary=primary, weights=weight, combine=combine,
             likelihood=likelihood, method=method, method_options=parsed, dtype=dtype,
-            trust_remote_code=trust_remote_code, device=placed,
+            trust_remote_code=trust_remote_code, device=placed, **more,
         )  # fmt: skip
         tracker = EvaluationTracker(output_path=str(output)) if output else None
         answers = None

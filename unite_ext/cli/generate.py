@@ -11,6 +11,7 @@ import typer
 
 from .._jsonl import parse_record, record_line, split_lines, takes_unicode
 from .console import console, errors, fail
+from .engines import Approximate, Engines, MemberEngine, MemberKey, MemberTimeout, MemberTokenizer
 from .options import (
     BatchSize,
     Chat,
@@ -114,6 +115,14 @@ def generate(
     dtype: Dtype = "auto",
     device: Devices = None,
     trust_remote_code: TrustRemoteCode = False,
+    member_engine: MemberEngine = None,
+    tokenizer: MemberTokenizer = None,
+    member_api_key_env: MemberKey = None,
+    member_timeout: MemberTimeout = 60.0,
+    approximate: Approximate = False,
+    on_member_failure: Annotated[
+        str, typer.Option(help="stop: a text ends with an error if a member stays away; drop: the others go on.")
+    ] = "stop",
 ) -> None:
     """Let several models write one text together.
 
@@ -158,13 +167,14 @@ def generate(
             "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample,
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "gate": gate,
             "repetition_penalty": repetition_penalty, "stop": [s.replace("\\n", "\n") for s in stop or []],
-            "speculate": parse_speculate(speculate), **structure,
+            "speculate": parse_speculate(speculate), "on_member_failure": on_member_failure, **structure,
         }  # fmt: skip
         # What is wrong is said before anything is loaded.
         check_boundaries(StepOptions(boundaries=boundaries), GenerationOptions(**options))
         sources = prepare_members(
             model, prompts, chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, device=device,
-            dtype=dtype, trust_remote_code=trust_remote_code,
+            dtype=dtype, trust_remote_code=trust_remote_code, tokenizer=tokenizer,
+            engines=Engines(member_engine, member_api_key_env, member_timeout, approximate),
         )  # fmt: skip
         ensemble = UniteEnsemble.from_pretrained(
             sources, k=k, primary=primary, weights=weight, score=score, duplicates=duplicates, combine=combine,
@@ -266,6 +276,7 @@ def _write_rows(requests: Iterator[Request], prompts: Sequence[Prompt], output: 
                 "finish_reason": request.finish_reason, "num_steps": request.num_steps,
                 "gated_steps": request.gated_steps,
                 "token_ids": [request.token_ids(m) for m in range(len(request.syncs))],
+                **({"missing_from": request.missing_from()} if request.missing else {}),
             }  # fmt: skip
             file.write(record_line(record, ascii_only=ascii_only))
             file.flush()

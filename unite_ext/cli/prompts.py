@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._jsonl import decode, read_lines, read_records
+from .engines import Engines
 
 if TYPE_CHECKING:
-    from ..members.base import Prompt
+    from ..members.base import BaseMember, Prompt
     from ..members.loading import MemberSource
 
 _RECORD = "a JSON object with 'prompt' or 'messages'"
@@ -72,32 +73,51 @@ def prepare_members(
     chat_template: Sequence[str] | None,
     chat_template_kwargs: Sequence[str] | None,
     device: Sequence[str] | None,
+    tokenizer: Sequence[str] | None = None,
+    engines: Engines | None = None,
     **options: Any,
-) -> list[MemberSource]:
-    """Members that can be loaded and that take all prompts: what they refuse is said now.
+) -> list[MemberSource | BaseMember]:
+    """Members that can be loaded, or run elsewhere, and take all prompts: what they refuse is said now.
+
+    Servers are asked when everything that needs none is known to be right.
 
     Raises
     ------
     TypeError, ValueError
         Names the option, the member or the prompt.
     """
-    from ..members.loading import prepare_all
+    from ..members.loading import MemberSource, prepare_all
+    from ..members.prompts import OWN
+    from ..members.tokenized import TokenizedMember
 
     if not any(isinstance(prompt, list) for prompt in prompts):
         for option, value in (("--chat-template", chat_template), ("--chat-template-kwargs", chat_template_kwargs)):
             if value:
                 raise ValueError(f"{option} needs --chat, or messages in --file")
-    templates = _per_member("--chat-template", chat_template, models)
-    variables = [_variables(text) for text in _per_member("--chat-template-kwargs", chat_template_kwargs, models)]
-    devices = _per_member("--device", device, models)
-    sources = prepare_all(
-        models,
+    templates = per_member("--chat-template", chat_template, models)
+    variables = [_variables(text) for text in per_member("--chat-template-kwargs", chat_template_kwargs, models)]
+    devices = per_member("--device", device, models)
+    tokenizers = [None if name == OWN else name for name in per_member("--tokenizer", tokenizer, models)]
+    engines = engines or Engines()
+    places = engines.places(models)
+    here = [m for m in range(len(models)) if m not in places]
+    loaded = prepare_all(
+        [models[m] for m in here],
         [
-            {**options, "chat_template": template, "chat_template_kwargs": own, "device": place}
-            for template, own, place in zip(templates, variables, devices)
+            {
+                **options, "chat_template": templates[m], "chat_template_kwargs": variables[m], "device": devices[m],
+                **({"tokenizer": tokenizers[m]} if tokenizers[m] else {}),
+            }
+            for m in here
         ],
-    )
-    encoders = [source.prompts for source in sources]
+    )  # fmt: skip
+    found: dict[int, MemberSource | BaseMember] = dict(zip(here, loaded))
+    for m in places:
+        found[m] = engines.make(
+            models, m, tokenizer=tokenizers[m], chat_template=templates[m], chat_template_kwargs=variables[m]
+        )
+    sources = [found[m] for m in range(len(models))]
+    encoders = [source.prompts for source in sources if isinstance(source, (MemberSource, TokenizedMember))]
     for i, prompt in enumerate(prompts):
         for encoder in encoders:
             try:
@@ -114,7 +134,7 @@ def read_templates(named: Sequence[str]) -> list[str]:
     return [read_chat_template(name) or name for name in named]
 
 
-def _per_member(option: str, values: Sequence[str] | None, models: Sequence[str]) -> list[str | None]:
+def per_member(option: str, values: Sequence[str] | None, models: Sequence[str]) -> list[str | None]:
     """An option that is given for all members or once per member."""
     if not values:
         return [None] * len(models)

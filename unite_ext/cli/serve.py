@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .console import errors, fail, plain
+from .engines import Approximate, Engines, MemberEngine, MemberKey, MemberTimeout, MemberTokenizer
 from .ensembles import SAMPLE_CHAT, load_ensemble
 from .options import (
     ChatTemplateKwargs,
@@ -76,6 +77,11 @@ def serve(
     dtype: Dtype = "auto",
     device: Devices = None,
     trust_remote_code: TrustRemoteCode = False,
+    member_engine: MemberEngine = None,
+    tokenizer: MemberTokenizer = None,
+    member_api_key_env: MemberKey = None,
+    member_timeout: MemberTimeout = 60.0,
+    approximate: Approximate = False,
     log_level: Annotated[
         str, typer.Option(help="debug, info (a line per request), warning or error. No text of anybody's is logged.")
     ] = "info",
@@ -122,6 +128,7 @@ def serve(
             chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, k=k, primary=primary, weights=weight, score=score,
             duplicates=duplicates, method=options.methods[0], method_options=parse_options(method_options),
+            tokenizer=tokenizer, engines=Engines(member_engine, member_api_key_env, member_timeout, approximate),
         )  # fmt: skip
         shown, at = listener.getsockname()[:2]
         address = f"http://[{shown}]:{at}" if ":" in shown else f"http://{shown}:{at}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
-from ..members.base import BaseMember, Context, Place, Scores
+from ..members.base import BaseMember, Context, MemberAway, Place, Scores
 from ..structured.constraint import StructureError
 from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import append_all
@@ -17,9 +18,10 @@ from .drafts import NGRAM_LENGTH, Drafter, Drafts
 from .evaluation import Evaluator
 from .exact import ExactRunner
 from .full_likelihood import Chains, SilentTargets, ask, base_rows, chain_log_probs
+from .gate import gated_choice, gated_tokens
 from .places import place_length, places_along
-from .request import NGRAM, Request, StepRecord
-from .start_state import first_steps, pieces_along, rows_along
+from .request import NGRAM, Request
+from .start_state import pieces_along, rows_along
 
 _PLACE_BYTES = 1 << 28  # of the logits of one pass over many places
 
@@ -63,6 +65,8 @@ class StepRunner:
         self._limits = [
             (m, member.context_length) for m, member in enumerate(members) if member.context_length is not None
         ]
+        # Members that run elsewhere are asked first: they answer while the others run here.
+        self._order = sorted(range(len(members)), key=lambda m: members[m].gives_logits)
         self.max_places = max(1, _PLACE_BYTES // (4 * max(member.num_logits for member in members)))
 
     @torch.no_grad()
@@ -77,40 +81,51 @@ class StepRunner:
             Requests of one kind (scoring, each drafter, plain) have all taken their step or none of them has. What the
             contexts have read is lost.
         """
-        walking: list[Request] = []
-        scoring: list[Request] = []
-        plain: list[Request] = []
-        drafted: dict[tuple[int | str, bool], list[Request]] = {}
+        waiting = list(requests)
+        while waiting:
+            again: list[Request] = []
+            for alike, step in self._kinds(waiting):
+                try:
+                    step(alike)
+                except MemberAway as error:  # nothing has been taken: those that go on take their step once more
+                    self.chooser.absences.note(error, alike)
+                    again += [request for request in alike if not request.done]
+            waiting = again
+
+    def _kinds(self, requests: Sequence[Request]) -> list[tuple[list[Request], Callable[[Sequence[Request]], None]]]:
+        """The requests that take the same kind of step with the same members, and what takes it."""
+        kinds: dict[tuple[int, object], list[Request]] = {}
         for request in requests:
             if request.exact is not None:
-                walking.append(request)
+                kind: tuple[int, object] = (0, None)
             elif request.targets is not None:
-                scoring.append(request)
-            elif request.drafter is None:
-                plain.append(request)
+                kind = (1, request.full)
+            elif request.drafter is None or request.missing:  # without a member there are no drafts
+                kind = (3, tuple(sorted(request.missing)))
             else:
-                drafted.setdefault((request.drafter, request.draft_length is None), []).append(request)
-        if walking:
-            self.exact.step(walking)
-        for full in (False, True):
-            if alike := [request for request in scoring if request.full == full]:
-                self._score(alike, full)
-        for (drafter, automatic), own in drafted.items():
-            if automatic:
-                self._speculate(own, drafter)
-            else:
-                self._try(own, self.drafter.draft(own, drafter, [r.draft_length or 0 for r in own]), drafter)
-        if plain:
-            self._take_one(plain)
+                kind = (2, (request.drafter, request.draft_length is None))
+            kinds.setdefault(kind, []).append(request)
+        return [(kinds[kind], self._taker(kinds[kind][0])) for kind in sorted(kinds, key=lambda kind: kind[0])]
+
+    def _taker(self, request: Request) -> Callable[[Sequence[Request]], None]:
+        """What takes the step of requests of this one's kind."""
+        if request.exact is not None:
+            return self.exact.step
+        if request.targets is not None:
+            return partial(self._score, full=request.full)
+        drafter = request.drafter
+        if drafter is None or request.missing:
+            return self._take_one
+        if request.draft_length is None:
+            return partial(self._speculate, drafter=drafter)
+        return lambda own: self._try(own, self.drafter.draft(own, drafter, [r.draft_length or 0 for r in own]), drafter)
 
     def _take_one(self, requests: Sequence[Request]) -> None:
         """One token of every request."""
-        first = self.evaluator.next_scores(self.primary, requests)
-        gated = self._gated(first, requests)
-        if gated:
-            choices = self._choose_beside(gated, first, requests)
+        if any(request.options.gate is not None for request in requests):
+            choices = self._choose_gated(requests)
         else:
-            choices = self.chooser.choose(self._all_scores(requests, first), requests, starts=rows_along(requests))
+            choices = self.chooser.choose(self._all_scores(requests), requests, starts=rows_along(requests))
         grown: list[Request] = []
         pieces: list[bytes] = []
         new_ids: list[list[int]] = []
@@ -122,22 +137,34 @@ class StepRunner:
                 new_ids.append([request.ids[-1]])
         self._grow_contexts(grown, pieces, new_ids)
 
-    def _choose_beside(self, gated: dict[int, int], first: Scores, requests: Sequence[Request]) -> list[Choice]:
-        """Every row's choice, where the gate has decided some."""
-        choices = {r: self._gated_choice(requests[r], token_id) for r, token_id in gated.items()}
+    def _choose_gated(self, requests: Sequence[Request]) -> list[Choice]:
+        """Every row's choice; where the primary's gate decides, the others are not asked."""
+        first = self.evaluator.next_scores(self.primary, requests)
+        gated = gated_tokens(first, requests, self.alignment, self.primary)
+        members = len(self.members)
+        choices = {r: gated_choice(requests[r], token_id, members, self.primary) for r, token_id in gated.items()}
         open_rows = [r for r in range(len(requests)) if r not in gated]
         if open_rows:
             asked = [requests[r] for r in open_rows]
-            scores = self._all_scores(asked, first.select(open_rows))
+            scores = self._all_scores(asked, first.select(open_rows) if gated else first)
             choices |= zip(open_rows, self.chooser.choose(scores, asked, starts=rows_along(asked)))
         for r in gated:
             requests[r].gated_steps += 1
         return [choices[r] for r in range(len(requests))]
 
-    def _all_scores(self, requests: Sequence[Request], first: Scores) -> list[Scores]:
-        return [
-            first if m == self.primary else self.evaluator.next_scores(m, requests) for m in range(len(self.members))
-        ]
+    def _all_scores(self, requests: Sequence[Request], first: Scores | None = None) -> list[Scores | None]:
+        """Every member's scores, the primary's where they are given; None for one that the requests have lost."""
+        scores: list[Scores | None] = [None] * len(self.members)
+        scores[self.primary] = first
+        for m in self._order:
+            if scores[m] is None and m not in requests[0].missing:
+                scores[m] = self.evaluator.next_scores(m, requests)
+        return scores
+
+    def _place_scores(self, requests: Sequence[Request], places: Sequence[Sequence[list[Place]]]) -> list[Scores]:
+        """Every member's scores at its places of each request."""
+        scores = {m: self.evaluator.place_scores(m, requests, [own[m] for own in places]) for m in self._order}
+        return [scores[m] for m in range(len(self.members))]
 
     def _take(self, request: Request, choice: Choice) -> bytes | None:
         """Take a choice into a request; the bytes of its token, None if it has taken none."""
@@ -189,34 +216,12 @@ class StepRunner:
             lengths = self.contexts[m].lengths(keys)
             if max(lengths) >= limit:
                 for request, length in zip(requests, lengths):
-                    if length >= limit and not request.finish_reason:
+                    if length >= limit and m not in request.missing and not request.finish_reason:
                         request.finish_reason = "length"
-
-    def _gated(self, scores: Scores, requests: Sequence[Request]) -> dict[int, int]:
-        """The primary's token of every row that its gate decides."""
-        gates = {r: request.options.gate for r, request in enumerate(requests) if request.options.gate is not None}
-        if not gates:
-            return {}
-        logits = scores.logits
-        if logits is None:
-            raise ValueError("gate needs the primary's logits at hand")
-        eligible = self.alignment.classes[self.primary][: self.alignment.vocab_sizes[self.primary]] >= 0
-        values = logits[:, : len(eligible)].float().nan_to_num(nan=-torch.inf).masked_fill(~eligible, -torch.inf)
-        top, ids = values.softmax(dim=1).max(dim=1)
-        pairs = torch.stack([top.double(), ids.double()]).tolist()
-        return {r: int(pairs[1][r]) for r, gate in gates.items() if pairs[0][r] > gate}
-
-    def _gated_choice(self, request: Request, token_id: int) -> Choice:
-        record = None
-        if request.keeps_records:
-            ids = [token_id if m == self.primary else -1 for m in range(len(self.members))]
-            probs = [[1.0 if i == token_id else 0.0 for i in ids]]
-            record = StepRecord([ids], [1.0], probs, 0, gated=True, starts=first_steps(request))
-        return Choice(token_id, record=record)
 
     # Targets
 
-    def _score(self, requests: Sequence[Request], full: bool) -> None:
+    def _score(self, requests: Sequence[Request], *, full: bool) -> None:
         """Score the next targets of every request, as many as one pass takes."""
         room = max(1, self.max_places // len(requests))
         chunks, places, cut = [], [], []
@@ -237,10 +242,7 @@ class StepRunner:
             scores, own_log_probs = self._full_scores(requests, chunks, places, starts)
             choices = iter(self.chooser.choose(scores, rows, targets, own_log_probs, starts=starts))
         else:
-            scores = [
-                self.evaluator.place_scores(m, requests, [own[m] for own in places]) for m in range(len(self.members))
-            ]
-            choices = iter(self.chooser.choose(scores, rows, targets, starts=starts))
+            choices = iter(self.chooser.choose(self._place_scores(requests, places), rows, targets, starts=starts))
         grown = []
         for request, ids, is_cut in zip(requests, chunks, cut):
             self._take_scores(request, [next(choices) for _ in ids])
@@ -320,7 +322,7 @@ class StepRunner:
 
     # Drafts
 
-    def _speculate(self, requests: Sequence[Request], drafter: int | str) -> None:
+    def _speculate(self, requests: Sequence[Request], *, drafter: int | str) -> None:
         """Take the kind of round that is measured to be fastest; a plain one is that of plain decoding."""
         start = time.perf_counter()
         chooser, drafting = self.draft_chooser, 0.0
@@ -359,15 +361,19 @@ class StepRunner:
             fitting = self._fitting(request, own, drafts.asked)
             del draft[fitting - 1 :]
             places.append([member[:fitting] for member in own])
-        scores = [
-            drafts.scores(self.evaluator, requests)
-            if m == drafts.asked
-            else self.evaluator.place_scores(m, requests, [own[m] for own in places])
-            for m in range(len(self.members))
-        ]
         rows = [request for request, draft in zip(requests, drafts.ids) for _ in range(len(draft) + 1)]
         starts = rows_along(requests, [self._pieces(r, draft) for r, draft in zip(requests, drafts.ids)])
-        choices = iter(self.chooser.choose(scores, rows, starts=starts))
+        try:
+            found = {
+                m: drafts.scores(self.evaluator, requests)
+                if m == drafts.asked
+                else self.evaluator.place_scores(m, requests, [own[m] for own in places])
+                for m in self._order
+            }
+            choices = iter(self.chooser.choose([found[m] for m in range(len(self.members))], rows, starts=starts))
+        except MemberAway:
+            drafts.settle(self.evaluator, requests, [[] for _ in requests])
+            raise
         new_ids, pieces = [], []
         for request, draft in zip(requests, drafts.ids):
             before = len(request.ids)

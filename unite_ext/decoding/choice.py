@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..methods.unite import emission_probability
 from ..step_result import StepResult
 from ..structured.constraint import StructureError
 from ..vocab.alignment import VocabAlignment
+from .absence import Absences
 from .request import Request, StepRecord, TargetScore
 from .sampling import sample
 
@@ -34,6 +36,20 @@ class Choice:
     """Of the row's target, if it has one."""
 
 
+class Launch(NamedTuple):
+    """A step of several rows, before anything is chosen."""
+
+    step: StepResult
+    alignment: VocabAlignment
+    """By which it was taken."""
+    starts: tuple[bool, ...]
+    """The members that take their first step in the start state."""
+    log_probs: Tensor | None = None
+    """[N] float64, of targets."""
+    wanted: Tensor | None = None
+    """[N] int64: the targets."""
+
+
 class Chooser:
     """Decides rows of scores for the members of one engine.
 
@@ -49,10 +65,11 @@ class Chooser:
         self.members = members
         self.alignment = alignment
         self.primary = primary
+        self.absences = Absences(members, alignment, primary)
 
     def choose(
         self,
-        scores: Sequence[Scores],
+        scores: Sequence[Scores | None],
         requests: Sequence[Request],
         targets: Sequence[int] | None = None,
         own: Tensor | None = None,
@@ -62,8 +79,8 @@ class Chooser:
 
         Parameters
         ----------
-        scores : sequence of Scores
-            One per member.
+        scores : sequence of Scores or None
+            One per member; None for one that all the requests have lost.
         requests : sequence of Request
             Whose row it is; a request may have several.
         targets : sequence of int, optional
@@ -72,45 +89,63 @@ class Chooser:
             The members' own log-probabilities of the targets, by which they are scored.
         starts : sequence of tuple of bool, optional
             Per row, the members that take their first step in the start state; rows of one alignment share a launch.
+
+        Raises
+        ------
+        MemberAway
+            A member has no answer for some requests; nothing has been drawn.
         """
         groups: dict[tuple[int, tuple[bool, ...]], list[int]] = {}
         for r, request in enumerate(requests):
             groups.setdefault((id(request.method), starts[r] if starts else ()), []).append(r)
         if len(groups) == 1:
-            return self._choose_alike(scores, requests, targets, own, starts[0] if starts else ())
+            launch = self._launch(scores, requests, targets, own, starts[0] if starts else ())
+            return self._decide(launch, requests, targets)
         choices: list[Choice | None] = [None] * len(requests)
-        for (_, at_start), rows in groups.items():
+        launched = []
+        for (_, at_start), rows in groups.items():  # all before any draw: a member that stays away changes no later one
             given = None if targets is None else [targets[r] for r in rows]
             theirs = None if own is None else own[torch.tensor(rows, device=own.device)]
             alike = [requests[r] for r in rows]
-            found = self._choose_alike([s.select(rows) for s in scores], alike, given, theirs, at_start)
-            for r, choice in zip(rows, found):
+            selected = [None if s is None else s.select(rows) for s in scores]
+            launched.append((self._launch(selected, alike, given, theirs, at_start), alike, given, rows))
+        for launch, alike, given, rows in launched:
+            for r, choice in zip(rows, self._decide(launch, alike, given)):
                 choices[r] = choice
         return [choice for choice in choices if choice is not None]
 
-    def _choose_alike(
+    def _launch(
         self,
-        scores: Sequence[Scores],
+        scores: Sequence[Scores | None],
         requests: Sequence[Request],
         targets: Sequence[int] | None,
         own: Tensor | None,
         starts: tuple[bool, ...],
-    ) -> list[Choice]:
-        """The same for rows whose requests have one method, and one alignment."""
+    ) -> Launch:
+        """The step of rows whose requests have one method, all the same members, and one alignment."""
         method, states = requests[0].method, [request.state for request in requests]
         alignment = self.alignment.at_start(starts) if any(starts) else self.alignment
+        there = [s for s in scores if s is not None]
+        if len(there) < len(scores):
+            present = [m for m, s in enumerate(scores) if s is not None]
+            return Launch(self.absences.step(method, scores, states, present, alignment), alignment, starts)
         if alignment is not self.alignment:
             method = method.at_start(alignment)
-        if targets is not None:
-            wanted = torch.tensor(list(targets), device=self.alignment.device)
-            if own is None:
-                probs, step = self._likelihood(method, scores, requests, wanted)
-                log_probs = probs.double().clamp(min=_TINY).log()
-            else:
-                step = method.step(scores, states)
-                log_probs = (own + method.member_weights(states).log()).logsumexp(dim=1).clamp(min=_LOWEST)
-            return self._score(log_probs, step, wanted, targets, requests, method.alignment)
-        step = method.step(scores, states)
+        if targets is None:
+            return Launch(method.step(there, states), method.alignment, starts)
+        wanted = torch.tensor(list(targets), device=self.alignment.device)
+        if own is None:
+            probs, step = self._likelihood(method, there, requests, wanted)
+            return Launch(step, method.alignment, starts, probs.double().clamp(min=_TINY).log(), wanted)
+        step = method.step(there, states)
+        log_probs = (own + method.member_weights(states).log()).logsumexp(dim=1).clamp(min=_LOWEST)
+        return Launch(step, method.alignment, starts, log_probs, wanted)
+
+    def _decide(self, launch: Launch, requests: Sequence[Request], targets: Sequence[int] | None) -> list[Choice]:
+        """What the rows of a launch come to: the best slot, a draw, or how likely the target is."""
+        step, starts = launch.step, launch.starts
+        if targets is not None and launch.log_probs is not None and launch.wanted is not None:
+            return self._score(launch.log_probs, step, launch.wanted, targets, requests, launch.alignment)
         found = [step.next_ids[:, self.primary], step.winner, step.status]
         if not step.status.is_cpu:  # the step's one wait for the device
             found = list(torch.stack([values.long() for values in found]).cpu())
@@ -179,7 +214,14 @@ class Chooser:
         union_ids, averages, members = (t.tolist() for t in (step.union_ids, step.union_probs, step.member_probs))
         sizes = step.union_size.tolist()
         return [
-            StepRecord(union_ids[r][:n], averages[r][:n], members[r][:n], winners[r], starts=starts)
+            StepRecord(
+                union_ids[r][:n],
+                averages[r][:n],
+                members[r][:n],
+                winners[r],
+                starts=starts,
+                missing=tuple(sorted(request.missing)),
+            )
             if request.keeps_records
             else None
             for r, (request, n) in enumerate(zip(requests, sizes))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..exchange import key_ids
-from ..members.base import JoinedScores, Place, Scores
+from ..members.base import JoinedScores, MemberAway, Place, Scores
 from ..members.context import LogitScores
 from ..options import StepOptions
 from ..vocab.vocabulary import SPACE
@@ -132,6 +132,24 @@ class Drafter:
         ends: bool = True,
     ) -> None:
         """Let a member go on alone, greedily; `ends` asks it after its last id as well."""
+        context = self._evaluator.contexts[m]
+        try:
+            self._write_on(m, requests, lengths, rows, written, ends=ends)
+        except MemberAway:
+            for request, ids in zip(requests, written):
+                context.edit(request.key, len(ids), [])
+            raise
+
+    def _write_on(
+        self,
+        m: int,
+        requests: Sequence[Request],
+        lengths: Sequence[int],
+        rows: list[list[tuple[Scores, int]]],
+        written: list[list[int]],
+        *,
+        ends: bool,
+    ) -> None:
         context = self._evaluator.contexts[m]
         eos = set(self._alignment.vocabularies[m].eos_token_ids)
         going = list(range(len(requests)))

@@ -28,7 +28,7 @@ from .cache_memory import CacheMemory
 from .draft_choice import AUTO, DraftCosts
 from .drafts import NGRAM_LENGTH
 from .evaluation import MemberOutOfMemory, guarded
-from .plan import check_constrains
+from .plan import check_constrains, check_members
 from .processors import check_processors
 from .prompt_ids import EncodedPrompt, encode_prompt, ids_as_prompt
 from .request import NGRAM, Request
@@ -179,6 +179,7 @@ class Engine:
         """
         options = options or GenerationOptions()
         check_processors(options, len(self.members))
+        check_members(self.members, method, method.options, options)
         if options.do_sample and not method.samples:
             raise ValueError(f"do_sample must be False with method {method.name!r}, which takes the best token")
         if options.structure is not None:

@@ -8,7 +8,6 @@ from typing import Any, Literal, overload
 from .._checks import check_integer
 from .._core import MAX_MEMBERS
 from ..members.base import BaseMember, Prompt
-from ..members.loading import MemberSource
 from ..members.static_cache import check_static_cache
 from ..members.transformers import Member
 from ..methods.base import AnswerMethod, Method
@@ -19,7 +18,7 @@ from ..vocab.alignment import VocabAlignment
 from .answers import choose_answers
 from .draft_choice import DraftCosts
 from .engine import Engine
-from .load import TemplateVariables, as_batch, load_members, variables_of_members
+from .load import Loadable, TemplateVariables, as_batch, load_members, variables_of_members
 from .plan import METHOD_FIELDS, Plan, make_plan
 from .prompt_ids import encode_prompt
 from .request import GenerateOutput, Request
@@ -120,9 +119,9 @@ class UniteEnsemble:
 
     @classmethod
     def from_pretrained(
-        cls, names: Sequence[str | MemberSource], *, lossy: bool = False, compile: bool = False, **options: Any
+        cls, names: Sequence[Loadable], *, lossy: bool = False, compile: bool = False, **options: Any
     ) -> UniteEnsemble:
-        """Load the members by Hugging Face name, local folder or .gguf file, or as `members.loading.prepare` read them.
+        """Load the members by Hugging Face name, folder or .gguf file; those that are members already stay as they are.
 
         `k`, `primary`, `weights`, `score`, `duplicates`, `combine`, `method` and `compile` are the ensemble's. Every
         other option goes to `Member.from_pretrained` (`dtype`, `device`, `device_map`, `quantization_config`,
@@ -359,7 +358,7 @@ class UniteEnsemble:
         method = options.get("method", self.method)
         own = options.get("method_options", self.method_options if "method" not in options else None)
         return make_plan(
-            options, self.step_options, method, own, self._method, self.alignment.vocabularies, generates=generates
+            options, self.step_options, method, own, self._method, self.members, self.alignment, generates=generates
         )
 
     def new_engine(self, plan: Plan, *, max_requests: int, expected_length: int = 0) -> Engine:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._core import MAX_MEMBERS
-from ..members.base import Prompt, Variables
+from ..members.base import BaseMember, Prompt, Variables
 from ..members.loading import MemberSource, prepare_all
 from ..members.transformers import Member
 from ..methods.registry import UNITE, check_combine, check_method, check_vocabularies, needs_vocabularies
@@ -14,6 +14,8 @@ from ..options import STEP_FIELDS, StepOptions, step_options
 from ..vocab.alignment import VocabAlignment
 from .plan import METHOD_FIELDS
 
+Loadable = str | MemberSource | BaseMember
+"""A member by name, prepared, or as it is."""
 TemplateVariables = Variables | Sequence[Variables | None] | None
 """Variables for chat templates: of all members, or one mapping per member."""
 
@@ -32,20 +34,20 @@ def variables_of_members(given: TemplateVariables, members: int) -> list[Variabl
 
 
 def load_members(
-    names: Sequence[str | MemberSource], given: Mapping[str, Any], *, lossy: bool
-) -> tuple[list[Member], dict[str, Any]]:
+    names: Sequence[Loadable], given: Mapping[str, Any], *, lossy: bool
+) -> tuple[list[BaseMember], dict[str, Any]]:
     """Load models, see `UniteEnsemble.from_pretrained`.
 
     Parameters
     ----------
-    names : sequence of str or MemberSource
+    names : sequence of str, MemberSource or BaseMember
     given : mapping
         Options of the ensemble's steps and method, and of the members.
     lossy : bool
 
     Returns
     -------
-    members : list of Member
+    members : list of BaseMember
     ours : dict
         The options that are the ensemble's.
     """
@@ -68,7 +70,7 @@ def load_members(
         alignment = VocabAlignment.from_tokenizers([source.tokenizer for source in sources], lossy=lossy)
         device = sources[step.primary].device
         check_vocabularies(method, own, alignment if device is None else alignment.to(device), step)
-    members = [Member.from_source(source) for source in sources]
+    members = [Member.from_source(source) if isinstance(source, MemberSource) else source for source in sources]
     return members, ours
 
 

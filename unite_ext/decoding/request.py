@@ -43,6 +43,8 @@ class StepRecord:
     """Whether it was a draft's token."""
     starts: tuple[bool, ...] = ()
     """Per member whether its ids stood behind a space that is no part of the text; nothing if none's did."""
+    missing: tuple[int, ...] = ()
+    """The members that had stayed away: they have no ids and no probabilities here."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Request:
     """Of this text."""
     ngrams: Ngrams | None = None
     """What `NGRAM` drafts from, made when it is first asked."""
+    missing: dict[int, int] = field(default_factory=dict)
+    """Members that stayed away, each with how many tokens of the primary were there then."""
     state: object = None
     """What the method knows of this request."""
     exact: ExactState | None = None
@@ -171,6 +175,10 @@ class Request:
         own = self.token_ids(member) if self.exact is None else self.exact.path(member)
         return self.prompt_ids[member] + own
 
+    def missing_from(self) -> list[int | None]:
+        """Per member the number of the first token that was chosen without it, None if it took part in all."""
+        return [self.missing.get(m) for m in range(len(self.syncs))]
+
     def settled_length(self) -> int:
         """How many bytes of the text no stop string can take back any more."""
         if self.finish_reason:
@@ -203,6 +211,9 @@ class GenerateOutput:
     """Of these, how many were taken."""
     records: list[list[StepRecord]]
     """Every step of every prompt."""
+    missing_from: list[list[int | None]]
+    """`[B][M]`: with `on_member_failure="drop"` the number, from 0, of the first token chosen without a member that
+    stayed away; None for a member that took part in all."""
 
     @classmethod
     def of(cls, requests: Sequence[Request]) -> GenerateOutput:
@@ -217,4 +228,5 @@ class GenerateOutput:
             drafted=[r.drafted for r in requests],
             accepted=[r.accepted for r in requests],
             records=[r.records for r in requests],
+            missing_from=[r.missing_from() for r in requests],
         )

@@ -74,6 +74,7 @@ def make_trace(
         steps=[trace_step(r, primary, *piece, spelled(r, vocabularies)) for r, piece in zip(records, pieces)],
         tokens=names,
         eos_token_ids=[sorted(v.eos_token_ids) for v in vocabularies],
+        missing_from=request.missing_from() if request.missing else [],
     )
 
 
@@ -102,8 +103,9 @@ def trace_step(trace: StepRecord, primary: int, piece: str, cut: str, spelled: C
     averages = [_rounded(p) for p in trace.union_probs]
     lengths = [[spelled(m, i) for m, i in enumerate(ids)] for ids in trace.union_ids]
     spellers = [row.index(max(row)) for row in lengths]
-    ids, starts = trace.union_ids, list(trace.starts)
-    return TraceStep(piece, cut, decided, winner, favorites, ids, probs, averages, spellers, trace.drafted, starts)
+    ids, starts, missing = trace.union_ids, list(trace.starts), list(trace.missing)
+    shown = (favorites, ids, probs, averages, spellers, trace.drafted, starts, missing)
+    return TraceStep(piece, cut, decided, winner, *shown)
 
 
 def decision(trace: StepRecord, primary: int) -> tuple[str, list[int]]:

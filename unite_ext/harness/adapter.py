@@ -27,6 +27,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from .._checks import check_choice, check_integer
 from ..decoding.ensemble import UniteEnsemble
 from ..decoding.likelihood import LIKELIHOODS, default_likelihood, score_continuations
+from ..decoding.load import Loadable
 from ..decoding.prompt_ids import EncodedPrompt, encode_prompt, ids_as_prompt
 from ..members.base import Prompt
 from ..methods.registry import is_answer_method, parse_options
@@ -46,7 +47,7 @@ class UniteLM(LM):
 
     Parameters
     ----------
-    models : str or sequence of str
+    models : str or sequence of str or BaseMember
         Hugging Face names or local folders, the primary's place by `primary`; as a string separated by ";".
     batch_size : int or str
         Prompts that run side by side.
@@ -74,7 +75,7 @@ class UniteLM(LM):
 
     def __init__(
         self,
-        models: str | Sequence[str] | None = None,
+        models: str | Sequence[Loadable] | None = None,
         *,
         batch_size: int | str = 8,
         max_batch_size: int | None = None,
@@ -99,7 +100,9 @@ class UniteLM(LM):
         if (models is None) == (ensemble is None):
             raise ValueError("models must name the members, separated by ';' (or ensemble must be given, not both)")
         if ensemble is None:
-            names = [name.strip() for name in models.split(";")] if isinstance(models, str) else list(models or ())
+            names: list[Loadable] = (
+                [name.strip() for name in models.split(";")] if isinstance(models, str) else list(models or ())
+            )
             if not all(names):
                 raise ValueError(f"models must be names separated by ';', got {models!r}")
             ensemble = UniteEnsemble.from_pretrained(

@@ -31,6 +31,22 @@ Place = tuple[int, int, Sequence[int]]
 """The text that a request would have: its key, how many of its last ids are dropped, and the ids appended then."""
 
 
+class MemberAway(RuntimeError):
+    """A member has not answered for some requests: its server is down, slow, or refuses.
+
+    Attributes
+    ----------
+    member : BaseMember
+    reasons : dict of int to str
+        Per key of a request that has no answer, why.
+    """
+
+    def __init__(self, member: BaseMember, reasons: Mapping[int, str], where: str = "") -> None:
+        super().__init__(f"{where}{member.name} stays away: {next(iter(reasons.values()), 'no answer')}")
+        self.member = member
+        self.reasons = dict(reasons)
+
+
 class Scores(ABC):
     """One member's logits for the next token of N requests, whole or by parts."""
 
@@ -58,6 +74,11 @@ class Scores(ABC):
             See `unite_ext.step_parts.top_k_keys`; `unite_ext.exchange.make_keys` makes them of ids and logits.
         log_sums : Tensor, float32 [N]
             Zeros unless `score` is "probs".
+
+        Raises
+        ------
+        MemberAway
+            The member runs elsewhere and does not answer. So for `gather`, and for a context's `evaluate`.
         """
 
     @abstractmethod
@@ -217,12 +238,18 @@ class BaseMember(ABC):
         V, the width of the model's head.
     device : torch.device
         Where its scores are.
+    gives_logits : bool
+        Whether its scores have whole logits. Without them some methods and options are refused.
+    gives_likelihoods : bool
+        Whether `negative_log_likelihood` can be used.
     """
 
     name: str
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: list[int]
     context_length: int | None
+    gives_logits: bool = True
+    gives_likelihoods: bool = True
 
     @property
     @abstractmethod
@@ -251,6 +278,9 @@ class BaseMember(ABC):
 
     def check_ids(self, ids: Sequence[int]) -> None:  # noqa: B027  # most kinds find out by themselves
         """Raise ValueError for ids that the model cannot read."""
+
+    def check_step(self, options: StepOptions) -> None:  # noqa: B027  # most kinds can do any step
+        """Raise ValueError for a step that this member cannot take part in."""
 
     @abstractmethod
     def new_context(self, *, max_requests: int, compiled: bool = False, expected_length: int = 0) -> Context:

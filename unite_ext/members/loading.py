@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .base import Variables
+from .base import BaseMember, Variables
 from .prompts import PromptEncoder, check_against_file, one_line, read_chat_template
 
 if TYPE_CHECKING:
@@ -134,16 +134,13 @@ def prepare(
 
 
 def prepare_all(
-    names: Sequence[str | MemberSource], options: Sequence[Options], *, known: Collection[str] = ()
-) -> list[MemberSource]:
+    names: Sequence[str | MemberSource | BaseMember], options: Sequence[Options], *, known: Collection[str] = ()
+) -> list[MemberSource | BaseMember]:
     """`prepare` of every member, so that what is wrong with the last is said before the first is loaded.
 
-    Members that are prepared already stay as they are.
+    Members that are prepared or loaded already stay as they are.
     """
-    return [
-        name if isinstance(name, MemberSource) else prepare(name, known=known, **own)
-        for name, own in zip(names, options)
-    ]
+    return [prepare(name, known=known, **own) if isinstance(name, str) else name for name, own in zip(names, options)]
 
 
 def load_tokenizer(name: str, options: Options | None = None) -> PreTrainedTokenizerBase:
@@ -212,6 +209,15 @@ def context_length(config: PreTrainedConfig) -> int | None:
         if isinstance(length, int) and length > 0:
             return length
     return None
+
+
+def configured_eos(config: object) -> list[int]:
+    """The EOS ids of a generation config: a number, a tensor, or several of these; none without a config."""
+    eos = getattr(config, "eos_token_id", None)
+    if eos is None:
+        return []
+    ids = eos.tolist() if hasattr(eos, "tolist") else eos
+    return [int(i) for i in (ids if isinstance(ids, Iterable) else [ids])]
 
 
 def _with_dtype(options: dict[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,10 @@ class TokenMethod(Method):
     """Whether `do_sample` can be used: a step's result must hold all entries that may be drawn."""
     needs_logits: ClassVar[bool] = True
     """Whether every member must have the logits of its whole vocabulary at hand."""
+    reads_prompts: ClassVar[bool] = False
+    """Whether it needs every member's likelihood of the prompt."""
+    drops_members: ClassVar[bool] = False
+    """Whether `only` gives a method for some of the members."""
     keeps_structure: ClassVar[bool] = False
     """Whether what it emits is a token that some member proposed, or the beginning of one: then masked logits suffice
     to keep a text within a grammar."""
@@ -76,6 +80,16 @@ class TokenMethod(Method):
         self.alignment = alignment
         self.options = options
         self.primary = options.primary
+
+    def only(self, members: Sequence[int], alignment: VocabAlignment) -> TokenMethod:
+        """Return the method for some of the members, the primary among them; `alignment` is theirs.
+
+        Raises
+        ------
+        ValueError
+            The method needs all of its members.
+        """
+        raise ValueError(f"on_member_failure must be 'stop' with method {self.name!r}, which needs all its members")
 
     @property
     def tokens_per_step(self) -> float | None:

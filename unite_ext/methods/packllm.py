@@ -35,6 +35,7 @@ class PackLLM(TokenMethod):
     is_large: ClassVar[bool] = False
     samples: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
+    reads_prompts: ClassVar[bool] = True
     keeps_structure: ClassVar[bool] = True
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -28,6 +29,7 @@ class Unite(TokenMethod):
     multiplies: ClassVar[bool] = True
     keeps_structure: ClassVar[bool] = True
     walks: ClassVar[bool] = True
+    drops_members: ClassVar[bool] = True
 
     def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
         super().__init__(alignment, members, options)
@@ -48,6 +50,13 @@ class Unite(TokenMethod):
         """See `TokenMethod.member_weights`."""
         weights = self.options.step_weights(self.alignment.num_members)
         return torch.tensor([weights], dtype=torch.float64, device=self.alignment.device).expand(len(states), -1)
+
+    def only(self, members: Sequence[int], alignment: VocabAlignment) -> Unite:
+        """See `TokenMethod.only`."""
+        weights = self.options.weights
+        kept = None if weights is None else tuple(weights[m] for m in members)
+        options = replace(self.options, primary=list(members).index(self.primary), weights=kept)
+        return Unite(alignment, [], options.check(len(members)))
 
     def step(self, scores: Sequence[Scores], states: Sequence[object]) -> StepResult:
         """See `TokenMethod.step`."""

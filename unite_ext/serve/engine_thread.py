@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from ..decoding.engine import Advanced, Engine, Event
 from ..decoding.ensemble import UniteEnsemble
 from ..decoding.plan import Plan
+from ..members.base import MemberAway
 from ..structured.constraint import StructureError
 from .errors import LIMIT, SERVER, ApiError, internal, shutting_down
 from .jobs import Choice, Job, News, Token, settled_tokens
@@ -252,6 +253,9 @@ class EngineThread:
 
 def _as_api_error(error: Exception) -> ApiError:
     """What a client is told about a request that failed in the engine."""
+    if isinstance(error, MemberAway):  # why, and where it is, is the operator's to know
+        logger.error("a request failed: %s", error)
+        return ApiError(503, f"the member {error.member.name} stays away", kind=SERVER, code="member_away")
     if isinstance(error, RuntimeError):  # a lack of memory, with the figure and what to try
         return ApiError(400, str(error), code="out_of_memory")
     if isinstance(error, StructureError):

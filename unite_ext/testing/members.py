@@ -134,6 +134,7 @@ class RecordedMember(BaseMember):
         self._num_logits = num_logits
         self._whole = whole
         self._answers = answers or {}
+        self.gives_logits = whole
 
     @property
     def num_logits(self) -> int:

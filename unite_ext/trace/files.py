@@ -61,6 +61,8 @@ def _check(trace: TraceRecord) -> None:
     members = len(trace.members)
     if not 0 <= trace.primary < members or len(trace.tokens) != members or len(trace.eos_token_ids) != members:
         raise ValueError("primary, tokens and eos_token_ids must fit the members")
+    if trace.missing_from and len(trace.missing_from) != members:
+        raise ValueError("missing_from must fit the members")
     for number, step in enumerate(trace.steps, 1):
         slots = len(step.averages)
         fits = len(step.ids) == len(step.probs) == len(step.spellers) == slots and len(step.favorites) == members

@@ -31,7 +31,11 @@ function showTrace(row) {
     stop: "Ended by a stop string.",
     length: "Ended by the limit of tokens.",
   };
-  $("end").textContent = reasons[trace.finish_reason] || "";
+  const away = trace.members.flatMap((name, m) => {
+    const number = (trace.missing_from || [])[m];
+    return typeof number === "number" ? [`${name} stayed away from token ${number + 1} on: the others went on without it.`] : [];
+  });
+  $("end").textContent = [reasons[trace.finish_reason] || "", ...away].filter(Boolean).join(" ");
 }
 
 function showPrompt() {

@@ -40,6 +40,8 @@ class TraceStep:
     starts: list[bool] = field(default_factory=list)
     """[M]: the members before whose ids a space stood that is no part of the text; their tokens' texts begin with it.
     Empty where there was none, as in every step but a text's first."""
+    missing: list[int] = field(default_factory=list)
+    """Members that had stayed away, and took no part."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class TraceRecord:
     """[M]: the text of every id that occurs in the steps; bytes that are not UTF-8 are written as <0xE2>."""
     eos_token_ids: list[list[int]]
     """[M]: EOS ids. Their text in `tokens` is a name and no part of the generated text."""
+    missing_from: list[int | None] = field(default_factory=list)
+    """[M]: the number, from 0, of the first token that was chosen without a member that stayed away; None for one that
+    took part in all. Empty if all did."""
 
     def count(self, decided: str) -> int:
         """Count the steps decided in one of the ways in `DECISIONS`."""
@@ -79,6 +84,15 @@ class TraceRecord:
         """[M]: in how many of these steps each member wanted another token than the one taken."""
         asked = [step for step in self.steps if step.decided != GATED]
         return [sum(s.favorites[m] != s.winner for s in asked) for m in range(len(self.members))]
+
+    @property
+    def absences(self) -> list[str]:
+        """A sentence for every member that stayed away."""
+        return [
+            f"{name} stayed away from token {number + 1} on: the others went on without it"
+            for name, number in zip(self.members, self.missing_from)
+            if number is not None
+        ]
 
     def token_text(self, member: int, token_id: int) -> str:
         """A member's text for an id of a step; empty for -1."""

@@ -16,7 +16,8 @@ BAR = 6  # columns of a full bar
 def print_trace(trace: TraceRecord, console: Console) -> None:
     """Print the text and its totals. Without colours overruled tokens are in brackets, ⟦so⟧."""
     plain = console.no_color or not console.is_terminal
-    console.print(_text(trace, plain), _totals(trace, plain), sep="\n", soft_wrap=True)
+    notes = [Text(note, "yellow") for note in trace.absences]
+    console.print(_text(trace, plain), *notes, _totals(trace, plain), sep="\n", soft_wrap=True)
 
 
 def print_step(trace: TraceRecord, number: int, console: Console, *, slots: int = 12) -> None:
@@ -37,6 +38,9 @@ def print_step(trace: TraceRecord, number: int, console: Console, *, slots: int 
     for slot in order[:slots]:
         cells = [_cell(trace.slot_text(step, slot), step.averages[slot], taken=slot == step.winner)]
         for m, token_id in enumerate(step.ids[slot]):
+            if m in step.missing:
+                cells.append(Text("away", "dim"))
+                continue
             shown = "–" if token_id < 0 else trace.token_text(m, token_id)
             shown += "…" if trace.is_first_sub_token(step, slot, m) else ""
             own = step.decided != GATED and step.favorites[m] == slot

@@ -196,7 +196,8 @@ class TokenView {
         ),
       );
       step.ids[slot].forEach((id, m) => {
-        const own = step.decided !== "gated" && step.favorites[m] === slot;
+        const there = !(step.missing || []).includes(m);
+        const own = there && step.decided !== "gated" && step.favorites[m] === slot;
         const p = step.probs[slot][m];
         row.append(
           cell(

@@ -6,10 +6,8 @@ id: the member's representative of the class, or else the first sub-token of its
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,14 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .._core import EOS_CLASS, FIRST_SUB_TOKEN, ID_BITS, ID_MASK, MAX_LOG2_CAPACITY, MAX_MEMBERS, NO_CLASS, NO_ID
+from .._core import EOS_CLASS, FIRST_SUB_TOKEN, ID_BITS, ID_MASK, MAX_MEMBERS, NO_CLASS, NO_ID
 from . import alignment_files as cache_files
+from .classes import build_table, no_garbage_collection, pack_eligible, relate
 from .vocabulary import OpenedTokenizer, Vocabulary
 
 __all__ = ["EOS_CLASS", "FIRST_SUB_TOKEN", "ID_BITS", "ID_MASK", "NO_CLASS", "NO_ID", "VocabAlignment"]
-
-_STRETCH_WORDS = 16  # the kernels read eligibility 64 bytes at a time
-_CHUNK = 16384  # byte strings per call of the tokenizer; the progress bar moves after each call
 
 
 class VocabAlignment:
@@ -70,8 +66,8 @@ class VocabAlignment:
         self.eligible_offsets: tuple[int, ...]
         self.table: torch.Tensor
         self.log2_capacity: int
-        self.eligible, self.eligible_offsets = _pack_eligible(classes)
-        self.table, self.log2_capacity = _build_table(classes, class_ids)
+        self.eligible, self.eligible_offsets = pack_eligible(classes)
+        self.table, self.log2_capacity = build_table(classes, class_ids)
         self._host_classes = classes
         self._folder: Path | None = None
         self._starts: dict[tuple[tuple[bool, ...], torch.device], VocabAlignment] = {}  # see at_start
@@ -113,7 +109,7 @@ class VocabAlignment:
                 alignment._folder = folder
                 return alignment
         vocabularies = _read(opened)
-        alignment = cls(vocabularies, *_relate(vocabularies, progress))
+        alignment = cls(vocabularies, *relate(vocabularies, progress))
         if folder is not None:
             alignment._folder = folder
             cache_files.write_cached(folder, opened, alignment._stored())
@@ -185,10 +181,17 @@ class VocabAlignment:
         related = None if folder is None else cache_files.read_start(folder, vocabularies, flags)
         own = [v.start if at_start else v for v, at_start in zip(vocabularies, flags)]
         if related is None:
-            related = _relate(own, progress=None)
+            related = relate(own, progress=None)
             if folder is not None:
                 cache_files.write_start(folder, vocabularies, flags, related)
         return type(self)(own, *related)
+
+    def only(self, members: Sequence[int]) -> VocabAlignment:
+        """Return the alignment of these members alone, in this order, on the same device."""
+        chosen = [self._check_member(m) for m in members]
+        ids = np.ascontiguousarray(self.class_ids.cpu().numpy()[:, chosen])
+        own = [self._host_classes[m] for m in chosen]
+        return VocabAlignment([self.vocabularies[m] for m in chosen], own, ids).to(self.device)
 
     @cached_property
     def classes(self) -> list[torch.Tensor]:
@@ -282,19 +285,7 @@ def _open_all(
     ]
 
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Switch the cycle collector off: it would spend a quarter of the build on half a million strings that all live."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_no_garbage_collection()
+@no_garbage_collection()
 def _read(opened: list[OpenedTokenizer]) -> list[Vocabulary]:
     """The vocabularies; members of one family share a tokenizer, which is read once."""
     read: dict[tuple[str, tuple[int, ...], int | None], Vocabulary] = {}
@@ -302,97 +293,3 @@ def _read(opened: list[OpenedTokenizer]) -> list[Vocabulary]:
         if o.identity not in read:
             read[o.identity] = o.read()
     return [read[o.identity] for o in opened]
-
-
-@_no_garbage_collection()
-def _relate(vocabularies: list[Vocabulary], progress: bool | None) -> cache_files.Related:
-    """The class of every member's ids, and the tagged ids of every class."""
-    classes, class_bytes = _classify(vocabularies)
-    num_classes = len(class_bytes) + 1
-    class_ids = np.full((num_classes, len(vocabularies)), NO_ID, np.int32)
-    for m, (vocabulary, class_of) in enumerate(zip(vocabularies, classes)):
-        # Later assignments win: byte pieces first, then the others, each from the highest id down
-        ids = np.flatnonzero((class_of > EOS_CLASS) & vocabulary.represents)[::-1]
-        for group in (ids[vocabulary.is_byte_piece[ids]], ids[~vocabulary.is_byte_piece[ids]]):
-            class_ids[class_of[group], m] = group
-        if vocabulary.eos_token_id is not None:
-            class_ids[EOS_CLASS, m] = vocabulary.eos_token_id
-    _fill_first_sub_tokens(vocabularies, class_bytes, class_ids, progress)
-    return classes, class_ids
-
-
-def _classify(vocabularies: list[Vocabulary]) -> tuple[list[NDArray[np.int32]], list[bytes]]:
-    """Number the classes: 0 is EOS, then follow the first member's in order of ids, then what each later member adds.
-
-    Returns
-    -------
-    classes : list of int32 arrays, shape (size_m,)
-    class_bytes : list of bytes
-        The bytes of class 1, 2, ...
-    """
-    numbers: dict[bytes, int] = {}
-    number = numbers.setdefault
-    classes: list[NDArray[np.int32]] = []
-    for vocabulary in vocabularies:
-        class_of = np.full(vocabulary.size, NO_CLASS, np.int32)
-        token_bytes = vocabulary.token_bytes
-        text_ids = [i for i, data in enumerate(token_bytes) if data]
-        class_of[text_ids] = [number(token_bytes[i], len(numbers) + 1) for i in text_ids]
-        class_of[list(vocabulary.eos_token_ids)] = EOS_CLASS
-        classes.append(class_of)
-    return classes, list(numbers)
-
-
-def _fill_first_sub_tokens(
-    vocabularies: list[Vocabulary],
-    class_bytes: list[bytes],
-    class_ids: NDArray[np.int32],
-    progress: bool | None,
-) -> None:
-    """Tokenize the classes for which a member has no id. A class that it cannot spell keeps -1."""
-    from tqdm import tqdm
-
-    missing = [np.flatnonzero(class_ids[1:, m] == NO_ID) + 1 for m in range(len(vocabularies))]
-    total = sum(map(len, missing))
-    with tqdm(
-        total=total,
-        desc="Aligning vocabularies",
-        unit="token",
-        disable=None if progress is None else not progress,
-    ) as bar:
-        for m, vocabulary in enumerate(vocabularies):
-            for start in range(0, len(missing[m]), _CHUNK):
-                chunk = missing[m][start : start + _CHUNK]
-                data = [class_bytes[c - 1] for c in chunk.tolist()]
-                first = np.array(vocabulary.first_sub_tokens(data), np.int32)
-                usable = first >= 0
-                class_ids[chunk[usable], m] = first[usable] | FIRST_SUB_TOKEN
-                bar.update(len(chunk))
-
-
-def _pack_eligible(classes: list[NDArray[np.int32]]) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Pack one bit per id. Members' stretches start at multiples of 16 words and end in at least 16 zero words."""
-    stretches, offsets, start = [], [], 0
-    for class_of in classes:
-        words = -(-len(class_of) // 32)
-        words = -(-words // _STRETCH_WORDS) * _STRETCH_WORDS + _STRETCH_WORDS
-        bits = np.zeros(words * 32, bool)
-        bits[: len(class_of)] = class_of >= 0
-        stretches.append(np.packbits(bits, bitorder="little").view("<i4"))
-        offsets.append(start)
-        start += words
-    return torch.from_numpy(np.concatenate(stretches)), tuple(offsets)
-
-
-def _build_table(classes: list[NDArray[np.int32]], class_ids: NDArray[np.int32]) -> tuple[torch.Tensor, int]:
-    """Build the hash map: at most half full, and larger if some key would need too many probes."""
-    from .. import _host
-
-    keys = sum(int((c >= 0).sum()) for c in classes)
-    log2_capacity = max(4, (2 * keys - 1).bit_length())
-    while log2_capacity <= MAX_LOG2_CAPACITY:
-        table = torch.empty((1 << log2_capacity, 4), dtype=torch.int32, device="cpu")
-        if _host.fill_table(classes, class_ids, table.numpy(), log2_capacity):
-            return table, log2_capacity
-        log2_capacity += 1
-    raise ValueError(f"tokenizers must have ids for a table of at most 2^{MAX_LOG2_CAPACITY} entries, got {keys:,} ids")
