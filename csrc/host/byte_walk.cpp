@@ -120,6 +120,21 @@ py::tuple find(const SortedTokensObject& object, const std::string& prefix) {
   return py::make_tuple(ended.begin, ended.end, cover.range.end);
 }
 
+// For 1, 2, ... bytes of a text what `find` says, as long as some token begins with them.
+py::list prefixes(const SortedTokensObject& object, const std::string& text) {
+  const unite::SortedTokens tokens = object.view();
+  unite::Cover cover{nullptr, 0, {0, tokens.count}, 0, 0.0, 0.0};
+  py::list found;
+  for (char byte : text) {
+    cover.range = unite::narrowed(tokens, cover, static_cast<uint8_t>(byte));
+    cover.depth += 1;
+    if (cover.range.begin == cover.range.end) break;
+    const auto ended = unite::ended_tokens(tokens, cover.range, cover.depth);
+    found.append(py::make_tuple(ended.begin, ended.end, cover.range.end));
+  }
+  return found;
+}
+
 }  // namespace
 
 void bind_byte_walk(py::module_& module) {
@@ -127,6 +142,8 @@ void bind_byte_walk(py::module_& module) {
       .def(py::init<const std::vector<py::bytes>&>(), py::arg("tokens"))
       .def("find", &find, py::arg("prefix"),
            "Where the tokens with exactly these bytes begin and end, and where those end that begin with them.")
+      .def("prefixes", &prefixes, py::arg("text"),
+           "What `find` says of 1, 2, ... bytes of a text, as long as some token begins with them.")
       .def("__len__", [](const SortedTokensObject& object) { return object.view().count; });
   module.def("walk", &walk, py::arg("members"), py::kw_only(), py::arg("primary"), py::arg("max_ended"),
              py::arg("max_bytes"), py::arg("allow_eos"), py::arg("forced") = py::none(), py::arg("draws") = py::none(),

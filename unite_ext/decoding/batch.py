@@ -55,13 +55,13 @@ class StepRunner:
         self.chains = Chains(alignment, primary)
         self.drafter = Drafter(self.evaluator, primary)
         self.draft_chooser = DraftChooser(draft_costs or DraftCosts(len(members), primary), primary)
-        self.exact = ExactRunner(self.evaluator, contexts, alignment, primary)
         self._eos = frozenset(alignment.vocabularies[primary].eos_token_ids)
         self._token_bytes = alignment.vocabularies[primary].token_bytes
         self._limits = [
             (m, member.context_length) for m, member in enumerate(members) if member.context_length is not None
         ]
         self.max_places = max(1, _PLACE_BYTES // (4 * max(member.num_logits for member in members)))
+        self.exact = ExactRunner(self.evaluator, contexts, alignment, primary, self.max_places)
 
     @torch.no_grad()
     def step(self, requests: Sequence[Request]) -> None:

@@ -5,6 +5,9 @@ three spaces of which a member would have made one token with a fourth, that mem
 every member's vote is that for the bytes that follow the text, over the ways in which it may have read it
 (`covers.py`), and a step walks along the members' averaged votes byte by byte until some member's token has ended
 (`csrc/core/byte_walk.h`). `unite_ext.reference_exact` states the rule in plain Python.
+
+A member that has to be asked is asked ahead of time as well (`lookahead.py`): about places along the targets where a
+text is scored, else along what the members that are inside a token will say next.
 """
 
 from __future__ import annotations
@@ -15,13 +18,13 @@ from collections.abc import Sequence
 import torch
 
 from .._host import END_OF_TEXT, walk
-from ..members.base import Context, Place
-from ..members.context import common_length
+from ..members.base import Context
 from ..vocab.alignment import VocabAlignment
 from ..vocab.byte_order import byte_order
 from ..vocab.text_sync import TextSync
 from .covers import Cover, ExactState, MemberCovers, WalkLimits
 from .evaluation import Evaluator
+from .lookahead import Lookahead
 from .request import Request, TargetScore
 
 
@@ -35,26 +38,37 @@ class ExactRunner:
         One per member.
     alignment : VocabAlignment
     primary : int
+    max_places : int
+        Of how many places a member is asked at once at most, where it has to be asked ahead of time.
     """
 
     def __init__(
-        self, evaluator: Evaluator, contexts: Sequence[Context], alignment: VocabAlignment, primary: int
+        self,
+        evaluator: Evaluator,
+        contexts: Sequence[Context],
+        alignment: VocabAlignment,
+        primary: int,
+        max_places: int,
     ) -> None:
         self.evaluator = evaluator
         self.contexts = contexts
         self.alignment = alignment
         self.primary = primary
+        self.lookahead = Lookahead(evaluator, contexts, alignment, max_places)
         self.limits = WalkLimits()
 
     def start(self, request: Request, weights: Sequence[float]) -> ExactState:
         """The state of a request before its first step."""
         vocabularies = self.alignment.vocabularies
-        forced = None
+        state = ExactState(
+            [MemberCovers(byte_order(v), self.limits) for v in vocabularies],
+            TextSync(vocabularies[self.primary]),
+            list(weights),
+        )
         if request.targets is not None:
             own = vocabularies[self.primary]
-            forced = [s for i in request.targets for s in (own.token_bytes[i] or [END_OF_TEXT])]
-        members = [MemberCovers(byte_order(v), self.limits) for v in vocabularies]
-        return ExactState(members, TextSync(vocabularies[self.primary]), list(weights), forced)
+            state.forced = [s for i in request.targets for s in (own.token_bytes[i] or [END_OF_TEXT])]
+        return state
 
     def step(self, requests: Sequence[Request]) -> None:
         """Walk on with every request; those that end or fail say so."""
@@ -81,26 +95,14 @@ class ExactRunner:
             due = [(request, cover) for request in requests for cover in self._due(m, request)]
             if not due:
                 return
-            places: list[list[Place]] = []
-            asked: list[Request] = []
+            self.lookahead.look(m, due)
             for request, cover in due:
-                if not asked or asked[-1] is not request:
-                    asked.append(request)
-                    places.append([])
-                places[-1].append(self._place(m, request, cover))
-            logits = self.evaluator.place_scores(m, asked, places).logits
-            if logits is None:
-                raise ValueError(
-                    f"{self.evaluator.members[m].name} must have its logits at hand for boundaries='exact'"
-                )
-            sums, eos = byte_order(self.alignment.vocabularies[m]).probability_sums(logits)
-            for n, (request, cover) in enumerate(due):
                 covers = _state(request).members[m]
-                if math.isnan(sums[n, -1]):
+                if math.isnan(covers.rows[cover.path][0][-1]):
                     where = f"prompt {request.index}, step {request.num_steps + 1}"
                     name = self.evaluator.members[m].name
                     request.error = ValueError(f"{where}: {name} has no eligible logit above -inf")
-                covers.settle(cover, sums[n], float(eos[n]), bytes(request.text))
+                covers.settle(cover, request.text)
 
     def _due(self, m: int, request: Request) -> list[Cover]:
         if request.error is not None:
@@ -108,16 +110,11 @@ class ExactRunner:
         covers = _state(request).members[m]
         due = covers.due(len(request.text), _state(request).min_share)
         if not due and not covers.known:  # the member cannot have written this text
-            path = self.alignment.vocabularies[m].encode_continuation(bytes(request.text))
-            covers.restart(path, len(request.text))
+            vocabulary = self.alignment.vocabularies[m]
+            path = covers.root.along(vocabulary.encode_continuation(bytes(request.text)), vocabulary.token_bytes)[-1]
+            covers.restart(path)
             due = covers.due(len(request.text), _state(request).min_share)
         return due
-
-    def _place(self, m: int, request: Request, cover: Cover) -> Place:
-        """A cover's path as a place in the member's context."""
-        ids, wanted = self.contexts[m].ids(request.key), [*request.prompt_ids[m], *cover.path]
-        common = common_length(ids, wanted)
-        return request.key, len(ids) - common, wanted[common:]
 
     # Choosing
 
@@ -129,7 +126,7 @@ class ExactRunner:
             draws = torch.rand(
                 self.limits.max_bytes, generator=request.generator, dtype=torch.float64, device="cpu"
             ).tolist()
-        forced = None if state.forced is None else state.forced[len(state.log_probs) :]
+        forced = None if state.forced is None else state.targets(self.limits.max_bytes)
         steps, ranges, ends = walk(
             [
                 (covers.order.tokens, [cover.as_tuple() for cover in covers.known], weight)
@@ -160,20 +157,45 @@ class ExactRunner:
         length = len(request.text)
         request.num_steps += 1
         for m, covers in enumerate(state.members):
-            covers.advance(ranges[m], [end[1:] for end in ends if end[0] == m], length)
+            own = [end[1:] for end in ends if end[0] == m]
+            covers.advance(ranges[m], own, length, length + len(piece))
         self._take(request, state, piece, ended)
+        if not request.finish_reason and forced is None:
+            state.foreseen = self._foresee(request)
         return True
+
+    def _foresee(self, request: Request) -> bytes:
+        """What the members that are inside a token will say next."""
+        state, length = _state(request), len(request.text)
+        weights = [
+            weight if covers.known and covers.ended_share(length) < 0.5 else 0.0
+            for covers, weight in zip(state.members, state.weights)
+        ]
+        if not any(weights):
+            return b""
+        steps, _, _ = walk(
+            [
+                (covers.order.tokens, [cover.as_tuple() for cover in covers.known] if weight else [], weight)
+                for covers, weight in zip(state.members, weights)
+            ],
+            primary=self.primary,
+            max_ended=0.5,
+            max_bytes=self.limits.max_bytes,
+            allow_eos=False,
+        )
+        return bytes(step[0] for step in steps)
 
     def _take(self, request: Request, state: ExactState, piece: bytes, ended: bool) -> None:
         """Take the walked bytes into a request."""
         if piece:
-            state.sync.append(piece)
-            limit = request.options.max_new_tokens if state.forced is None else len(state.sync.ids) + 1
-            if len(state.sync.ids) > limit or (len(state.sync.ids) == limit and not ended):
-                kept = b"".join([self.alignment.token_bytes(self.primary, i) for i in state.sync.ids[:limit]])
-                piece, ended = kept[len(request.text) :], False
+            drop, append = state.sync.append(piece)
+            room = request.options.max_new_tokens - len(state.sync.ids)
+            if state.forced is None and (room < 0 or (room == 0 and not ended)):
+                kept = state.sync.ids[: request.options.max_new_tokens]
+                text = b"".join([self.alignment.token_bytes(self.primary, i) for i in kept])
+                append, piece, ended = append[: len(append) + room], text[len(request.text) :], False
                 request.finish_reason = "length"
-            request.append(state.sync.ids[:limit], piece)
+            request.edit(drop, append, piece)
         if ended and not request.finish_reason:
             request.finish_reason = "eos"
         if state.forced is not None and len(state.log_probs) >= len(state.forced):
@@ -190,16 +212,15 @@ class ExactRunner:
 
     def _move_context(self, m: int, requests: Sequence[Request]) -> None:
         """Bring a member's context to every request's heaviest cover."""
-        context = self.contexts[m]
+        limit = self.evaluator.members[m].context_length
         for request in requests:
             covers = _state(request).members[m]
-            if not covers.known and not covers.waiting:
+            path = covers.heaviest
+            if path is None:
                 continue
-            ids, wanted = context.ids(request.key), [*request.prompt_ids[m], *covers.path]
-            common = common_length(ids, wanted)
-            context.edit(request.key, len(ids) - common, wanted[common:])
-            limit = self.evaluator.members[m].context_length
-            if limit is not None and len(wanted) >= limit:
+            self.contexts[m].edit(request.key, *covers.standing.change_to(path))
+            covers.standing = path
+            if limit is not None and len(request.prompt_ids[m]) + path.length >= limit:
                 request.finish_reason = "length"
 
 
