@@ -38,13 +38,13 @@ class TreeCache(RaggedCache):
         self.adopt()
         trees, ends = self._grow(places)
         feed = max(len(tree.tokens) for tree in trees)
-        chained = self._as_chains(trees, feed) if all(tree.is_chain for tree in trees) else None
+        chained = self._as_chains(trees, feed)
         if chained is not None:
             ends = [(r, node + len(chained[r].tokens) - len(trees[r].tokens)) for r, node in ends]
             trees = chained
-        for r, tree in enumerate(trees):
-            if tree.base < len(self.columns[r]):
-                self.keep(r, tree.base)
+            for r, tree in enumerate(trees):
+                if tree.base < len(self.columns[r]):
+                    self.keep(r, tree.base)
         self.trim()
         # Masks by position see through holes, which then only cost time; a 2-D mask of a window does not.
         if (chained is not None or self.reuse == "holes") and self.has_to_move():
@@ -62,39 +62,45 @@ class TreeCache(RaggedCache):
         trees, self.trees = self.trees, {}
         for r, tree in trees.items():
             self.mask[r, tree.columns] = False
-            if len(self.columns[r]) == tree.base:
-                kept = [tree.columns[node] for node in tree.follow(self.ids[r][tree.base :])]
-                self.columns[r] += kept
-                self.mask[r, kept] = True
+            cached = len(self.columns[r])
+            kept = [tree.columns[node] for node in tree.follow(self.ids[r][cached:], cached)]
+            self.columns[r] += kept
+            self.mask[r, kept] = True
 
     def _grow(self, places: Sequence[Place]) -> tuple[list[TokenTree], list[tuple[int, int]]]:
-        """Every row's tree, and per place its row and last node. A row without a place feeds its last id again."""
-        bases = [min(len(columns), len(ids) - 1) for columns, ids in zip(self.columns, self.ids)]
-        for r, drop, append in places:
-            kept = len(self.ids[r]) - drop
-            bases[r] = min(bases[r], kept if append else kept - 1)
-        trees = [TokenTree(base) for base in bases]
-        ends = []
-        for r, drop, append in places:
-            ids = self.ids[r]
-            ends.append((r, trees[r].add([*ids[bases[r] : len(ids) - drop], *append])))
+        """Every row's tree, and per place its row and last node. A row without a place feeds its last ids."""
+        # Where the last id has to be fed again, because it is cached and asked about, other paths go on from there.
+        beyond = {r for r, _, _ in places} - {r for r, drop, append in places if not drop and not append}
+        trees = [
+            TokenTree(len(columns) if r in beyond else min(len(columns), len(ids) - 1))
+            for r, (columns, ids) in enumerate(zip(self.columns, self.ids))
+        ]
+        ends = [(r, self._add(r, trees[r], drop, append)) for r, drop, append in places]
         for r, tree in enumerate(trees):
             if not tree.tokens:
-                tree.add(self.ids[r][tree.base :])
+                self._add(r, tree, 0, [])
         return trees, ends
+
+    def _add(self, r: int, tree: TokenTree, drop: int, append: Sequence[int]) -> int:
+        """Add a place to a row's tree: what is not cached of its ids, the last one in any case. Returns its node."""
+        ids = self.ids[r]
+        kept = len(ids) - drop
+        depth = min(tree.base, kept if append else kept - 1)
+        return tree.add([*ids[depth:kept], *append], depth)
 
     def _as_chains(self, trees: Sequence[TokenTree], feed: int) -> list[TokenTree] | None:
         """The same paths, all of one length, which need no mask of their own: shorter ones begin earlier.
 
-        None where a row is too short for that.
+        None where a row's tree is no single path from the end of its cached ids or the last of them, or too short.
         """
         chains = []
         for r, tree in enumerate(trees):
+            first = tree.depths[0]
             lack = feed - len(tree.tokens)
-            if lack > tree.base:
+            if not tree.is_chain or first < len(self.columns[r]) - 1 or lack > first:
                 return None
-            chain = TokenTree(tree.base - lack)
-            chain.add([*self.ids[r][tree.base - lack : tree.base], *tree.tokens])
+            chain = TokenTree(first - lack)
+            chain.add([*self.ids[r][first - lack : first], *tree.tokens])
             chains.append(chain)
         return chains
 
