@@ -50,6 +50,7 @@ def walk(
     *,
     primary: int,
     max_ended: float,
+    unlikely_share: float,
     max_bytes: int,
     allow_eos: bool,
     forced: Sequence[int] | None = None,

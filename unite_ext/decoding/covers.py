@@ -33,6 +33,11 @@ class WalkLimits:
     """The least share of a member's probability for which a position is run."""
     max_ended: float = 0.01
     """The share of a member's probability whose tokens may have ended before a walk stops."""
+    unlikely_share: float = 0.1
+    """Both of these beside the probability of an unlikely target: no more than this share of it is left out."""
+    merged_share: float = 0.1
+    """A cover with less than this share of the weight of another one with the same end is taken as that one: both have
+    read the same text, and what follows is asked about once."""
     kept_share: float = 1e-7
     """The least share for which a cover is remembered."""
     max_covers: int = 32
@@ -142,7 +147,7 @@ class MemberCovers:
         for length, (token, after, _) in enumerate(found, 1):
             weight = cover.weight * float(sums[after] - sums[token])
             if weight > 0:
-                self.waiting.append(Cover(cover.path.child(int(self.order.ids[token]), length), weight))
+                self._take_in(Cover(cover.path.child(int(self.order.ids[token]), length), weight))
         begin, stop = 0, len(self.order)
         if tail:
             _, begin, stop = found[-1] if len(found) == len(tail) else (0, 0, 0)
@@ -179,7 +184,8 @@ class MemberCovers:
             cover.sums = cover.sums[begin - cover.first : stop - cover.first + 1].copy()  # a row is large
             cover.first, cover.begin, cover.stop, cover.depth, cover.mass = begin, begin, stop, depth, mass
             cover.eos = 0.0
-        self.waiting += ended
+        for cover in sorted(ended, key=lambda cover: -cover.weight):
+            self._take_in(cover)
         self._prune()
         wanted = {cover.path for cover in self.waiting}
         self.rows = {path: row for path, row in self.rows.items() if path.end >= new_length or path in wanted}
@@ -197,6 +203,15 @@ class MemberCovers:
                 cover.weight /= heaviest
         else:
             self.known, self.waiting = [], []
+
+    def _take_in(self, cover: Cover) -> None:
+        """Let a cover wait, or be the heaviest one with the same end where it is much lighter."""
+        alike = [other for other in [*self.known, *self.waiting] if other.end == cover.end]
+        other = max(alike, key=lambda other: other.weight, default=None)
+        if other is not None and cover.weight < self.limits.merged_share * other.weight:
+            other.weight += cover.weight
+        else:
+            self.waiting.append(cover)
 
 
 @dataclass(eq=False)

@@ -134,6 +134,7 @@ class ExactRunner:
             ],
             primary=self.primary,
             max_ended=self.limits.max_ended,
+            unlikely_share=self.limits.unlikely_share,
             max_bytes=self.limits.max_bytes,
             allow_eos=len(request.ids) >= options.min_new_tokens,
             forced=forced,
@@ -144,11 +145,11 @@ class ExactRunner:
         )
         symbols = [step[0] for step in steps]
         if forced is not None:
-            # What has been left out may be much beside an unlikely byte.
-            least = max(self.limits.min_share * min(step[2] for step in steps), self.limits.kept_share)
-            if least < state.min_share:
-                state.min_share = least
-                if any(covers.due(len(request.text), least) for covers in state.members):
+            # What has been left out may be much beside an unlikely byte; what comes in makes it more likely.
+            least = max(self.limits.unlikely_share * min(step[2] for step in steps), self.limits.kept_share)
+            while least < state.min_share:
+                state.min_share = max(least, state.min_share / 8)
+                if any(covers.due(len(request.text), state.min_share) for covers in state.members):
                     return False
             state.log_probs += [math.log(max(step[2], 5e-324)) for step in steps]
             state.greedy += [step[1] for step in steps]
@@ -180,6 +181,7 @@ class ExactRunner:
             ],
             primary=self.primary,
             max_ended=0.5,
+            unlikely_share=self.limits.unlikely_share,
             max_bytes=self.limits.max_bytes,
             allow_eos=False,
         )

@@ -25,7 +25,7 @@ from .request import Request
 _BYTES_PER_PLACE = 8  # of what is expected: longer than most tokens
 _LONGEST = 64
 _LEVELS = 12
-_REACH = 2  # A cover counts by its share where the text is so many bytes longer, which unlikely bytes make smaller.
+_REACH = 2  # how many bytes after a cover's end may be unlikely ones beside which it counts
 
 
 class Lookahead:
@@ -145,6 +145,8 @@ class _Fan:
     paths: list[Path]
     shares: list[float] = field(default_factory=list)
     """The text's probability at every byte, at least, relative to that of the first path."""
+    heaviest: dict[int, float] = field(default_factory=dict)
+    """By where they end, the greatest weight of the paths that have been run."""
     fresh: list[tuple[Path, float]] = field(default_factory=list)
     """Paths that have been run and not yet followed, and their probabilities."""
 
@@ -152,7 +154,7 @@ class _Fan:
         """The paths that count and have not been run, the weightiest first, at most `room`."""
         if not self.shares:
             self._start(covers, order)
-        found: dict[Path, tuple[float, float]] = {}
+        found: dict[Path, float] = {}
         for path, weight in self.fresh:
             sums = covers.rows[path][0]
             for length, (begin, after, _) in enumerate(order.tokens.prefixes(self._rest(path)), 1):
@@ -163,11 +165,14 @@ class _Fan:
                 at = self._position(child)
                 if at >= len(self.text) or child.length > self.paths[-1].length or child in covers.rows:
                     continue
-                whole = self.shares[min(at + _REACH, len(self.text))]
-                if whole > 0 and own >= covers.limits.min_share * whole:
-                    found[child] = (own / whole, own)
-        chosen = sorted(found, key=lambda path: -found[path][0])[:room]
-        self.fresh = [(path, found[path][1]) for path in chosen]
+                limits, soon = covers.limits, self.shares[min(at + _REACH, len(self.text))]
+                least = min(limits.min_share * self.shares[at], limits.unlikely_share * soon)
+                if own >= max(least, limits.merged_share * self.heaviest.get(child.end, 0.0)) and own > 0:
+                    found[child] = own
+        chosen = sorted(found, key=lambda path: -found[path])[:room]
+        self.fresh = [(path, found[path]) for path in chosen]
+        for path, weight in self.fresh:
+            self.heaviest[path.end] = max(weight, self.heaviest.get(path.end, 0.0))
         return chosen
 
     def _start(self, covers: MemberCovers, order: ByteOrder) -> None:
@@ -178,6 +183,7 @@ class _Fan:
             if path not in covers.rows:
                 break
             self.fresh.append((path, weight))
+            self.heaviest[path.end] = weight
             sums, at = covers.rows[path][0], self._position(path)
             self.shares[at] = max(self.shares[at], weight)
             size = self.paths[n + 1].end - path.end if n + 1 < len(self.paths) else 0

@@ -49,11 +49,13 @@ class TreeCache(RaggedCache):
         # Masks by position see through holes, which then only cost time; a 2-D mask of a window does not.
         if (chained is not None or self.reuse == "holes") and self.has_to_move():
             self.compact()
-        logits = self._feed_trees(trees, feed, masked=chained is None)
+        at = [feed - len(trees[r].tokens) + node for r, node in ends]
+        kept = sorted(set(at))
+        logits = self._feed_trees(trees, feed, kept, masked=chained is None)
         self.trees = dict(enumerate(trees))
+        place_of = {column: n for n, column in enumerate(kept)}
         rows = torch.tensor([r for r, _ in ends], device=logits.device)
-        at = torch.tensor([feed - len(trees[r].tokens) + node for r, node in ends], device=logits.device)
-        return logits[rows, at]
+        return logits[rows, torch.tensor([place_of[column] for column in at], device=logits.device)]
 
     def adopt(self) -> None:
         """Keep the nodes that rows have grown along since they were fed; let go of the others."""
@@ -104,8 +106,14 @@ class TreeCache(RaggedCache):
             chains.append(chain)
         return chains
 
-    def _feed_trees(self, trees: Sequence[TokenTree], feed: int, *, masked: bool) -> Tensor:
-        """[B, feed, V]: one pass over all nodes, which stand at the right end of the new columns."""
+    def _feed_trees(self, trees: Sequence[TokenTree], feed: int, kept: Sequence[int], *, masked: bool) -> Tensor:
+        """One pass over all nodes, which stand at the right end of the new columns.
+
+        Returns
+        -------
+        Tensor [B, kept, V]
+            The logits of these of the new columns.
+        """
         past, width = self.width, self.width + feed
         if width > self.mask.shape[1]:
             self.mask = np.pad(self.mask, ((0, 0), (0, max(width, 64))))
@@ -129,7 +137,9 @@ class TreeCache(RaggedCache):
         if self.kv is None:
             self.kv = new_cache()
         arguments[self.cache_name] = self.kv
-        logits = self.model(**arguments, use_cache=True, logits_to_keep=feed).logits
+        # A head over a large vocabulary may cost more than all layers: it runs where somebody asked.
+        wanted = torch.tensor(kept, device=self.device) if len(kept) < feed else feed
+        logits = self.model(**arguments, use_cache=True, logits_to_keep=wanted).logits
         self.width = width
         return logits
 
