@@ -35,7 +35,7 @@ class WalkLimits:
     """The share of a member's probability whose tokens may have ended before a walk stops."""
     unlikely_share: float = 0.1
     """Both of these beside the probability of an unlikely target: no more than this share of it is left out."""
-    merged_share: float = 0.1
+    merged_share: float = 0.03
     """A cover with less than this share of the weight of another one with the same end is taken as that one: both have
     read the same text, and what follows is asked about once."""
     kept_share: float = 1e-7
