@@ -17,6 +17,7 @@ from unite_ext.decoding.likelihood import score_continuations
 
 PROMPTS = ["Once upon a time", "2024 was", "def main():\n", "A"]
 LOADERS = [("llama", toy_tokenizers.byte_level), ("qwen2", toy_tokenizers.byte_level_digits)]
+NOTHING_LEFT_OUT = WalkLimits(min_share=1e-6, unlikely_share=1e-6, merged_share=0.0, kept_share=1e-12, max_ended=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def plain_score(ens: UniteEnsemble, prompt: str, text: str, **options) -> float:
 @pytest.mark.parametrize("text", ["James met", "\n    42", "né 中", "the the"])
 def test_every_byte_asked_anew_is_the_byte_level_average(three, text):
     """Nothing left out: the probabilities are those of averaging byte by byte, over all tokenizations."""
-    found = score(three, "Once", text, WalkLimits(min_share=1e-6, kept_share=1e-12, max_ended=0.0))
+    found = score(three, "Once", text, NOTHING_LEFT_OUT)
     assert found == pytest.approx(plain_score(three, "Once", text, max_ended=0.0, min_share=1e-7), abs=1e-4)
 
 
@@ -85,6 +86,13 @@ def test_every_byte_asked_anew_is_the_byte_level_average(three, text):
 def test_what_is_left_out_hardly_matters(three, text):
     found = score(three, "Once", text)
     assert found == pytest.approx(plain_score(three, "Once", text, max_ended=0.0, min_share=1e-7), abs=0.02 * len(text))
+
+
+@pytest.mark.parametrize("text", ["qe la", "x\ne 9Z", "é~Jzam", "mes m\n\n42et "])
+def test_unlikely_bytes_are_asked_about(two, text):
+    """What follows a token that hardly anybody would have ended here is known only after asking: it is not 0."""
+    found = score(two, "Once upon", text)
+    assert found == pytest.approx(plain_score(two, "Once upon", text, max_ended=0.0, min_share=1e-7), abs=0.3)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -38,6 +38,9 @@ class SortedTokens:
     def find(self, prefix: bytes) -> tuple[int, int, int]:
         """Where the tokens with exactly these bytes begin and end, and where those end that begin with them."""
 
+    def prefixes(self, text: bytes) -> list[tuple[int, int, int]]:
+        """What `find` says of 1, 2, ... bytes of a text, as long as some token begins with them."""
+
     def __len__(self) -> int: ...
 
 def walk(
@@ -47,6 +50,7 @@ def walk(
     *,
     primary: int,
     max_ended: float,
+    unlikely_share: float,
     max_bytes: int,
     allow_eos: bool,
     forced: Sequence[int] | None = None,

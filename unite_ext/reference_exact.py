@@ -110,6 +110,7 @@ def walk(
     weights: Sequence[float] | None = None,
     primary: int = 0,
     max_ended: float = 0.01,
+    unlikely_share: float = 0.1,
     min_share: float = 0.0,
     max_bytes: int = 256,
     forced: Sequence[int] | None = None,
@@ -126,6 +127,8 @@ def walk(
         Decides between symbols of equal probability.
     max_ended : float
         The share of a member's probability whose tokens may have ended inside the walk; 0 asks as soon as any has.
+    unlikely_share : float
+        Where a forced symbol is unlikely, `max_ended` is this share of its probability.
     min_share : float
         See `continuations`.
     max_bytes : int
@@ -149,6 +152,10 @@ def walk(
         leader = asked[primary][0]
         best = max(probs, key=lambda s: (probs[s], leader.get(s, 0.0), -s))
         symbol = best if forced is None else forced[len(taken)]
+        if walked and forced is not None:
+            allowed = unlikely_share * probs.get(symbol, 0.0)
+            if any(ended > allowed for (_, ended), weight in zip(asked, weights) if weight > 0):
+                break
         taken.append((symbol, probs.get(symbol, 0.0)))
         if symbol == END_OF_TEXT:
             break

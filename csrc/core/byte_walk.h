@@ -79,6 +79,7 @@ constexpr int kSymbols = 257;
 
 struct WalkOptions {
   double max_ended = 0.01;
+  double unlikely_share = 0.1;  // where a forced symbol is unlikely, max_ended is this share of its probability
   int max_bytes = 256;
   bool allow_eos = true;
   int primary = 0;                             // decides between equal symbols
@@ -196,6 +197,12 @@ inline std::vector<WalkStep> walk_bytes(std::vector<WalkMember>& members, const 
     int symbol = best;
     if (options.forced) {
       symbol = (*options.forced)[n];
+      // What may follow the tokens that have ended can be all that makes it possible.
+      const double allowed = options.unlikely_share * probs[symbol];
+      for (int m = 0; m < count && n > 0; ++m) {
+        const double all = next[m].ended + next[m].total;
+        if (members[m].weight > 0 && next[m].ended > allowed * all) return steps;
+      }
     } else if (options.draws) {
       symbol = draw_symbol(probs, options, (*options.draws)[n % options.draws->size()]);
     }

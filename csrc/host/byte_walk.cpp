@@ -64,7 +64,7 @@ unite::Cover as_cover(const CoverTuple& given, const unite::SortedTokens& tokens
 }
 
 py::tuple walk(const std::vector<std::tuple<const SortedTokensObject*, std::vector<CoverTuple>, double>>& given,
-               int primary, double max_ended, int max_bytes, bool allow_eos,
+               int primary, double max_ended, double unlikely_share, int max_bytes, bool allow_eos,
                const std::optional<std::vector<int>>& forced, const std::optional<std::vector<double>>& draws,
                double temperature, int top_k, double top_p) {
   std::vector<unite::WalkMember> members;
@@ -80,9 +80,16 @@ py::tuple walk(const std::vector<std::tuple<const SortedTokensObject*, std::vect
     if (symbol < 0 || symbol >= unite::kSymbols) throw std::invalid_argument("forced must hold bytes, or 256 for EOS");
   }
   if (draws && draws->empty()) throw std::invalid_argument("draws must not be empty");
-  const unite::WalkOptions options{
-      max_ended,   max_bytes, allow_eos, primary, forced ? &*forced : nullptr, draws ? &*draws : nullptr,
-      temperature, top_k,     top_p};
+  const unite::WalkOptions options{max_ended,
+                                   unlikely_share,
+                                   max_bytes,
+                                   allow_eos,
+                                   primary,
+                                   forced ? &*forced : nullptr,
+                                   draws ? &*draws : nullptr,
+                                   temperature,
+                                   top_k,
+                                   top_p};
   std::vector<unite::WalkStep> steps;
   std::vector<unite::EndedCover> ends;
   {
@@ -120,6 +127,21 @@ py::tuple find(const SortedTokensObject& object, const std::string& prefix) {
   return py::make_tuple(ended.begin, ended.end, cover.range.end);
 }
 
+// For 1, 2, ... bytes of a text what `find` says, as long as some token begins with them.
+py::list prefixes(const SortedTokensObject& object, const std::string& text) {
+  const unite::SortedTokens tokens = object.view();
+  unite::Cover cover{nullptr, 0, {0, tokens.count}, 0, 0.0, 0.0};
+  py::list found;
+  for (char byte : text) {
+    cover.range = unite::narrowed(tokens, cover, static_cast<uint8_t>(byte));
+    cover.depth += 1;
+    if (cover.range.begin == cover.range.end) break;
+    const auto ended = unite::ended_tokens(tokens, cover.range, cover.depth);
+    found.append(py::make_tuple(ended.begin, ended.end, cover.range.end));
+  }
+  return found;
+}
+
 }  // namespace
 
 void bind_byte_walk(py::module_& module) {
@@ -127,10 +149,12 @@ void bind_byte_walk(py::module_& module) {
       .def(py::init<const std::vector<py::bytes>&>(), py::arg("tokens"))
       .def("find", &find, py::arg("prefix"),
            "Where the tokens with exactly these bytes begin and end, and where those end that begin with them.")
+      .def("prefixes", &prefixes, py::arg("text"),
+           "What `find` says of 1, 2, ... bytes of a text, as long as some token begins with them.")
       .def("__len__", [](const SortedTokensObject& object) { return object.view().count; });
   module.def("walk", &walk, py::arg("members"), py::kw_only(), py::arg("primary"), py::arg("max_ended"),
-             py::arg("max_bytes"), py::arg("allow_eos"), py::arg("forced") = py::none(), py::arg("draws") = py::none(),
-             py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0,
+             py::arg("unlikely_share"), py::arg("max_bytes"), py::arg("allow_eos"), py::arg("forced") = py::none(),
+             py::arg("draws") = py::none(), py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0,
              "Choose the next bytes of a text, see core/byte_walk.h.");
   module.attr("END_OF_TEXT") = unite::kEndOfText;
 }

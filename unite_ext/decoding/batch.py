@@ -59,7 +59,6 @@ class StepRunner:
         self.silent = SilentTargets(alignment, primary)
         self.drafter = Drafter(self.evaluator, primary)
         self.draft_chooser = DraftChooser(draft_costs or DraftCosts(len(members), primary), primary)
-        self.exact = ExactRunner(self.evaluator, contexts, alignment, primary)
         self._eos = frozenset(alignment.vocabularies[primary].eos_token_ids)
         self._token_bytes = alignment.vocabularies[primary].token_bytes
         self._limits = [
@@ -68,6 +67,7 @@ class StepRunner:
         # Members that run elsewhere are asked first: they answer while the others run here.
         self._order = sorted(range(len(members)), key=lambda m: members[m].gives_logits)
         self.max_places = max(1, _PLACE_BYTES // (4 * max(member.num_logits for member in members)))
+        self.exact = ExactRunner(self.evaluator, contexts, alignment, primary, self.max_places)
 
     @torch.no_grad()
     def step(self, requests: Sequence[Request]) -> None:

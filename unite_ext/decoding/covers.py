@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from .._host import END_OF_TEXT
 from ..vocab.byte_order import ByteOrder
 from ..vocab.text_sync import TextSync
+from .paths import Path
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class WalkLimits:
     """The least share of a member's probability for which a position is run."""
     max_ended: float = 0.01
     """The share of a member's probability whose tokens may have ended before a walk stops."""
+    unlikely_share: float = 0.1
+    """Both of these beside the probability of an unlikely target: no more than this share of it is left out."""
+    merged_share: float = 0.03
+    """A cover with less than this share of the weight of another one with the same end is taken as that one: both have
+    read the same text, and what follows is asked about once."""
     kept_share: float = 1e-7
     """The least share for which a cover is remembered."""
     max_covers: int = 32
@@ -46,10 +53,8 @@ CoverTuple = tuple[NDArray[np.float64], int, int, int, int, float, float]
 class Cover:
     """One way of reading the text. `sums` is None until the model has been asked what follows the path."""
 
-    path: tuple[int, ...]
+    path: Path
     """The member's ids after its prompt."""
-    end: int
-    """How many bytes of the text they spell."""
     weight: float
     """Probability of the path, relative to the text's."""
     sums: NDArray[np.float64] | None = None
@@ -63,6 +68,11 @@ class Cover:
     mass: float = 1.0
     """Their probability together, and EOS's; 1 while it is not known."""
     eos: float = 0.0
+
+    @property
+    def end(self) -> int:
+        """How many bytes of the text its path spells."""
+        return self.path.end
 
     @property
     def share(self) -> float:
@@ -86,23 +96,44 @@ class MemberCovers:
     lead : bytes
         What stands before the text for this member, and is no part of it: a space in the start state. Its covers are
         those of the lead and the text, so that a first token may end inside or behind it.
+
+    Attributes
+    ----------
+    standing : Path
+        What the member's context holds of the text.
+    rows : dict of Path to (sums, eos)
+        What the member says after paths that it has been asked about, see `ByteOrder.probability_sums`.
     """
 
     def __init__(self, order: ByteOrder, limits: WalkLimits, lead: bytes = b"") -> None:
         self.order = order
         self.limits = limits
         self.lead = lead
+        self.root = self.standing = Path()
         self.known: list[Cover] = []
-        self.waiting: list[Cover] = [Cover((), 0, 1.0)]
+        self.waiting: list[Cover] = [Cover(self.root, 1.0)]
+        self.rows: dict[Path, tuple[NDArray[np.float64], float]] = {}
 
     @property
-    def path(self) -> tuple[int, ...]:
-        """The ids of the heaviest cover; of equals the one that is known."""
-        return max([*self.known, *self.waiting], key=lambda cover: cover.share).path
+    def heaviest(self) -> Path | None:
+        """The ids of the heaviest cover, of equals those of one that is known; None where no cover is left."""
+        covers = [*self.known, *self.waiting]
+        return max(covers, key=lambda cover: cover.share).path if covers else None
 
-    def restart(self, path: Sequence[int], end: int) -> None:
+    def restart(self, path: Path) -> None:
         """Forget all covers but this path, for a text that the member cannot have written."""
-        self.known, self.waiting = [], [Cover(tuple(path), len(self.lead) + end, 1.0)]
+        self.known, self.waiting = [], [Cover(path, 1.0)]
+
+    def after(self, text: bytearray, end: int) -> bytes:
+        """What follows the first `end` bytes of the lead and the text."""
+        at = end - len(self.lead)
+        return bytes(text[at:]) if at >= 0 else self.lead[end:] + text
+
+    def ended_share(self, text_length: int) -> float:
+        """The share of the member's probability whose tokens end with the text: what follows them is not known."""
+        ended = sum(cover.share for cover in self.waiting if cover.end == len(self.lead) + text_length)
+        total = ended + sum(cover.share for cover in self.known)
+        return ended / total if total > 0 else 1.0
 
     def due(self, text_length: int, min_share: float) -> list[Cover]:
         """The covers that may have this share and are not known: the model has to be asked about these.
@@ -113,19 +144,24 @@ class MemberCovers:
         total += sum(cover.share for cover in self.waiting if cover.end == len(self.lead) + text_length)
         return [cover for cover in self.waiting if cover.share >= min_share * total]
 
-    def settle(self, cover: Cover, sums: NDArray[np.float64], eos: float, text: bytes) -> None:
-        """Take in what the model says after a cover's path, whose end lies before or at the end of the text."""
+    def settle(self, cover: Cover, text: bytearray) -> None:
+        """Take in what the model says after a cover's path, whose end lies before or at the end of the text.
+
+        It has been asked: the answer is taken from `rows`.
+        """
+        sums, eos = self.rows.pop(cover.path)
         self.waiting.remove(cover)
-        text = self.lead + text
-        tail = text[cover.end :]
-        for length in range(1, len(tail) + 1):
-            token, after, _ = self.order.tokens.find(tail[:length])
+        tail = self.after(text, cover.end)
+        found = self.order.tokens.prefixes(tail)
+        for length, (token, after, _) in enumerate(found, 1):
             weight = cover.weight * float(sums[after] - sums[token])
             if weight > 0:
-                self.waiting.append(Cover((*cover.path, int(self.order.ids[token])), cover.end + length, weight))
-        _, begin, stop = self.order.tokens.find(tail)
+                self._take_in(Cover(cover.path.child(int(self.order.ids[token]), length), weight))
+        begin, stop = 0, len(self.order)
+        if tail:
+            _, begin, stop = found[-1] if len(found) == len(tail) else (0, 0, 0)
         cover.sums, cover.first, cover.begin, cover.stop, cover.depth = sums, 0, begin, stop, len(tail)
-        cover.eos = 0.0 if tail and len(text) > len(self.lead) else eos
+        cover.eos = 0.0 if tail and text else eos
         cover.mass = float(sums[stop] - sums[begin]) + cover.eos
         if cover.mass > 0:
             self.known.append(cover)
@@ -135,6 +171,7 @@ class MemberCovers:
         ranges: Sequence[tuple[int, int, int, float]],
         ends: Sequence[tuple[int, int, int, float]],
         text_length: int,
+        new_length: int,
     ) -> None:
         """Follow a walk, and leave out what has lost all weight.
 
@@ -144,22 +181,27 @@ class MemberCovers:
             Where each known cover now stands.
         ends : sequence of (cover, length, token, weight)
             The known covers that one more token ends `length` bytes after the old end of the text.
-        text_length : int
-            Of the text before the walk.
+        text_length, new_length : int
+            Of the text before and after the walk.
         """
-        ended = [
-            Cover((*self.known[c].path, int(self.order.ids[token])), len(self.lead) + text_length + length, weight)
-            for c, length, token, weight in ends
-        ]
+        old_end = len(self.lead) + text_length
+        ended = []
+        for c, length, token, weight in ends:
+            path = self.known[c].path
+            ended.append(Cover(path.child(int(self.order.ids[token]), old_end + length - path.end), weight))
         for cover, (begin, stop, depth, mass) in zip(self.known, ranges):
             assert cover.sums is not None
             cover.sums = cover.sums[begin - cover.first : stop - cover.first + 1].copy()  # a row is large
             cover.first, cover.begin, cover.stop, cover.depth, cover.mass = begin, begin, stop, depth, mass
             cover.eos = 0.0
-        self.waiting += ended
-        self.prune()
+        for cover in sorted(ended, key=lambda cover: -cover.weight):
+            self._take_in(cover)
+        self._prune()
+        wanted = {cover.path for cover in self.waiting}
+        least = len(self.lead) + new_length
+        self.rows = {path: row for path, row in self.rows.items() if path.end >= least or path in wanted}
 
-    def prune(self) -> None:
+    def _prune(self) -> None:
         """Keep what may count, and scale the weights so that the heaviest is 1."""
         heaviest = max((cover.share for cover in [*self.known, *self.waiting]), default=0.0)
         if heaviest > 0:
@@ -173,6 +215,15 @@ class MemberCovers:
         else:
             self.known, self.waiting = [], []
 
+    def _take_in(self, cover: Cover) -> None:
+        """Let a cover wait, or be the heaviest one with the same end where it is much lighter."""
+        alike = [other for other in [*self.known, *self.waiting] if other.end == cover.end]
+        other = max(alike, key=lambda other: other.weight, default=None)
+        if other is not None and cover.weight < self.limits.merged_share * other.weight:
+            other.weight += cover.weight
+        else:
+            self.waiting.append(cover)
+
 
 @dataclass(eq=False)
 class ExactState:
@@ -184,12 +235,26 @@ class ExactState:
     weights: list[float]
     forced: list[int] | None = None
     """The symbols of the targets, which are taken whatever the members say."""
+    foreseen: bytes = b""
+    """What may follow a text without targets: members are asked about places along it ahead of time."""
     min_share: float = 0.0
     """`WalkLimits.min_share`, or less while an unlikely target is looked at."""
     log_probs: list[float] = field(default_factory=list)
     """Of the forced symbols so far."""
     greedy: list[bool] = field(default_factory=list)
 
-    def path(self, member: int) -> list[int]:
-        """What a member should have read of the text: the ids of its heaviest cover."""
-        return list(self.members[member].path)
+    def ids(self, member: int) -> list[int]:
+        """What a member's context holds of the text."""
+        return self.members[member].standing.ids()
+
+    def targets(self, count: int) -> list[int]:
+        """The next symbols of the targets."""
+        at = len(self.log_probs)
+        return (self.forced or [])[at : at + count]
+
+    def expected_bytes(self, count: int) -> bytes:
+        """What is expected to follow the text: targets up to an end of the text, or what has been foreseen."""
+        if self.forced is None:
+            return self.foreseen[:count]
+        left = self.targets(count)
+        return bytes(left[: left.index(END_OF_TEXT)] if END_OF_TEXT in left else left)

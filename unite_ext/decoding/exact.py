@@ -5,6 +5,9 @@ three spaces of which a member would have made one token with a fourth, that mem
 every member's vote is that for the bytes that follow the text, over the ways in which it may have read it
 (`covers.py`), and a step walks along the members' averaged votes byte by byte until some member's token has ended
 (`csrc/core/byte_walk.h`). `unite_ext.reference_exact` states the rule in plain Python.
+
+A member that has to be asked is asked ahead of time as well (`lookahead.py`): about places along the targets where a
+text is scored, else along what the members that are inside a token will say next.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ from collections.abc import Sequence
 import torch
 
 from .._host import END_OF_TEXT, walk
-from ..members.base import Context, Place
-from ..members.context import common_length
+from ..members.base import Context
 from ..vocab.alignment import VocabAlignment
 from ..vocab.byte_order import byte_order
 from ..vocab.text_sync import TextSync
 from ..vocab.vocabulary import SPACE
 from .covers import Cover, ExactState, MemberCovers, WalkLimits
 from .evaluation import Evaluator
+from .lookahead import Lookahead
 from .request import Request, TargetScore
 from .start_state import pieces_along
 
@@ -37,28 +40,39 @@ class ExactRunner:
         One per member.
     alignment : VocabAlignment
     primary : int
+    max_places : int
+        Of how many places a member is asked at once at most, where it has to be asked ahead of time.
     """
 
     def __init__(
-        self, evaluator: Evaluator, contexts: Sequence[Context], alignment: VocabAlignment, primary: int
+        self,
+        evaluator: Evaluator,
+        contexts: Sequence[Context],
+        alignment: VocabAlignment,
+        primary: int,
+        max_places: int,
     ) -> None:
         self.evaluator = evaluator
         self.contexts = contexts
         self.alignment = alignment
         self.primary = primary
+        self.lookahead = Lookahead(evaluator, contexts, alignment, max_places)
         self.limits = WalkLimits()
 
     def start(self, request: Request, weights: Sequence[float]) -> ExactState:
         """The state of a request before its first step."""
         vocabularies = self.alignment.vocabularies
-        forced = None
+        leads = [SPACE if starts else b"" for starts in request.starts]
+        state = ExactState(
+            [MemberCovers(byte_order(v), self.limits, lead) for v, lead in zip(vocabularies, leads)],
+            TextSync(vocabularies[self.primary], leads[self.primary]),
+            list(weights),
+        )
         if request.targets is not None:
             eos = vocabularies[self.primary].eos_token_ids
             pieces = zip(request.targets, self._target_pieces(request))
-            forced = [s for i, data in pieces for s in ([END_OF_TEXT] if i in eos else data)]
-        leads = [SPACE if starts else b"" for starts in request.starts]
-        members = [MemberCovers(byte_order(v), self.limits, lead) for v, lead in zip(vocabularies, leads)]
-        return ExactState(members, TextSync(vocabularies[self.primary], leads[self.primary]), list(weights), forced)
+            state.forced = [s for i, data in pieces for s in ([END_OF_TEXT] if i in eos else data)]
+        return state
 
     def step(self, requests: Sequence[Request]) -> None:
         """Walk on with every request; those that end or fail say so."""
@@ -85,26 +99,14 @@ class ExactRunner:
             due = [(request, cover) for request in requests for cover in self._due(m, request)]
             if not due:
                 return
-            places: list[list[Place]] = []
-            asked: list[Request] = []
+            self.lookahead.look(m, due)
             for request, cover in due:
-                if not asked or asked[-1] is not request:
-                    asked.append(request)
-                    places.append([])
-                places[-1].append(self._place(m, request, cover))
-            logits = self.evaluator.place_scores(m, asked, places).logits
-            if logits is None:
-                raise ValueError(
-                    f"{self.evaluator.members[m].name} must have its logits at hand for boundaries='exact'"
-                )
-            sums, eos = byte_order(self.alignment.vocabularies[m]).probability_sums(logits)
-            for n, (request, cover) in enumerate(due):
                 covers = _state(request).members[m]
-                if math.isnan(sums[n, -1]):
+                if math.isnan(covers.rows[cover.path][0][-1]):
                     where = f"prompt {request.index}, step {request.num_steps + 1}"
                     name = self.evaluator.members[m].name
                     request.error = ValueError(f"{where}: {name} has no eligible logit above -inf")
-                covers.settle(cover, sums[n], float(eos[n]), bytes(request.text))
+                covers.settle(cover, request.text)
 
     def _due(self, m: int, request: Request) -> list[Cover]:
         if request.error is not None:
@@ -112,16 +114,11 @@ class ExactRunner:
         covers = _state(request).members[m]
         due = covers.due(len(request.text), _state(request).min_share)
         if not due and not covers.known:  # the member cannot have written this text
-            path = self.alignment.vocabularies[m].encode_continuation(covers.lead + request.text)
-            covers.restart(path, len(request.text))
+            vocabulary = self.alignment.vocabularies[m]
+            ids = vocabulary.encode_continuation(covers.lead + request.text)
+            covers.restart(covers.root.along(ids, vocabulary.token_bytes)[-1])
             due = covers.due(len(request.text), _state(request).min_share)
         return due
-
-    def _place(self, m: int, request: Request, cover: Cover) -> Place:
-        """A cover's path as a place in the member's context."""
-        ids, wanted = self.contexts[m].ids(request.key), [*request.prompt_ids[m], *cover.path]
-        common = common_length(ids, wanted)
-        return request.key, len(ids) - common, wanted[common:]
 
     # Choosing
 
@@ -133,7 +130,7 @@ class ExactRunner:
             draws = torch.rand(
                 self.limits.max_bytes, generator=request.generator, dtype=torch.float64, device="cpu"
             ).tolist()
-        forced = None if state.forced is None else state.forced[len(state.log_probs) :]
+        forced = None if state.forced is None else state.targets(self.limits.max_bytes)
         if forced == []:  # targets that add nothing to the text
             self._score(request, state)
             request.finish_reason = "length"
@@ -145,6 +142,7 @@ class ExactRunner:
             ],
             primary=self.primary,
             max_ended=self.limits.max_ended,
+            unlikely_share=self.limits.unlikely_share,
             max_bytes=self.limits.max_bytes,
             allow_eos=len(request.ids) >= options.min_new_tokens,
             forced=forced,
@@ -155,11 +153,11 @@ class ExactRunner:
         )
         symbols = [step[0] for step in steps]
         if forced is not None:
-            # What has been left out may be much beside an unlikely byte.
-            least = max(self.limits.min_share * min(step[2] for step in steps), self.limits.kept_share)
-            if least < state.min_share:
-                state.min_share = least
-                if any(covers.due(len(request.text), least) for covers in state.members):
+            # What has been left out may be much beside an unlikely byte; what comes in makes it more likely.
+            least = max(self.limits.unlikely_share * min(step[2] for step in steps), self.limits.kept_share)
+            while least < state.min_share:
+                state.min_share = max(least, state.min_share / 8)
+                if any(covers.due(len(request.text), state.min_share) for covers in state.members):
                     return False
             state.log_probs += [math.log(max(step[2], 5e-324)) for step in steps]
             state.greedy += [step[1] for step in steps]
@@ -168,20 +166,47 @@ class ExactRunner:
         length = len(request.text)
         request.num_steps += 1
         for m, covers in enumerate(state.members):
-            covers.advance(ranges[m], [end[1:] for end in ends if end[0] == m], length)
+            own = [end[1:] for end in ends if end[0] == m]
+            covers.advance(ranges[m], own, length, length + len(piece))
         self._take(request, state, piece, ended)
+        if not request.finish_reason and forced is None:
+            state.foreseen = self._foresee(request)
         return True
+
+    def _foresee(self, request: Request) -> bytes:
+        """What the members that are inside a token will say next."""
+        state, length = _state(request), len(request.text)
+        weights = [
+            weight if covers.known and covers.ended_share(length) < 0.5 else 0.0
+            for covers, weight in zip(state.members, state.weights)
+        ]
+        if not any(weights):
+            return b""
+        steps, _, _ = walk(
+            [
+                (covers.order.tokens, [cover.as_tuple() for cover in covers.known] if weight else [], weight)
+                for covers, weight in zip(state.members, weights)
+            ],
+            primary=self.primary,
+            max_ended=0.5,
+            unlikely_share=self.limits.unlikely_share,
+            max_bytes=self.limits.max_bytes,
+            allow_eos=False,
+        )
+        return bytes(step[0] for step in steps)
 
     def _take(self, request: Request, state: ExactState, piece: bytes, ended: bool) -> None:
         """Take the walked bytes into a request."""
         if piece:
-            state.sync.append(piece)
-            limit = request.options.max_new_tokens if state.forced is None else len(state.sync.ids) + 1
-            if len(state.sync.ids) > limit or (len(state.sync.ids) == limit and not ended):
-                kept = b"".join([self.alignment.token_bytes(self.primary, i) for i in state.sync.ids[:limit]])
-                piece, ended = kept[len(state.sync.lead) + len(request.text) :], False
+            drop, append = state.sync.append(piece)
+            room = request.options.max_new_tokens - len(state.sync.ids)
+            if state.forced is None and (room < 0 or (room == 0 and not ended)):
+                kept = state.sync.ids[: request.options.max_new_tokens]
+                text = b"".join([self.alignment.token_bytes(self.primary, i) for i in kept])
+                append, ended = append[: len(append) + room], False
+                piece = text[len(state.sync.lead) + len(request.text) :]
                 request.finish_reason = "length"
-            request.append(state.sync.ids[:limit], piece)
+            request.edit(drop, append, piece)
         if ended and not request.finish_reason:
             request.finish_reason = "eos"
         if state.forced is not None and len(state.log_probs) >= len(state.forced):
@@ -202,16 +227,17 @@ class ExactRunner:
 
     def _move_context(self, m: int, requests: Sequence[Request]) -> None:
         """Bring a member's context to every request's heaviest cover."""
-        context = self.contexts[m]
+        limit = self.evaluator.members[m].context_length
         for request in requests:
             covers = _state(request).members[m]
-            if not covers.known and not covers.waiting:
+            path = covers.heaviest
+            if path is None:
                 continue
-            ids, wanted = context.ids(request.key), [*request.prompt_ids[m], *covers.path]
-            common = common_length(ids, wanted)
-            context.edit(request.key, len(ids) - common, wanted[common:])
-            limit = self.evaluator.members[m].context_length
-            if limit is not None and len(wanted) >= limit:
+            drop, append = covers.standing.change_to(path)
+            if append or _state(request).forced is None:  # targets lie ahead: there is no need to go back
+                self.contexts[m].edit(request.key, drop, append)
+                covers.standing = path
+            if limit is not None and len(request.prompt_ids[m]) + path.length >= limit:
                 request.finish_reason = "length"
 
 

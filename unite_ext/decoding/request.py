@@ -138,9 +138,10 @@ class Request:
             self.constraint.accept(data)
         self._grow(data)
 
-    def append(self, ids: Sequence[int], data: bytes) -> None:
-        """Append bytes, after which the primary's ids are these; cut the text where a stop string begins."""
-        self.ids = list(ids)
+    def edit(self, drop: int, append: Sequence[int], data: bytes) -> None:
+        """Append bytes, for which the primary's ids change at their end; cut the text where a stop string begins."""
+        del self.ids[len(self.ids) - drop :]
+        self.ids += append
         self._grow(data)
 
     def _grow(self, data: bytes) -> None:
@@ -172,7 +173,7 @@ class Request:
 
     def context_ids(self, member: int) -> list[int]:
         """All that a member has to have read: its prompt and its ids of the text."""
-        own = self.token_ids(member) if self.exact is None else self.exact.path(member)
+        own = self.token_ids(member) if self.exact is None else self.exact.ids(member)
         return self.prompt_ids[member] + own
 
     def missing_from(self) -> list[int | None]:

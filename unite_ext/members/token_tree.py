@@ -1,9 +1,9 @@
 """Many places of a text in one pass: the ids of several continuations as a tree on top of the cached ones.
 
 Places of a text are not always prefixes of each other in a member's ids, because a longer text may be tokenized
-otherwise. So the ids of all places form a tree whose paths begin where the cache ends. Every node is fed once, with its
-depth as its position, and attends to the cache and to its ancestors only. The logits at a place's last node are then
-those of running its ids alone.
+otherwise. So the ids of all places form a tree whose paths begin at the end of the cached ids, or leave them earlier.
+Every node is fed once, with its depth as its position, and attends to its ancestors only, cached ones and fed ones. The
+logits at a place's last node are then those of running its ids alone.
 """
 
 from __future__ import annotations
@@ -20,32 +20,37 @@ class TokenTree:
     """The nodes of one row, parents before children."""
 
     base: int
-    """How many ids are cached before them: the depth of the first node."""
+    """How many ids are cached."""
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     """Index of each node's parent, -1 for none."""
     depths: list[int] = field(default_factory=list)
+    cached: list[int] = field(default_factory=list)
+    """How many cached ids each node's path begins with."""
     columns: list[int] = field(default_factory=list)
     """The cache's column of each node, once they have been fed."""
     children: dict[tuple[int, int], int] = field(default_factory=dict)
-    """(parent, id) to node."""
+    """(parent, id) to node; of those without a parent (-1 - depth, id)."""
 
-    def add(self, ids: Sequence[int]) -> int:
-        """Add the path of these ids, of which the first stands at `base`; returns its last node."""
-        node = -1
+    def add(self, ids: Sequence[int], depth: int | None = None) -> int:
+        """Add the path of these ids, of which the first stands at `depth`, by default `base`; returns its last node."""
+        depth = self.base if depth is None else depth
+        node = -1 - depth
         for i in ids:
             child = self.children.get((node, i))
             if child is None:
                 child = self.children[node, i] = len(self.tokens)
                 self.tokens.append(i)
-                self.parents.append(node)
-                self.depths.append(self.base if node < 0 else self.depths[node] + 1)
+                self.parents.append(max(node, -1))
+                self.depths.append(depth if node < 0 else self.depths[node] + 1)
+                self.cached.append(depth if node < 0 else self.cached[node])
             node = child
         return node
 
-    def follow(self, ids: Sequence[int]) -> list[int]:
-        """The nodes of the longest beginning of these ids, of which the first stands at `base`."""
-        nodes, node = [], -1
+    def follow(self, ids: Sequence[int], depth: int | None = None) -> list[int]:
+        """The nodes of the longest beginning of these ids, of which the first stands at `depth`, by default `base`."""
+        nodes: list[int] = []
+        node = -1 - (self.base if depth is None else depth)
         for i in ids:
             child = self.children.get((node, i))
             if child is None:
@@ -102,12 +107,16 @@ def tree_mask(
         first = feed - count
         seen = tree.ancestors()
         past = np.broadcast_to(mask[r], (count, width))
-        if window is not None:
-            depths = np.array(tree.depths)
-            seen = seen & (depths[:, None] - depths[None, :] < window)
+        if window is not None or min(tree.cached) < len(columns[r]):
+            own, cached = np.array(columns[r], dtype=np.int64), np.array(tree.cached)
+            at = np.arange(len(own))[None, :]
+            visible = at < cached[:, None]
+            if window is not None:
+                depths = np.array(tree.depths)
+                seen = seen & (depths[:, None] - depths[None, :] < window)
+                visible &= depths[:, None] - at < window
             past = np.zeros((count, width), dtype=np.bool_)
-            own = np.array(columns[r], dtype=np.int64)
-            past[:, own] = depths[:, None] - np.arange(len(own))[None, :] < window
+            past[:, own] = visible
         allowed[r, first:, :width] = past
         allowed[r, first:, width + first :] = seen
     return allowed

@@ -38,22 +38,24 @@ class TreeCache(RaggedCache):
         self.adopt()
         trees, ends = self._grow(places)
         feed = max(len(tree.tokens) for tree in trees)
-        chained = self._as_chains(trees, feed) if all(tree.is_chain for tree in trees) else None
+        chained = self._as_chains(trees, feed)
         if chained is not None:
             ends = [(r, node + len(chained[r].tokens) - len(trees[r].tokens)) for r, node in ends]
             trees = chained
-        for r, tree in enumerate(trees):
-            if tree.base < len(self.columns[r]):
-                self.keep(r, tree.base)
+            for r, tree in enumerate(trees):
+                if tree.base < len(self.columns[r]):
+                    self.keep(r, tree.base)
         self.trim()
         # Masks by position see through holes, which then only cost time; a 2-D mask of a window does not.
         if (chained is not None or self.reuse == "holes") and self.has_to_move():
             self.compact()
-        logits = self._feed_trees(trees, feed, masked=chained is None)
+        at = [feed - len(trees[r].tokens) + node for r, node in ends]
+        kept = sorted(set(at))
+        logits = self._feed_trees(trees, feed, kept, masked=chained is None)
         self.trees = dict(enumerate(trees))
+        place_of = {column: n for n, column in enumerate(kept)}
         rows = torch.tensor([r for r, _ in ends], device=logits.device)
-        at = torch.tensor([feed - len(trees[r].tokens) + node for r, node in ends], device=logits.device)
-        return logits[rows, at]
+        return logits[rows, torch.tensor([place_of[column] for column in at], device=logits.device)]
 
     def adopt(self) -> None:
         """Keep the nodes that rows have grown along since they were fed; let go of the others."""
@@ -62,44 +64,56 @@ class TreeCache(RaggedCache):
         trees, self.trees = self.trees, {}
         for r, tree in trees.items():
             self.mask[r, tree.columns] = False
-            if len(self.columns[r]) == tree.base:
-                kept = [tree.columns[node] for node in tree.follow(self.ids[r][tree.base :])]
-                self.columns[r] += kept
-                self.mask[r, kept] = True
+            cached = len(self.columns[r])
+            kept = [tree.columns[node] for node in tree.follow(self.ids[r][cached:], cached)]
+            self.columns[r] += kept
+            self.mask[r, kept] = True
 
     def _grow(self, places: Sequence[Place]) -> tuple[list[TokenTree], list[tuple[int, int]]]:
-        """Every row's tree, and per place its row and last node. A row without a place feeds its last id again."""
-        bases = [min(len(columns), len(ids) - 1) for columns, ids in zip(self.columns, self.ids)]
-        for r, drop, append in places:
-            kept = len(self.ids[r]) - drop
-            bases[r] = min(bases[r], kept if append else kept - 1)
-        trees = [TokenTree(base) for base in bases]
-        ends = []
-        for r, drop, append in places:
-            ids = self.ids[r]
-            ends.append((r, trees[r].add([*ids[bases[r] : len(ids) - drop], *append])))
+        """Every row's tree, and per place its row and last node. A row without a place feeds its last ids."""
+        # Where the last id has to be fed again, because it is cached and asked about, other paths go on from there.
+        beyond = {r for r, _, _ in places} - {r for r, drop, append in places if not drop and not append}
+        trees = [
+            TokenTree(len(columns) if r in beyond else min(len(columns), len(ids) - 1))
+            for r, (columns, ids) in enumerate(zip(self.columns, self.ids))
+        ]
+        ends = [(r, self._add(r, trees[r], drop, append)) for r, drop, append in places]
         for r, tree in enumerate(trees):
             if not tree.tokens:
-                tree.add(self.ids[r][tree.base :])
+                self._add(r, tree, 0, [])
         return trees, ends
+
+    def _add(self, r: int, tree: TokenTree, drop: int, append: Sequence[int]) -> int:
+        """Add a place to a row's tree: what is not cached of its ids, the last one in any case. Returns its node."""
+        ids = self.ids[r]
+        kept = len(ids) - drop
+        depth = min(tree.base, kept if append else kept - 1)
+        return tree.add([*ids[depth:kept], *append], depth)
 
     def _as_chains(self, trees: Sequence[TokenTree], feed: int) -> list[TokenTree] | None:
         """The same paths, all of one length, which need no mask of their own: shorter ones begin earlier.
 
-        None where a row is too short for that.
+        None where a row's tree is no single path from the end of its cached ids or the last of them, or too short.
         """
         chains = []
         for r, tree in enumerate(trees):
+            first = tree.depths[0]
             lack = feed - len(tree.tokens)
-            if lack > tree.base:
+            if not tree.is_chain or first < len(self.columns[r]) - 1 or lack > first:
                 return None
-            chain = TokenTree(tree.base - lack)
-            chain.add([*self.ids[r][tree.base - lack : tree.base], *tree.tokens])
+            chain = TokenTree(first - lack)
+            chain.add([*self.ids[r][first - lack : first], *tree.tokens])
             chains.append(chain)
         return chains
 
-    def _feed_trees(self, trees: Sequence[TokenTree], feed: int, *, masked: bool) -> Tensor:
-        """[B, feed, V]: one pass over all nodes, which stand at the right end of the new columns."""
+    def _feed_trees(self, trees: Sequence[TokenTree], feed: int, kept: Sequence[int], *, masked: bool) -> Tensor:
+        """One pass over all nodes, which stand at the right end of the new columns.
+
+        Returns
+        -------
+        Tensor [B, kept, V]
+            The logits of these of the new columns.
+        """
         past, width = self.width, self.width + feed
         if width > self.mask.shape[1]:
             self.mask = np.pad(self.mask, ((0, 0), (0, max(width, 64))))
@@ -123,7 +137,9 @@ class TreeCache(RaggedCache):
         if self.kv is None:
             self.kv = new_cache()
         arguments[self.cache_name] = self.kv
-        logits = self.model(**arguments, use_cache=True, logits_to_keep=feed).logits
+        # A head over a large vocabulary may cost more than all layers: it runs where somebody asked.
+        wanted = torch.tensor(kept, device=self.device) if len(kept) < feed else feed
+        logits = self.model(**arguments, use_cache=True, logits_to_keep=wanted).logits
         self.width = width
         return logits
 
