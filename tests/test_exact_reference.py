@@ -96,6 +96,15 @@ def test_weights_and_ties():
     assert walk([left, right], b"", weights=[1, 3])[0] == (ord("r"), pytest.approx(0.25 * 0.25 + 0.75 * 0.75))
 
 
+def test_a_forced_byte_that_only_ended_tokens_allow_is_asked_about():
+    """`e` ends with half a percent, less than may be left out; but a space follows nothing else."""
+    member = table_member({b"": {b"e": 0.005, b"en": 0.985, b"x": 0.01}, b"e": {b" ": 1.0}, b"en": {b"": 1.0}})
+    assert walk([member], b"", forced=list(b"en")) == [(ord("e"), pytest.approx(0.99)), (ord("n"), 1.0)]
+    assert walk([member], b"", forced=list(b"e ")) == [(ord("e"), pytest.approx(0.99))]
+    [(_, space)] = walk([member], b"e", forced=list(b" "))
+    assert space == pytest.approx(0.005 / 0.99)
+
+
 TOKENS = [b"", b"a", b"b", b"ab", b"ba", b"aab"]
 
 

@@ -119,6 +119,47 @@ def test_the_path_that_was_taken_is_not_fed_again(models):
     assert_close(got[0], alone(models["llama"], [1, 2, 3, 4, 5, 6, 8]))
 
 
+def test_what_a_place_drops_stays_cached(models):
+    """Places leave the cached ids at any depth; the row goes on where it was, and none of its ids is fed again."""
+    model = models["mistral-window"]
+    cache = TreeCache(model, 1, reuse=probe_reuse(model))
+    ids = [1, 2, 3, 4, 5, 6, 7, 8]
+    cache.edit(0, 0, ids)
+    cache.next_logits()
+    fed = []
+    handle = model.register_forward_pre_hook(
+        lambda _, __, keywords: fed.append(keywords["input_ids"].tolist()), with_kwargs=True
+    )
+    try:
+        places = [(0, 3, [9]), (0, 3, [9, 10]), (0, 6, [11]), (0, 5, []), (0, 0, [12])]
+        got = cache.place_logits(places)
+        cache.edit(0, 0, [12, 13])
+        assert cache.computed(0) == len(ids) + 1
+        after = cache.next_logits()[0]
+    finally:
+        handle.remove()
+    assert fed == [[[9, 10, 11, 3, 12]], [[13]]]
+    for (_, drop, append), row in zip(places, got):
+        assert_close(row, alone(model, ids[: len(ids) - drop] + append))
+    assert_close(after, alone(model, [*ids, 12, 13]))
+
+
+def test_the_head_runs_where_somebody_asked(models):
+    model = models["llama"]
+    cache = TreeCache(model, 1, reuse="holes")
+    cache.edit(0, 0, [1, 2, 3])
+    cache.next_logits()
+    seen = []
+    handle = model.lm_head.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    try:
+        got = cache.place_logits([(0, 0, [4, 5, 6, 7, 8]), (0, 0, [9])])
+    finally:
+        handle.remove()
+    assert seen == [2]
+    assert_close(got[0], alone(model, [1, 2, 3, 4, 5, 6, 7, 8]))
+    assert_close(got[1], alone(model, [1, 2, 3, 9]))
+
+
 def test_branches_that_were_not_taken_do_not_pile_up(models, monkeypatch):
     monkeypatch.setattr(kv_cache, "MIN_HOLES", 3)
     cache = TreeCache(models["llama"], 1, reuse="holes")

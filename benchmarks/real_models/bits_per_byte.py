@@ -2,7 +2,7 @@
 
     python benchmarks/real_models/bits_per_byte.py --models FOLDER --benchmarks FOLDER    (results/bits_per_byte.csv)
 
-Rules: `alone`, one member, asked at every byte, over all its tokenizations (covers below 1e-4 of its probability are
+Rules: `alone`, one member, asked at every byte, over all its tokenizations (covers below 1e-3 of its probability are
 left out); `average`, the mean of the members' `alone` at every byte, which is what an ensemble of texts means;
 `exact`, the same as `boundaries="exact"` asks the members, seldom; `repeat` and `drop`, the paper's step with its
 `duplicates`, by either member leading. The paper's step spreads each member's probability over the union alone, which
@@ -34,7 +34,7 @@ from unite_ext import Member, UniteEnsemble
 from unite_ext.decoding.covers import WalkLimits
 
 MODELS = {"qwen": "qwen25-coder", "smol": "smollm2", "gemma": "gemma3"}
-EVERY_BYTE = WalkLimits(min_share=1e-4, merged_share=1e-3, max_ended=0.0, kept_share=1e-10)
+EVERY_BYTE = WalkLimits(min_share=1e-3, max_ended=0.0, kept_share=1e-8)
 RULES = ("alone", "average", "exact", "repeat", "drop")
 
 

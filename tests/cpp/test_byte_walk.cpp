@@ -171,3 +171,23 @@ TEST(equal_symbols_are_decided_by_the_primary) {
     CHECK(members[0].covers[0].mass({0, 0}) == 0.0);
   }
 }
+
+TEST(a_forced_symbol_that_only_ended_tokens_allow_is_asked_about) {
+  const std::string bytes = "eenx";  // e, en, x
+  const std::vector<int64_t> starts{0, 1, 3, 4};
+  const SortedTokens tokens{reinterpret_cast<const uint8_t*>(bytes.data()), starts.data(), 3};
+  const std::vector<double> sums{0, 0.005, 0.99, 1};
+  for (int symbol : {'n', ' '}) {
+    std::vector<WalkMember> members{{tokens, {{sums.data(), 0, {0, 3}, 0, 1, 0}}, 1}};
+    const std::vector<int> forced{'e', symbol};
+    WalkOptions options;  // e has ended with less than max_ended
+    options.forced = &forced;
+    std::vector<EndedCover> ends;
+    const std::vector<WalkStep> steps = walk_bytes(members, options, ends);
+    CHECK(steps.size() == (symbol == 'n' ? 2u : 1u), symbol);
+    CHECK(ends.size() == (symbol == 'n' ? 2u : 1u) && ends[0].length == 1 && close(ends[0].weight, 0.005), symbol);
+    options.unlikely_share = 1e9;
+    members[0].covers[0] = {sums.data(), 0, {0, 3}, 0, 1, 0};
+    CHECK(walk_bytes(members, options, ends).size() == 2, symbol);
+  }
+}

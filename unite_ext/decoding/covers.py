@@ -194,8 +194,7 @@ class MemberCovers:
             cover.sums = cover.sums[begin - cover.first : stop - cover.first + 1].copy()  # a row is large
             cover.first, cover.begin, cover.stop, cover.depth, cover.mass = begin, begin, stop, depth, mass
             cover.eos = 0.0
-        for cover in sorted(ended, key=lambda cover: -cover.weight):
-            self._take_in(cover)
+        self.waiting += ended
         self._prune()
         wanted = {cover.path for cover in self.waiting}
         least = len(self.lead) + new_length
@@ -203,6 +202,9 @@ class MemberCovers:
 
     def _prune(self) -> None:
         """Keep what may count, and scale the weights so that the heaviest is 1."""
+        waiting, self.waiting = sorted(self.waiting, key=lambda cover: -cover.weight), []
+        for cover in waiting:
+            self._take_in(cover)
         heaviest = max((cover.share for cover in [*self.known, *self.waiting]), default=0.0)
         if heaviest > 0:
             least = self.limits.kept_share * heaviest

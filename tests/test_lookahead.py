@@ -1,0 +1,95 @@
+"""Members asked ahead of time: fewer passes, and the same texts and numbers. And paths, by which this is told."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import toy_tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_models import toy_model
+
+from unite_ext import UniteEnsemble
+from unite_ext.decoding.paths import Path
+
+PROMPTS = ["Once upon a time", "2024 was", "def main():\n"]
+
+
+@pytest.fixture(scope="module")
+def three():
+    loaders = [
+        ("llama", toy_tokenizers.byte_level),
+        ("qwen2", toy_tokenizers.byte_level_digits),
+        ("mistral-window", toy_tokenizers.sentencepiece),
+    ]
+    models = [toy_model(kind, load(), seed=i) for i, (kind, load) in enumerate(loaders)]
+    return UniteEnsemble(models, [load() for _, load in loaders], boundaries="exact")
+
+
+class Passes:
+    """Counts the passes of an ensemble's models."""
+
+    def __init__(self, ens: UniteEnsemble) -> None:
+        self.count = 0
+        self._handles = [member.model.register_forward_pre_hook(self._note) for member in ens.members]
+
+    def _note(self, *_):
+        self.count += 1
+
+    def close(self) -> int:
+        for handle in self._handles:
+            handle.remove()
+        return self.count
+
+
+def scored(ens: UniteEnsemble, texts: list[tuple[str, bytes]], *, ahead: bool) -> tuple[list[float], int]:
+    """Every text's log-probability, and how many passes all took."""
+    plan = ens.plan({}, generates=False)
+    engine = ens.new_engine(plan, max_requests=len(texts))
+    if not ahead:
+        engine.runner.exact.lookahead.max_places = 1
+    passes = Passes(ens)
+    for prompt, text in texts:
+        engine.submit(prompt, plan.token_method, targets=ens.alignment.encode_continuation(0, text))
+    requests = sorted(engine.run(), key=lambda request: request.index)
+    return [math.fsum(s.log_prob for s in request.scores) for request in requests], passes.close()
+
+
+def test_given_texts_are_scored_in_few_passes(three):
+    texts = [(p, three.generate(p, max_new_tokens=12).encode()) for p in PROMPTS]
+    texts.append(("A", b"qe 7 James\n\n    met"))  # with unlikely bytes
+    plain, slow = scored(three, texts, ahead=False)
+    ahead, fast = scored(three, texts, ahead=True)
+    assert ahead == pytest.approx(plain, abs=2e-3)  # the float32 logits of other passes
+    assert fast < 0.7 * slow
+
+
+def test_what_is_foreseen_changes_no_text(three, monkeypatch):
+    options = {"max_new_tokens": 16, "batch_size": 1}
+    seen = three.generate(PROMPTS, **options)
+    drawn = three.generate(PROMPTS, **options, do_sample=True, seed=7)
+    monkeypatch.setattr("unite_ext.decoding.exact.ExactRunner._foresee", lambda *_: b"")
+    assert three.generate(PROMPTS, **options) == seen
+    assert three.generate(PROMPTS, **options, do_sample=True, seed=7) == drawn
+    monkeypatch.setattr("unite_ext.decoding.exact.ExactRunner._foresee", lambda *_: b" and the other\n")
+    assert three.generate(PROMPTS, **options) == seen
+
+
+IDS = st.lists(st.integers(0, 2), max_size=6)
+
+
+@settings(deadline=None)
+@given(paths=st.lists(IDS, min_size=2, max_size=2))
+def test_paths_change_to_each_other(paths):
+    root, sizes = Path(), [b"a", b"bc", b"def"]
+    first, second = (root.along(ids, sizes)[-1] if ids else root for ids in paths)
+    drop, append = first.change_to(second)
+    ids = paths[0][: len(paths[0]) - drop] + append
+    assert ids == paths[1] == second.ids()
+    assert (first is second) == (paths[0] == paths[1])
+    shared = len(paths[0]) - drop
+    assert paths[0][:shared] == paths[1][:shared]
+    assert shared == min(map(len, paths)) or paths[0][shared] != paths[1][shared]  # nothing is dropped in vain
+    assert second.length == len(paths[1])
+    assert second.end == sum(len(sizes[i]) for i in paths[1])
