@@ -98,7 +98,7 @@ class TextSync:
 
         So it takes no longer for a longer text.
         """
-        other = TextSync(self._vocabulary)
+        other = TextSync(self._vocabulary, b"" if self._text else self.lead)
         other.ids = self.ids[self._settled :]
         other._text = self._text[self._border :]
         other._examined = self._examined
