@@ -12,7 +12,12 @@ from toy_models import toy_model
 
 from unite_ext import UniteEnsemble
 from unite_ext.decoding.paths import Path
+from unite_ext.demo import COMPARABLE, model_folder
 
+QUESTIONS = [
+    "Mia has 12 pens, finds 18 more and then loses 5. How many pens does Mia have now?\n",
+    "Tom buys 3 boxes with 7 apples each. How many apples does Tom have?\n",
+]
 PROMPTS = ["Once upon a time", "2024 was", "def main():\n"]
 
 
@@ -56,13 +61,20 @@ def scored(ens: UniteEnsemble, texts: list[tuple[str, bytes]], *, ahead: bool) -
     return [math.fsum(s.log_prob for s in request.scores) for request in requests], passes.close()
 
 
-def test_given_texts_are_scored_in_few_passes(three):
-    texts = [(p, three.generate(p, max_new_tokens=12).encode()) for p in PROMPTS]
-    texts.append(("A", b"qe 7 James\n\n    met"))  # with unlikely bytes
-    plain, slow = scored(three, texts, ahead=False)
-    ahead, fast = scored(three, texts, ahead=True)
+def test_unlikely_texts_have_the_same_probability(three):
+    """Members that think everything possible: most ways of reading a text count."""
+    texts = [(prompt, b"qe 7 James\n\n    met") for prompt in PROMPTS]
+    assert scored(three, texts, ahead=True)[0] == pytest.approx(scored(three, texts, ahead=False)[0], abs=2e-3)
+
+
+def test_given_texts_are_scored_in_few_passes():
+    """Members that have learned something: a pass over the whole text, and a few more."""
+    ens = UniteEnsemble.from_pretrained([str(model_folder(name)) for name in COMPARABLE], boundaries="exact")
+    texts = [(question, ens.generate(question, max_new_tokens=40).encode()) for question in QUESTIONS]
+    plain, slow = scored(ens, texts, ahead=False)
+    ahead, fast = scored(ens, texts, ahead=True)
     assert ahead == pytest.approx(plain, abs=2e-3)  # the float32 logits of other passes
-    assert fast < 0.7 * slow
+    assert fast < 0.75 * slow
 
 
 def test_what_is_foreseen_changes_no_text(three, monkeypatch):

@@ -24,7 +24,7 @@ from .request import Request
 
 _BYTES_PER_PLACE = 8  # of what is expected: longer than most tokens
 _LONGEST = 64
-_LEVELS = 12
+_LEVELS = 3  # what is left then is asked about when it counts
 _REACH = 2  # how many bytes after a cover's end may be unlikely ones beside which it counts
 
 
