@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from ..exchange import HERE, Exchange
 from ..members.base import BaseMember, Context, Place, Scores
+from ..members.ranks import SpreadScores
 from ..structured.constraint import StructureError
 from ..vocab.alignment import VocabAlignment
 from ..vocab.text_sync import append_all
@@ -36,6 +38,8 @@ class StepRunner:
     primary : int
     draft_costs : DraftCosts, optional
         What is known already of the times of drafts.
+    exchange : Exchange
+        Between the processes that the members live in.
     """
 
     def __init__(
@@ -45,13 +49,15 @@ class StepRunner:
         alignment: VocabAlignment,
         primary: int,
         draft_costs: DraftCosts | None = None,
+        exchange: Exchange = HERE,
     ) -> None:
         self.members = members
         self.contexts = contexts
         self.alignment = alignment
         self.primary = primary
-        self.evaluator = Evaluator(members, contexts, alignment)
-        self.chooser = Chooser(members, alignment, primary)
+        self.exchange = exchange
+        self.evaluator = Evaluator(members, contexts, alignment, exchange)
+        self.chooser = Chooser(members, alignment, primary, exchange)
         self.chains = Chains(alignment, primary)
         self.drafter = Drafter(self.evaluator, primary)
         self.draft_chooser = DraftChooser(draft_costs or DraftCosts(len(members), primary), primary)
@@ -192,14 +198,19 @@ class StepRunner:
         gates = {r: request.options.gate for r, request in enumerate(requests) if request.options.gate is not None}
         if not gates:
             return {}
-        logits = scores.logits
+        found = self.exchange.told(self.primary, (2, len(requests)), torch.float64, lambda: self._surest(scores))
+        pairs = found.tolist()
+        return {r: int(pairs[1][r]) for r, gate in gates.items() if pairs[0][r] > gate}
+
+    def _surest(self, scores: Scores) -> torch.Tensor:
+        """The primary's largest probability of every row, and its id, float64 [2, N]."""
+        logits = (scores.own if isinstance(scores, SpreadScores) else scores).logits
         if logits is None:
             raise ValueError("gate needs the primary's logits at hand")
         eligible = self.alignment.classes[self.primary][: self.alignment.vocab_sizes[self.primary]] >= 0
         values = logits[:, : len(eligible)].float().nan_to_num(nan=-torch.inf).masked_fill(~eligible, -torch.inf)
         top, ids = values.softmax(dim=1).max(dim=1)
-        pairs = torch.stack([top.double(), ids.double()]).tolist()
-        return {r: int(pairs[1][r]) for r, gate in gates.items() if pairs[0][r] > gate}
+        return torch.stack([top.double(), ids.double()])
 
     def _gated_choice(self, request: Request, token_id: int) -> Choice:
         record = None
@@ -261,7 +272,7 @@ class StepRunner:
             options = requests[0].method.options
             columns.append(chain_log_probs(found, self.alignment, m, options, asked))
             scores.append(found.select(base_rows(asked)))
-        return scores, torch.stack(columns, dim=1)
+        return scores, self.exchange.log_probs(torch.stack(columns, dim=1))
 
     def _affordable(self, ids: Sequence[int], room: int) -> Sequence[int]:
         """As many of the targets, at least one, as have room with the places along their chains."""
@@ -327,7 +338,11 @@ class StepRunner:
             self._try(requests, drafts, kind.drafter)
         if all(steps):  # the first pass reads a prompt as well
             tokens = sum(request.num_steps for request in requests) - sum(steps)
-            chooser.end(requests, kind, tokens, time.perf_counter() - start, drafting)
+            took = torch.tensor([time.perf_counter() - start, drafting], dtype=torch.float64, device="cpu")
+            # All processes have to choose alike.
+            chooser.end(
+                requests, kind, tokens, *self.exchange.told(self.primary, (2,), took.dtype, lambda: took).tolist()
+            )
         if kind.drafter != NGRAM:
             # What would have become of the n-grams is seen without trying them.
             for request, ids, at in zip(requests, offered, before):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._core import BAD_INCLUDE
+from ..exchange import HERE, Exchange
 from ..members.base import BaseMember, Scores
 from ..step_result import StepResult
 from ..structured.constraint import StructureError
@@ -41,12 +42,17 @@ class Chooser:
     alignment : VocabAlignment
         On the device where the steps run.
     primary : int
+    exchange : Exchange
+        Between the processes that the members live in.
     """
 
-    def __init__(self, members: Sequence[BaseMember], alignment: VocabAlignment, primary: int) -> None:
+    def __init__(
+        self, members: Sequence[BaseMember], alignment: VocabAlignment, primary: int, exchange: Exchange = HERE
+    ) -> None:
         self.members = members
         self.alignment = alignment
         self.primary = primary
+        self.exchange = exchange
 
     def choose(
         self,
@@ -67,6 +73,11 @@ class Chooser:
             Per row an id of the primary that is taken whatever the members say, and scored.
         own : Tensor, float64 [N, M], optional
             The members' own log-probabilities of the targets, by which they are scored.
+
+        Raises
+        ------
+        MemberOutOfMemory
+            A member in another process is out of memory, or one here of which the others had to learn.
         """
         groups: dict[int, list[int]] = {}
         for r, request in enumerate(requests):
@@ -104,6 +115,7 @@ class Chooser:
         found = [step.next_ids[:, self.primary], step.winner, step.status]
         if not step.status.is_cpu:  # the step's one wait for the device
             found = list(torch.stack([values.long() for values in found]).cpu())
+        self.exchange.check()
         ids, winners, status = (values.tolist() for values in found)
         drawing = [r for r, request in enumerate(requests) if request.options.do_sample and status[r] == 0]
         if drawing:
@@ -127,6 +139,7 @@ class Chooser:
         own = step.next_ids[:, self.primary]
         same = (classes[own.clamp(min=0)] == classes[wanted]) & (own >= 0)
         packed = torch.stack([log_probs, same.double(), step.status.double()]).cpu()
+        self.exchange.check()
         found, greedy, status = packed.tolist()
         return [
             Choice(None, self._failure(int(status[r]), request))

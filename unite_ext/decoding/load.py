@@ -8,11 +8,14 @@ from typing import Any
 from .._core import MAX_MEMBERS
 from ..members.base import BaseMember, Prompt, Variables
 from ..members.loading import MemberSource, prepare_all
+from ..members.rank_group import RANK_TIMEOUT, RankGroup, check_ranks
+from ..members.ranks import load_spread
 from ..members.transformers import Member
 from ..methods.registry import UNITE, check_combine, check_method, check_vocabularies, needs_vocabularies
 from ..options import STEP_FIELDS, StepOptions, step_options
 from ..vocab.alignment import VocabAlignment
 from .plan import METHOD_FIELDS
+from .rank_calls import Ranks, check_spreads
 
 TemplateVariables = Variables | Sequence[Variables | None] | None
 """Variables for chat templates: of all members, or one mapping per member."""
@@ -32,8 +35,13 @@ def variables_of_members(given: TemplateVariables, members: int) -> list[Variabl
 
 
 def load_members(
-    names: Sequence[str | MemberSource], given: Mapping[str, Any], *, lossy: bool
-) -> tuple[list[Member], dict[str, Any]]:
+    names: Sequence[str | MemberSource],
+    given: Mapping[str, Any],
+    *,
+    lossy: bool,
+    ranks: str | None = None,
+    rank_timeout: float = RANK_TIMEOUT,
+) -> tuple[Sequence[BaseMember], dict[str, Any], Ranks | None]:
     """Load models, see `UniteEnsemble.from_pretrained`.
 
     Parameters
@@ -42,12 +50,15 @@ def load_members(
     given : mapping
         Options of the ensemble's steps and method, and of the members.
     lossy : bool
+    ranks, rank_timeout
 
     Returns
     -------
-    members : list of Member
+    members : sequence of BaseMember
     ours : dict
         The options that are the ensemble's.
+    ranks : Ranks or None
+        Where the members live, if in several processes.
     """
     if isinstance(names, str):
         raise TypeError(f"names must be a list of model names, got the string {names!r}")
@@ -59,17 +70,22 @@ def load_members(
     step = step_options(ours, StepOptions()).check(len(names))
     check_method(method, own, len(names))
     check_combine(method, step)
+    places = check_ranks(ranks, len(names))
+    if places is not None:
+        check_spreads(method, step)
     for name, value in options.items():
         if isinstance(value, (list, tuple)) and len(value) != len(names):
             raise ValueError(f"{name} must be one value or one per member, {len(names)}, got {len(value)}")
     each = [{o: v[m] if isinstance(v, (list, tuple)) else v for o, v in options.items()} for m in range(len(names))]
-    sources = prepare_all(names, each, known=(*STEP_FIELDS, *METHOD_FIELDS, "lossy", "compile"))
+    sources = prepare_all(names, each, known=(*STEP_FIELDS, *METHOD_FIELDS, "lossy", "compile", "ranks"), places=places)
     if needs_vocabularies(method):
         alignment = VocabAlignment.from_tokenizers([source.tokenizer for source in sources], lossy=lossy)
         device = sources[step.primary].device
         check_vocabularies(method, own, alignment if device is None else alignment.to(device), step)
-    members = [Member.from_source(source) for source in sources]
-    return members, ours
+    if places is None:
+        return [Member.from_source(source) for source in sources], ours, None
+    group = RankGroup(places, [source.name for source in sources], timeout=rank_timeout, led=ranks == "led")
+    return load_spread(sources, group), ours, Ranks(group, group.holders)
 
 
 def encode_prompt(

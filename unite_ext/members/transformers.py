@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .base import BaseMember, Prompt, Variables
+from .base import Variables
 from .cache_probe import embedding_rows, probe_reuse, probe_trees
 from .context import TransformersContext
 from .kv_cache import RaggedCache
 from .loading import MemberSource, context_length, load_tokenizer, prepare
 from .prompts import PromptEncoder, check_spelling, read_chat_template
 from .static_cache import StaticRaggedCache, compile_forward
+from .tokenized import TokenizedMember
 from .tree_cache import TreeCache
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Member", "load_tokenizer"]
 
 
-class Member(BaseMember):
+class Member(TokenizedMember):
     """A causal language model and its tokenizer.
 
     Parameters
@@ -186,22 +187,6 @@ class Member(BaseMember):
         size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
         return 2 * config.num_hidden_layers * key_heads * size * self.model.dtype.itemsize
 
-    @property
-    def chat_template(self) -> str | None:
-        """See `BaseMember.chat_template`."""
-        return self.prompts.template
-
-    def start_ids(self) -> list[int]:
-        """See `BaseMember.start_ids`."""
-        for start in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, *sorted(self.eos_token_ids)):
-            if start is not None:
-                return [start]
-        return []
-
-    def token_name(self, token_id: int) -> str:
-        """See `BaseMember.token_name`."""
-        return str(self.tokenizer.convert_ids_to_tokens(token_id))
-
     def input_embeddings(self) -> Tensor:
         """See `BaseMember.input_embeddings`."""
         return self.model.get_input_embeddings().weight.detach()
@@ -226,27 +211,6 @@ class Member(BaseMember):
             chat_template=self._given_template,
             chat_template_kwargs=self.chat_template_kwargs,
         )
-
-    def encode_prompt(self, prompt: Prompt, *, chat_template_kwargs: Variables | None = None) -> list[int]:
-        """Ids of a prompt: text as the tokenizer encodes it (its own BOS included), or messages by its chat template.
-
-        A last message of the assistant is continued. `chat_template_kwargs` are further variables for the template.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Messages without a chat template or that it refuses, a prompt without any id, one longer than the model's
-            context, or with ids that the model has no embedding for.
-        """
-        return self.prompts.encode(prompt, chat_template_kwargs)
-
-    def encode_with(self, prompt: Prompt, variables: Variables) -> list[int]:
-        """See `BaseMember.encode_with`."""
-        return self.encode_prompt(prompt, chat_template_kwargs=variables)
-
-    def check_ids(self, ids: Sequence[int]) -> None:
-        """See `BaseMember.check_ids`."""
-        self.prompts.check_rows(ids)
 
     def __repr__(self) -> str:
         return (
