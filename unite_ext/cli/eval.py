@@ -13,6 +13,7 @@ from rich.table import Table
 
 from .console import console, errors, fail, plain
 from .eval_demo import evaluate_demo
+from .ranks import RankTimeout, ending_ranks, follow_ranks, is_follower
 from .resume import describe_run, keep_answers
 
 Results = dict[str, Any]
@@ -67,6 +68,7 @@ def evaluate(
     device: Annotated[list[str] | None, typer.Option(help="A device for all members, or once per member.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the models.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    rank_timeout: RankTimeout = 60.0,
 ) -> None:
     """Evaluate an ensemble, or one model alone, on benchmarks with lm-evaluation-harness.
 
@@ -84,6 +86,13 @@ def evaluate(
     if not model or not tasks:
         raise fail("--model and --tasks must be given, or --demo")
     method = method or "unite"
+    shared: dict[str, Any] = {
+        "k": k, "primary": primary, "weights": weight, "combine": combine, "method": method,
+        "rank_timeout": rank_timeout,
+    }  # fmt: skip
+    if is_follower():
+        _follow(model, method_options, device, dtype, trust_remote_code, shared)
+        return
     try:
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.loggers import EvaluationTracker
@@ -110,9 +119,8 @@ def evaluate(
         }  # fmt: skip
         placed = None if not device else device[0] if len(device) == 1 else device
         lm = UniteLM(
-            model, batch_size=batch_size, k=k, primary=primary, weights=weight, combine=combine,
-            likelihood=likelihood, method=method, method_options=parsed, dtype=dtype,
-            trust_remote_code=trust_remote_code, device=placed,
+            model, batch_size=batch_size, likelihood=likelihood, method_options=parsed, dtype=dtype,
+            trust_remote_code=trust_remote_code, device=placed, ranks="led", **shared,
         )  # fmt: skip
         tracker = EvaluationTracker(output_path=str(output)) if output else None
         answers = None
@@ -121,7 +129,7 @@ def evaluate(
             answers, unlike = keep_answers(output, describe_run(model, {**decisive, "chat": chat}))
             for differing in unlike:
                 errors.print(f"[yellow]note:[/] answers of another run are not used: {plain(differing)}")
-        with quiet_git():
+        with quiet_git(), ending_ranks(lm.ensemble):
             results: Results = simple_evaluate(
                 lm,
                 tasks=names,
@@ -142,6 +150,24 @@ def evaluate(
         typer.echo(json.dumps(results["results"], default=str))
         return
     console.print(_table(results))
+
+
+def _follow(
+    model: list[str],
+    method_options: str | None,
+    device: list[str] | None,
+    dtype: str,
+    trust_remote_code: bool,
+    shared: dict[str, Any],
+) -> None:
+    """What other processes than the first do."""
+    try:
+        follow_ranks(
+            model, method_options=method_options, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+            **shared,
+        )  # fmt: skip
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise fail(error) from None
 
 
 def _save(tracker: Any, results: Results, name: str, method: str, options: dict[str, object]) -> None:

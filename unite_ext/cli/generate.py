@@ -12,6 +12,7 @@ import typer
 from .._jsonl import parse_record, record_line, split_lines, takes_unicode
 from .console import console, errors, fail
 from .prompts import prepare_members, read_prompts, read_templates
+from .ranks import RankTimeout, ending_ranks, follow_ranks, is_follower
 from .resume import check_rows, keep_run
 from .trace import save_and_say
 
@@ -113,6 +114,7 @@ def generate(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[list[str] | None, typer.Option(help="A device for all members, or once per member.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the models.")] = False,
+    rank_timeout: RankTimeout = 60.0,
 ) -> None:
     """Let several models write one text together.
 
@@ -129,9 +131,21 @@ def generate(
         echo "Why is the sky blue?" | unite generate --model A --model B --chat
 
         unite generate --model A --model B --prompt "Once upon a time" --trace trace.html
+
+        torchrun --nproc-per-node 2 -m unite_ext generate --model A --model B --prompt "Once upon a time"
     """
     given = dict(locals())
+    shared: dict[str, Any] = {
+        "k": k, "primary": primary, "weights": weight, "score": score, "duplicates": duplicates, "combine": combine,
+        "boundaries": boundaries, "method": method, "rank_timeout": rank_timeout,
+    }  # fmt: skip
     try:
+        if is_follower():
+            follow_ranks(
+                model, method_options=method_options, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+                **shared,
+            )  # fmt: skip
+            return
         prompts = read_prompts(prompt, file, chat, system)
         streams = len(prompts) == 1 and output is None and not as_json
         _check_trace(trace, method, boundaries, streams)
@@ -163,32 +177,33 @@ def generate(
         check_boundaries(StepOptions(boundaries=boundaries), GenerationOptions(**options))
         sources = prepare_members(
             model, prompts, chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, device=device,
-            dtype=dtype, trust_remote_code=trust_remote_code,
+            dtype=dtype, trust_remote_code=trust_remote_code, in_ranks=True,
         )  # fmt: skip
-        ensemble = UniteEnsemble.from_pretrained(
-            sources, k=k, primary=primary, weights=weight, score=score, duplicates=duplicates, combine=combine,
-            boundaries=boundaries, method=method, method_options=parse_options(method_options),
-        )  # fmt: skip
-        if streams:
-            if is_answer_method(method):
-                typer.echo(ensemble.generate(prompts[0], **options))  # whole answers are compared: nothing to stream
-            else:
-                _stream(ensemble, prompts[0], options, trace)
-            return
-        requests = ensemble.generate_each(
-            [prompts[i] for i in todo], indices=todo, batch_size=batch_size, progress=sys.stderr.isatty(),
-            trace=trace is not None, **options,
-        )  # fmt: skip
-        if output:
-            keep_run(output, run)  # all prompts have been taken by all members
-        traces: dict[int, Trace] = {}
-        try:
-            _write_rows(
-                _traced(requests, ensemble, prompts, options, traces) if trace else requests, prompts, output, len(done)
-            )
-        finally:  # also of what was finished before Ctrl-C
-            if trace and traces:
-                save_and_say([traces[i] for i in sorted(traces)], trace)
+        loaded = UniteEnsemble.from_pretrained(
+            sources, ranks="led", method_options=parse_options(method_options), **shared
+        )
+        with ending_ranks(loaded) as ensemble:
+            if streams:
+                if is_answer_method(method):
+                    typer.echo(
+                        ensemble.generate(prompts[0], **options)
+                    )  # whole answers are compared: nothing to stream
+                else:
+                    _stream(ensemble, prompts[0], options, trace)
+                return
+            requests = ensemble.generate_each(
+                [prompts[i] for i in todo], indices=todo, batch_size=batch_size, progress=sys.stderr.isatty(),
+                trace=trace is not None, **options,
+            )  # fmt: skip
+            if output:
+                keep_run(output, run)  # all prompts have been taken by all members
+            traces: dict[int, Trace] = {}
+            try:
+                shown = _traced(requests, ensemble, prompts, options, traces) if trace else requests
+                _write_rows(shown, prompts, output, len(done))
+            finally:  # also of what was finished before Ctrl-C
+                if trace and traces:
+                    save_and_say([traces[i] for i in sorted(traces)], trace)
     except typer.Exit:  # a RuntimeError of its own kind
         raise
     except (ValueError, TypeError, OSError, RuntimeError) as error:

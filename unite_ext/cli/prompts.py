@@ -72,9 +72,12 @@ def prepare_members(
     chat_template: Sequence[str] | None,
     chat_template_kwargs: Sequence[str] | None,
     device: Sequence[str] | None,
+    in_ranks: bool = False,
     **options: Any,
 ) -> list[MemberSource]:
     """Members that can be loaded and that take all prompts: what they refuse is said now.
+
+    `in_ranks`: they may live in several processes, if a launcher has started these.
 
     Raises
     ------
@@ -82,6 +85,7 @@ def prepare_members(
         Names the option, the member or the prompt.
     """
     from ..members.loading import prepare_all
+    from ..members.rank_group import layout
 
     if not any(isinstance(prompt, list) for prompt in prompts):
         for option, value in (("--chat-template", chat_template), ("--chat-template-kwargs", chat_template_kwargs)):
@@ -96,6 +100,7 @@ def prepare_members(
             {**options, "chat_template": template, "chat_template_kwargs": own, "device": place}
             for template, own, place in zip(templates, variables, devices)
         ],
+        places=layout(len(models)) if in_ranks else None,
     )
     encoders = [source.prompts for source in sources]
     for i, prompt in enumerate(prompts):

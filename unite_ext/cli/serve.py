@@ -10,6 +10,7 @@ import typer
 
 from .console import errors, fail, plain
 from .ensembles import SAMPLE_CHAT, load_ensemble
+from .ranks import refuse_ranks
 
 _EXTRA = "unite serve needs fastapi, uvicorn and others: pip install 'unite_ext[serve]'"
 
@@ -94,6 +95,7 @@ def serve(
     """
     listener = None
     try:
+        refuse_ranks("serve")
         try:
             from ..serve.options import LOOPBACK, ServeOptions
             from ..serve.server import serve as run

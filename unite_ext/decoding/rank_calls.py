@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..members.rank_group import CLOSE, OPEN, STEP, Header, RankGroup, digest_of
+from ..members.rank_group import CLOSE, OPEN, STEP, Header, RankError, RankGroup, digest_of
 from ..methods.base import AnswerMethod, Method, TokenMethod
 from ..methods.registry import METHODS, method_class
 from ..options import GenerationOptions, StepOptions
@@ -177,6 +177,13 @@ class Ranks:
         weakref.finalize(engine, self.ended.append, number)
         tell(self.group, OPEN, number, {**settings, "alone": self.alone})
         return RankLink(self.group, number, self.ended)
+
+    def fail(self, error: BaseException | str) -> None:
+        """Tell the other processes why this one ends, and let go of them."""
+        if self.group.is_open:
+            if not isinstance(error, RankError):  # of which they know
+                self.group.post(error)
+            self.group.close()
 
     def close(self) -> None:
         """End the other processes' following, and let go of them."""

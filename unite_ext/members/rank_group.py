@@ -22,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from .rank_watch import RankWatch, Store, seconds
+from .._launch import is_launched
+from .rank_watch import SLOW, RankWatch, Store, seconds
 
 RANK_TIMEOUT = 60.0
 """Seconds after which a process that does not answer is given up, by default."""
@@ -65,11 +66,6 @@ class Layout(NamedTuple):
     def holds(self, member: int) -> bool:
         """Whether a member lives in this process."""
         return self.holders[member] == self.rank
-
-
-def is_launched() -> bool:
-    """Whether this is one of several processes that a launcher such as torchrun has started."""
-    return os.environ.get("RANK", "").isdigit() and int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
 def check_ranks(ranks: str | None, members: int) -> Layout | None:
@@ -295,10 +291,17 @@ class RankGroup:
         rank, text = self._watch.culprit()
         return RankError(f"{self.called(rank)} {text}")
 
-    def post(self, error: BaseException) -> None:
+    def stopped(self) -> str:
+        """Why the launcher may have stopped this process: whose end it was, if it was another one's."""
+        rank, text = self._watch.culprit()
+        return "stopped by the launcher" if text == SLOW else f"{self.called(rank)} {text}"
+
+    def post(self, error: BaseException | str) -> None:
         """Tell the others why this process ends."""
-        text = str(error) or type(error).__name__
-        self._watch.post(f"has failed: {text.splitlines()[0]}")
+        text = (
+            error if isinstance(error, str) else f"has failed: {(str(error) or type(error).__name__).splitlines()[0]}"
+        )
+        self._watch.post(text)
 
     # Beginning and end
 
@@ -327,6 +330,11 @@ class RankGroup:
         self._watch.stop()
         if self._owns and not _OPEN and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def open_group() -> RankGroup | None:
+    """The group that was made last and is open."""
+    return _OPEN[-1] if _OPEN else None
 
 
 def digest_of(text: str) -> int:

@@ -18,6 +18,10 @@ _LONGEST = 0.5  # seconds between two pulses
 _MISSED = 4  # pulses after which a process is taken for dead once something has gone wrong
 _SEARCH = 0.38  # of the time after which a process is given up: for finding out which it is
 
+GONE = "has ended, or does not answer"
+SLOW = "runs, but did not come to the exchange in time"
+"""What is said of a process."""
+
 
 class Store(Protocol):
     """What is used of torch's key-value store, which all processes reach."""
@@ -137,7 +141,7 @@ class RankWatch:
         """
         found: list[tuple[int, str]] = []
         if not self._within(_SEARCH * self._timeout, lambda: found.append(self._find())):
-            return 0, "has ended, or does not answer"
+            return 0, GONE
         return found[0]
 
     def _find(self) -> tuple[int, str]:
@@ -150,12 +154,12 @@ class RankWatch:
                 return posted
         for other, count in before.items():
             if self._store.add(f"{self._prefix}/pulse/{other}", 0) == count:
-                text = "has ended, or does not answer"
+                text = GONE
                 self._store.compare_set(f"{self._prefix}/fault", "", json.dumps([other, text]))
                 return other, text
         reached = {other: int(self._store.get(f"{self._prefix}/reached/{other}")) for other in self._others()}
         last = min(reached, key=lambda other: reached[other])
-        return last, "runs, but did not come to the exchange in time"
+        return last, SLOW
 
     def _others(self) -> list[int]:
         return [other for other in range(self._size) if other != self._rank]
