@@ -30,7 +30,7 @@ RANK_TIMEOUT = 60.0
 _EXCHANGE = 0.6  # of that time, for an exchange; in the rest the culprit is found
 _KEEP = 8  # signs of life of an idle rank 0 in that time
 _START = 600.0  # until all processes are there
-_OPEN: list[RankGroup] = []  # the last one to close lets go of what torch keeps
+_OPEN: list[RankGroup] = []
 _made = itertools.count()
 
 
@@ -142,12 +142,10 @@ class RankGroup:
         self._telling = threading.Lock()
         self._ends = threading.Event()
         self._device_group: Any = None
-        self._owns = bool(_OPEN) or not dist.is_initialized()
         store = self._connect()
         self._watch = RankWatch(store, f"unite/{next(_made)}", self.rank, self.size, self.timeout)
         self._watch.start()
         _OPEN.append(self)
-        atexit.register(self.close)
 
     def _connect(self) -> Store:
         """Meet the other processes."""
@@ -155,6 +153,7 @@ class RankGroup:
         try:
             store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=seconds(_START)))
             if not dist.is_initialized():
+                atexit.register(_destroy)
                 dist.init_process_group(
                     "gloo", store=store, rank=self.rank, world_size=self.size, timeout=seconds(_START)
                 )
@@ -325,11 +324,20 @@ class RankGroup:
         if self not in _OPEN:
             return
         _OPEN.remove(self)
-        atexit.unregister(self.close)
         self._ends.set()
         self._watch.stop()
-        if self._owns and not _OPEN and dist.is_initialized():
-            dist.destroy_process_group()
+        if dist.is_initialized():
+            for group in (self._steps, self._headers, self._device_group):
+                if group is not None:
+                    dist.destroy_process_group(group)
+
+
+def _destroy() -> None:
+    """Let go of what torch keeps, once, before the process ends: it cannot be had again on the same addresses."""
+    for group in list(_OPEN):
+        group.close()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def open_group() -> RankGroup | None:
