@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import toy_tokenizers
+from toy_models import toy_model
 
 from unite_ext import GenerationOptions, UniteEnsemble
 from unite_ext.decoding.likelihood import score_continuations
@@ -132,6 +134,18 @@ CASES: dict[str, Callable[[UniteEnsemble], Any]] = {
 }
 OF_THREE = ("plain", "probs", "own seed", "gate of the other", "drafts of the other", "full likelihood", "arrivals")
 """Those that are run with three members as well."""
+LED = ("plain", "own seed", "gate", "auto drafts", "voting", "full likelihood", "arrivals", "out of memory")
+"""Those that rank 0 alone is asked for as well."""
+MEMBERS = {"A": ("llama", "byte_level"), "B": ("mistral-window", "sentencepiece"), "C": ("qwen2", "byte_level")}
+
+
+def save_members(folder: Path) -> list[Path]:
+    """Write small models, one with a window and two with the same tokenizer, into folders A, B and C."""
+    for name, (kind, tokenizer) in MEMBERS.items():
+        loaded = getattr(toy_tokenizers, tokenizer)()
+        toy_model(kind, loaded, seed=ord(name)).save_pretrained(folder / name)
+        loaded.save_pretrained(folder / name)
+    return [folder / name for name in MEMBERS]
 
 
 def load(folders: list[Path], **options: Any) -> UniteEnsemble:
@@ -144,18 +158,18 @@ def run_all(ensemble: UniteEnsemble, names: Any) -> dict[str, Any]:
     return {name: json.loads(json.dumps(CASES[name](ensemble))) for name in names}
 
 
-def run_rank(rank: int, folders: list[Path], names: list[str], out: Path) -> None:
-    """In one process of several: every rank does the same, then rank 0 alone and the others follow."""
-    ensemble = load(folders, ranks="auto", rank_timeout=60)
+def run_rank(rank: int, folders: list[Path], names: list[str], led: Sequence[str], out: Path) -> None:
+    """In one process of several: every rank is asked for these cases, then rank 0 alone for the led ones."""
+    ensemble = load(folders, ranks="auto", rank_timeout=120)
     found: dict[str, Any] = {"auto": run_all(ensemble, names), "cost": cost(ensemble)}
     ensemble.close()
-    led = load(folders, ranks="led", rank_timeout=60)
-    if rank:
-        led.follow()
-        found["led"] = None
-    else:
-        found["led"] = run_all(led, names)
-    led.close()
+    if led:
+        ensemble = load(folders, ranks="led", rank_timeout=120)
+        if rank:
+            ensemble.follow()
+        else:
+            found["led"] = run_all(ensemble, led)
+        ensemble.close()
     (out / f"{rank}.json").write_text(json.dumps(found))
 
 

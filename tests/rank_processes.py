@@ -1,4 +1,4 @@
-"""Start the processes of `torch.distributed` that tests of ranks need, as a launcher would: quickly, and several at once.
+"""Start the processes of `torch.distributed` that tests of ranks need, as a launcher would.
 
 They are forked off a server that has imported torch, transformers and this package once.
 """
@@ -11,18 +11,25 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_PRELOADED = ["torch.distributed", "transformers", "transformers.models.auto", "unite_ext.decoding.ensemble", "typer"]
-
 
 def context() -> Any:
     """The server's context."""
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(_PRELOADED)
+    made.set_forkserver_preload(["rank_preload"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])  # where the server finds it
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
     return made
 
 
