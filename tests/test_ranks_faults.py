@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from unite_ext.cli import app
 from unite_ext.members.rank_group import RankError, RankGroup
 
 TIMEOUT = 12.0  # of ranks; long enough for pulses on a busy machine
-_TORCH = ("[rank", "Exception raised from", "frame #", "frame :", "[W", "[E")
+_TORCH = ("[rank", "Exception raised from", "frame #", "frame :", "[W", "[E", "<omitting")
 WAYS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 
 
@@ -173,6 +174,56 @@ def test_a_member_that_cannot_be_loaded_is_named(folders, tmp_path):
     assert lines(ranks, 0)[-1].startswith(f"error: rank 1 ({broken}) could not load its models: {broken} cannot be")
     assert lines(ranks, 1)[-1].startswith(f"error: {broken} cannot be loaded: ")
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def child_of(process: subprocess.Popen, rank: int) -> int:
+    """The process of a rank that a launcher has started."""
+    for entry in Path("/proc").iterdir():
+        try:
+            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parent == str(process.pid) and f"RANK={rank}".encode() in environment:
+            return int(entry.name)
+    raise AssertionError(f"there is no rank {rank}")
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_torchrun(folders, tmp_path, culprit, way):
+    """The launcher stops the others as soon as one process has ended: they still say first whose end it was."""
+    output = tmp_path / "rows.jsonl"
+    arguments = arguments_of(folders[:2], output, "--max-new-tokens", "4000", "--min-new-tokens", "200")
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "unite_ext",
+    ]
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        process = subprocess.Popen([*launcher, "-m", "unite_ext", *arguments], cwd=tmp_path, stdout=file, stderr=file)
+    try:
+        end = time.monotonic() + 300
+        while not (output.exists() and output.stat().st_size) and time.monotonic() < end:
+            time.sleep(0.1)
+        started = time.monotonic()
+        os.kill(child_of(process, culprit), WAYS[way])
+        assert process.wait(120) != 0
+        took = time.monotonic() - started
+    finally:
+        process.kill()
+    complaints = [line for line in said.read_text().splitlines() if line.startswith("error:")]
+    assert complaints == [f"error: rank {culprit} ({folders[culprit]}) has ended, or does not answer"]
+    assert took < 60  # the launcher waits 30 seconds for a process that is stopped
+    assert output.read_text().endswith("\n")
 
 
 @pytest.mark.parametrize("command_line", [["serve", "--demo"]])
