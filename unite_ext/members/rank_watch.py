@@ -65,6 +65,8 @@ class RankWatch:
         """How many exchanges this process has come to."""
         self._ends = threading.Event()
         self._meetings = 0
+        self._pulses: dict[int, tuple[int, float]] = {}  # per other process its last known pulse, and when it came
+        self._answered = 0.0  # when the store last did
         self._thread = threading.Thread(target=self._beat, args=(store.clone(),), name="unite-pulse", daemon=True)
 
     def start(self) -> None:
@@ -81,6 +83,11 @@ class RankWatch:
             try:
                 store.set(f"{self._prefix}/reached/{self._rank}", str(self.reached))
                 store.add(f"{self._prefix}/pulse/{self._rank}", 1)
+                for other in self._others():
+                    count = store.add(f"{self._prefix}/pulse/{other}", 0)
+                    if self._pulses.get(other, (-1, 0.0))[0] != count:
+                        self._pulses[other] = count, time.monotonic()
+                self._answered = time.monotonic()
             except RuntimeError:  # the store has ended, and its process with it: the next exchange tells
                 return
             self._ends.wait(self.period)
@@ -137,12 +144,14 @@ class RankWatch:
     def culprit(self) -> tuple[int, str]:
         """The process because of which an exchange failed, and what is wrong with it.
 
-        Takes a few pulses. Without an answer from the store it is the first process, which may hold the store.
+        Takes a few pulses.
         """
         found: list[tuple[int, str]] = []
-        if not self._within(_SEARCH * self._timeout, lambda: found.append(self._find())):
-            return 0, GONE
-        return found[0]
+        if self._within(_SEARCH * self._timeout, lambda: found.append(self._find())):
+            return found[0]
+        # The store has gone. The first process may have held it, and ended because another one had.
+        earlier = {o: at for o, (_, at) in self._pulses.items() if self._answered - at > (_MISSED - 1) * self.period}
+        return (min(earlier, key=lambda other: earlier[other]) if earlier else 0), GONE
 
     def _find(self) -> tuple[int, str]:
         if (posted := self.posted()) is not None:
@@ -166,17 +175,19 @@ class RankWatch:
 
     def _within(self, seconds: float, call: Callable[[], None]) -> bool:
         """Whether a call to the store comes back in time; a stopped process that holds the store never answers."""
-        done = threading.Event()
+        ended, answers = threading.Event(), []
 
         def run() -> None:
             try:
                 call()
-            except RuntimeError:
-                return
-            done.set()
+                answers.append(True)
+            except RuntimeError:  # the store has gone
+                pass
+            finally:
+                ended.set()
 
         threading.Thread(target=run, daemon=True).start()
-        return done.wait(seconds)
+        return ended.wait(seconds) and bool(answers)
 
 
 def seconds(value: float) -> timedelta:
