@@ -156,7 +156,7 @@ def step_per_token(ensemble: UniteEnsemble, requests: list) -> dict[int, float]:
     """Log-probabilities with one target at a time: every token is a step of its own."""
     plan = ensemble.plan({})
     engine = ensemble.new_engine(plan, max_requests=8)
-    engine.runner.max_places = 1
+    engine.runner.targets.max_places = 1
     made = [
         engine.submit(prompt, plan.token_method, plan.generation, index=i, targets=ids)
         for i, (prompt, ids) in enumerate(requests)

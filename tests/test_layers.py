@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = "unite_ext"
 CSRC = ROOT / "csrc"
 
-LEAVES = {"_checks", "_core", "_host", "_jsonl", "_memory", "_text", "exchange"}
+LEAVES = {"_checks", "_core", "_host", "_jsonl", "_launch", "_memory", "_text", "exchange"}
 OPERATORS = {"ops", "step_parts", "step_result"}
 BELOW = {
     *LEAVES,
@@ -37,6 +37,7 @@ ALLOWED = {
     "_memory": set(),
     "_core": {"_host"},
     "_jsonl": set(),
+    "_launch": set(),
     "_text": set(),
     "exchange": set(),
     "_backend": LEAVES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,3 +52,56 @@ class UnionSlots(NamedTuple):
     """[B] int32: as in `StepResult`."""
     key_slots: Tensor
     """[B, M, k] int32: the slot of every key's class, -1 where it has none."""
+
+
+class Exchange:
+    """Brings together what the members of a step give. Here all of them run in this process: nothing has to travel.
+
+    `unite_ext.decoding.ranks.RankExchange` is that of members in several processes, which all take the same steps.
+    B rows, M members, U slots.
+    """
+
+    def holds(self, member: int) -> bool:
+        """Whether this process asks a member itself."""
+        return True
+
+    def keys(self, keys: Tensor) -> Tensor:
+        """All members' keys, int64 [B, M, k], from those in which this process has filled in its own members'."""
+        return keys
+
+    def columns(self, columns: Tensor) -> Tensor:
+        """All members' scores of the slots, float32 [B, U, M], from those with this process's own filled in."""
+        return columns
+
+    def log_probs(self, log_probs: Tensor) -> Tensor:
+        """All members' own log-probabilities, float64 [N, M], from those with this process's own filled in."""
+        return log_probs
+
+    def figures(self, figures: Sequence[int]) -> list[int]:
+        """One number of every member, from those with this process's own filled in."""
+        return list(figures)
+
+    def told(self, member: int, shape: Sequence[int], dtype: torch.dtype, compute: Callable[[], Tensor]) -> Tensor:
+        """What the process that holds a member computes, a tensor of this shape."""
+        return compute()
+
+    def agreed(self, answers: Sequence[bool]) -> list[bool]:
+        """Per question whether every process says yes."""
+        return list(answers)
+
+    def lacks(self, member: int, error: Exception) -> None:
+        """Take note of a member's lack of memory, which the other processes learn with what they wait for next.
+
+        Raises
+        ------
+        Exception
+            The error itself, where there are no other processes.
+        """
+        raise error
+
+    def check(self) -> None:
+        """Raise the error of a member, in whichever process, that `lacks` took note of before the last exchange."""
+
+
+HERE = Exchange()
+"""Of members that all run in this process."""

@@ -11,6 +11,7 @@ from .demo import demo
 from .eval import evaluate
 from .generate import generate
 from .info import info
+from .ranks import name_the_culprit
 from .select import select
 from .serve import serve
 from .trace import trace
@@ -27,6 +28,7 @@ app = typer.Typer(
 def start() -> None:
     """Run before every command."""
     write_anything()
+    name_the_culprit()
 
 
 app.command()(info)

@@ -27,6 +27,7 @@ from .options import (
     Weights,
 )
 from .prompts import per_member
+from .ranks import RankTimeout, check_launched, ending_ranks, follow_ranks, is_follower
 from .resume import describe_run, keep_answers
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def evaluate(
     member_timeout: MemberTimeout = 60.0,
     approximate: Approximate = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    rank_timeout: RankTimeout = 60.0,
 ) -> None:
     """Evaluate an ensemble, or one model alone, on benchmarks with lm-evaluation-harness.
 
@@ -99,6 +101,17 @@ def evaluate(
     if not model or not tasks:
         raise fail("--model and --tasks must be given, or --demo")
     method = method or "unite"
+    shared: dict[str, Any] = {
+        "k": k, "primary": primary, "weights": weight, "combine": combine, "method": method,
+        "rank_timeout": rank_timeout,
+    }  # fmt: skip
+    try:
+        check_launched(member_engine)
+    except ValueError as error:
+        raise fail(error) from None
+    if is_follower():
+        _follow(model, method_options, device, dtype, trust_remote_code, tokenizer, shared)
+        return
     try:
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.loggers import EvaluationTracker
@@ -136,9 +149,8 @@ def evaluate(
             for m, name in enumerate(model)
         ]
         lm = UniteLM(
-            members, batch_size=batch_size, k=k, primary=primary, weights=weight, combine=combine,
-            likelihood=likelihood, method=method, method_options=parsed, dtype=dtype,
-            trust_remote_code=trust_remote_code, device=placed, **more,
+            members, batch_size=batch_size, likelihood=likelihood, method_options=parsed, dtype=dtype,
+            trust_remote_code=trust_remote_code, device=placed, ranks="led", **more, **shared,
         )  # fmt: skip
         tracker = EvaluationTracker(output_path=str(output)) if output else None
         answers = None
@@ -147,7 +159,7 @@ def evaluate(
             answers, unlike = keep_answers(output, describe_run(model, {**decisive, "chat": chat}))
             for differing in unlike:
                 errors.print(f"[yellow]note:[/] answers of another run are not used: {plain(differing)}")
-        with quiet_git():
+        with quiet_git(), ending_ranks(lm.ensemble):
             results: Results = simple_evaluate(
                 lm,
                 tasks=names,
@@ -168,6 +180,25 @@ def evaluate(
         typer.echo(json.dumps(results["results"], default=str))
         return
     console.print(_table(results))
+
+
+def _follow(
+    model: list[str],
+    method_options: str | None,
+    device: list[str] | None,
+    dtype: str,
+    trust_remote_code: bool,
+    tokenizer: list[str] | None,
+    shared: dict[str, Any],
+) -> None:
+    """What other processes than the first do."""
+    try:
+        follow_ranks(
+            model, method_options=method_options, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+            tokenizer=tokenizer, **shared,
+        )  # fmt: skip
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise fail(error) from None
 
 
 def _save(tracker: Any, results: Results, name: str, method: str, options: dict[str, object]) -> None:

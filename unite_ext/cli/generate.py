@@ -29,6 +29,7 @@ from .options import (
     Weights,
 )
 from .prompts import prepare_members, read_prompts, read_templates
+from .ranks import RankTimeout, check_launched, ending_ranks, follow_ranks, is_follower
 from .resume import check_rows, keep_run
 from .trace import save_and_say
 
@@ -123,6 +124,7 @@ def generate(
     on_member_failure: Annotated[
         str, typer.Option(help="stop: a text ends with an error if a member stays away; drop: the others go on.")
     ] = "stop",
+    rank_timeout: RankTimeout = 60.0,
 ) -> None:
     """Let several models write one text together.
 
@@ -139,9 +141,22 @@ def generate(
         echo "Why is the sky blue?" | unite generate --model A --model B --chat
 
         unite generate --model A --model B --prompt "Once upon a time" --trace trace.html
+
+        torchrun --nproc-per-node 2 -m unite_ext generate --model A --model B --prompt "Once upon a time"
     """
     given = dict(locals())
+    shared: dict[str, Any] = {
+        "k": k, "primary": primary, "weights": weight, "score": score, "duplicates": duplicates, "combine": combine,
+        "boundaries": boundaries, "method": method, "rank_timeout": rank_timeout,
+    }  # fmt: skip
     try:
+        check_launched(member_engine, on_member_failure)
+        if is_follower():
+            follow_ranks(
+                model, method_options=method_options, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+                tokenizer=tokenizer, **shared,
+            )  # fmt: skip
+            return
         prompts = read_prompts(prompt, file, chat, system)
         streams = len(prompts) == 1 and output is None and not as_json
         _check_trace(trace, method, boundaries, streams)
@@ -173,33 +188,32 @@ def generate(
         check_boundaries(StepOptions(boundaries=boundaries), GenerationOptions(**options))
         sources = prepare_members(
             model, prompts, chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, device=device,
-            dtype=dtype, trust_remote_code=trust_remote_code, tokenizer=tokenizer,
+            dtype=dtype, trust_remote_code=trust_remote_code, tokenizer=tokenizer, in_ranks=True,
             engines=Engines(member_engine, member_api_key_env, member_timeout, approximate),
         )  # fmt: skip
-        ensemble = UniteEnsemble.from_pretrained(
-            sources, k=k, primary=primary, weights=weight, score=score, duplicates=duplicates, combine=combine,
-            boundaries=boundaries, method=method, method_options=parse_options(method_options),
-        )  # fmt: skip
-        if streams:
-            if is_answer_method(method):
-                typer.echo(ensemble.generate(prompts[0], **options))  # whole answers are compared: nothing to stream
-            else:
-                _stream(ensemble, prompts[0], options, trace)
-            return
-        requests = ensemble.generate_each(
-            [prompts[i] for i in todo], indices=todo, batch_size=batch_size, progress=sys.stderr.isatty(),
-            trace=trace is not None, **options,
-        )  # fmt: skip
-        if output:
-            keep_run(output, run)  # all prompts have been taken by all members
-        traces: dict[int, Trace] = {}
-        try:
-            _write_rows(
-                _traced(requests, ensemble, prompts, options, traces) if trace else requests, prompts, output, len(done)
-            )
-        finally:  # also of what was finished before Ctrl-C
-            if trace and traces:
-                save_and_say([traces[i] for i in sorted(traces)], trace)
+        loaded = UniteEnsemble.from_pretrained(
+            sources, ranks="led", method_options=parse_options(method_options), **shared
+        )
+        with ending_ranks(loaded) as ensemble:
+            if streams:
+                if is_answer_method(method):
+                    typer.echo(ensemble.generate(prompts[0], **options))  # answers are compared: nothing to stream
+                else:
+                    _stream(ensemble, prompts[0], options, trace)
+                return
+            requests = ensemble.generate_each(
+                [prompts[i] for i in todo], indices=todo, batch_size=batch_size, progress=sys.stderr.isatty(),
+                trace=trace is not None, **options,
+            )  # fmt: skip
+            if output:
+                keep_run(output, run)  # all prompts have been taken by all members
+            traces: dict[int, Trace] = {}
+            try:
+                shown = _traced(requests, ensemble, prompts, options, traces) if trace else requests
+                _write_rows(shown, prompts, output, len(done))
+            finally:  # also of what was finished before Ctrl-C
+                if trace and traces:
+                    save_and_say([traces[i] for i in sorted(traces)], trace)
     except typer.Exit:  # a RuntimeError of its own kind
         raise
     except (ValueError, TypeError, OSError, RuntimeError) as error:

@@ -75,11 +75,14 @@ def prepare_members(
     device: Sequence[str] | None,
     tokenizer: Sequence[str] | None = None,
     engines: Engines | None = None,
+    in_ranks: bool = False,
     **options: Any,
 ) -> list[MemberSource | BaseMember]:
     """Members that can be loaded, or run elsewhere, and take all prompts: what they refuse is said now.
 
     Servers are asked when everything that needs none is known to be right.
+
+    `in_ranks`: they may live in several processes, if a launcher has started these.
 
     Raises
     ------
@@ -88,6 +91,7 @@ def prepare_members(
     """
     from ..members.loading import MemberSource, prepare_all
     from ..members.prompts import OWN
+    from ..members.rank_group import layout
     from ..members.tokenized import TokenizedMember
 
     if not any(isinstance(prompt, list) for prompt in prompts):
@@ -99,8 +103,8 @@ def prepare_members(
     devices = per_member("--device", device, models)
     tokenizers = [None if name == OWN else name for name in per_member("--tokenizer", tokenizer, models)]
     engines = engines or Engines()
-    places = engines.places(models)
-    here = [m for m in range(len(models)) if m not in places]
+    elsewhere = engines.places(models)
+    here = [m for m in range(len(models)) if m not in elsewhere]
     loaded = prepare_all(
         [models[m] for m in here],
         [
@@ -110,9 +114,10 @@ def prepare_members(
             }
             for m in here
         ],
+        places=layout(len(models)) if in_ranks else None,
     )  # fmt: skip
     found: dict[int, MemberSource | BaseMember] = dict(zip(here, loaded))
-    for m in places:
+    for m in elsewhere:
         found[m] = engines.make(
             models, m, tokenizer=tokenizers[m], chat_template=templates[m], chat_template_kwargs=variables[m]
         )

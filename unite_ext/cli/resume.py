@@ -22,7 +22,7 @@ VERSION = 1  # of the file and of how models are told apart
 # Arguments that decide no row's text: models are described by their content, and every row holds its prompt.
 _INDECISIVE = {
     "model", "prompt", "file", "output", "resume", "as_json", "trace", "batch_size", "device", "trust_remote_code",
-    "member_api_key_env", "member_timeout",
+    "member_api_key_env", "member_timeout", "rank_timeout",
 }  # fmt: skip
 # Files that decide what a model says, by the end of their names.
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")

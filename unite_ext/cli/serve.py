@@ -24,6 +24,7 @@ from .options import (
     TrustRemoteCode,
     Weights,
 )
+from .ranks import refuse_ranks
 
 _EXTRA = "unite serve needs fastapi, uvicorn and others: pip install 'unite_ext[serve]'"
 
@@ -100,6 +101,7 @@ def serve(
     """
     listener = None
     try:
+        refuse_ranks("serve")
         try:
             from ..serve.options import LOOPBACK, ServeOptions
             from ..serve.server import serve as run

@@ -8,20 +8,20 @@ from functools import partial
 
 import torch
 
-from ..members.base import BaseMember, Context, MemberAway, Place, Scores
+from ..exchange import HERE, Exchange
+from ..members.base import BaseMember, Context, MemberAway, Scores
 from ..structured.constraint import StructureError
 from ..vocab.alignment import VocabAlignment
-from ..vocab.text_sync import append_all
 from .choice import Choice, Chooser
 from .draft_choice import AUTO, DraftChooser, DraftCosts
 from .drafts import NGRAM_LENGTH, Drafter, Drafts
 from .evaluation import Evaluator
 from .exact import ExactRunner
-from .full_likelihood import Chains, SilentTargets, ask, base_rows, chain_log_probs
 from .gate import gated_choice, gated_tokens
-from .places import place_length, places_along
 from .request import NGRAM, Request
-from .start_state import pieces_along, rows_along
+from .start_state import rows_along
+from .target_scoring import TargetScorer
+from .text_contexts import TextContexts
 
 _PLACE_BYTES = 1 << 28  # of the logits of one pass over many places
 
@@ -39,6 +39,8 @@ class StepRunner:
     primary : int
     draft_costs : DraftCosts, optional
         What is known already of the times of drafts.
+    exchange : Exchange
+        Between the processes that the members live in.
     """
 
     def __init__(
@@ -48,26 +50,22 @@ class StepRunner:
         alignment: VocabAlignment,
         primary: int,
         draft_costs: DraftCosts | None = None,
+        exchange: Exchange = HERE,
     ) -> None:
         self.members = members
         self.contexts = contexts
         self.alignment = alignment
         self.primary = primary
-        self.evaluator = Evaluator(members, contexts, alignment)
-        self.chooser = Chooser(members, alignment, primary)
-        self.chains = Chains(alignment, primary)
-        self.silent = SilentTargets(alignment, primary)
+        self.exchange = exchange
+        self.evaluator = Evaluator(members, contexts, alignment, exchange)
+        self.chooser = Chooser(members, alignment, primary, exchange)
+        self.texts = TextContexts(members, contexts, alignment, primary)
         self.drafter = Drafter(self.evaluator, primary)
         self.draft_chooser = DraftChooser(draft_costs or DraftCosts(len(members), primary), primary)
         self._eos = frozenset(alignment.vocabularies[primary].eos_token_ids)
-        self._token_bytes = alignment.vocabularies[primary].token_bytes
-        self._limits = [
-            (m, member.context_length) for m, member in enumerate(members) if member.context_length is not None
-        ]
-        # Members that run elsewhere are asked first: they answer while the others run here.
-        self._order = sorted(range(len(members)), key=lambda m: members[m].gives_logits)
-        self.max_places = max(1, _PLACE_BYTES // (4 * max(member.num_logits for member in members)))
-        self.exact = ExactRunner(self.evaluator, contexts, alignment, primary, self.max_places)
+        max_places = max(1, _PLACE_BYTES // (4 * max(member.num_logits for member in members)))
+        self.exact = ExactRunner(self.evaluator, contexts, alignment, primary, max_places)
+        self.targets = TargetScorer(self.evaluator, self.chooser, self.texts, primary, max_places)
 
     @torch.no_grad()
     def step(self, requests: Sequence[Request]) -> None:
@@ -112,7 +110,7 @@ class StepRunner:
         if request.exact is not None:
             return self.exact.step
         if request.targets is not None:
-            return partial(self._score, full=request.full)
+            return partial(self.targets.score, full=request.full)
         drafter = request.drafter
         if drafter is None or request.missing:
             return self._take_one
@@ -135,12 +133,12 @@ class StepRunner:
                 grown.append(request)
                 pieces.append(piece)
                 new_ids.append([request.ids[-1]])
-        self._grow_contexts(grown, pieces, new_ids)
+        self.texts.grow(grown, pieces, new_ids)
 
     def _choose_gated(self, requests: Sequence[Request]) -> list[Choice]:
         """Every row's choice; where the primary's gate decides, the others are not asked."""
         first = self.evaluator.next_scores(self.primary, requests)
-        gated = gated_tokens(first, requests, self.alignment, self.primary)
+        gated = gated_tokens(first, requests, self.alignment, self.primary, self.exchange)
         members = len(self.members)
         choices = {r: gated_choice(requests[r], token_id, members, self.primary) for r, token_id in gated.items()}
         open_rows = [r for r in range(len(requests)) if r not in gated]
@@ -156,15 +154,10 @@ class StepRunner:
         """Every member's scores, the primary's where they are given; None for one that the requests have lost."""
         scores: list[Scores | None] = [None] * len(self.members)
         scores[self.primary] = first
-        for m in self._order:
+        for m in self.evaluator.order:
             if scores[m] is None and m not in requests[0].missing:
                 scores[m] = self.evaluator.next_scores(m, requests)
         return scores
-
-    def _place_scores(self, requests: Sequence[Request], places: Sequence[Sequence[list[Place]]]) -> list[Scores]:
-        """Every member's scores at its places of each request."""
-        scores = {m: self.evaluator.place_scores(m, requests, [own[m] for own in places]) for m in self._order}
-        return [scores[m] for m in range(len(self.members))]
 
     def _take(self, request: Request, choice: Choice) -> bytes | None:
         """Take a choice into a request; the bytes of its token, None if it has taken none."""
@@ -177,7 +170,7 @@ class StepRunner:
         if choice.token_id is None or choice.token_id in self._eos:
             request.finish_reason = "eos"
             return None
-        [piece] = self._pieces(request, [choice.token_id])
+        [piece] = self.texts.pieces(request, [choice.token_id])
         try:
             request.emit(choice.token_id, piece)
         except StructureError as error:
@@ -186,141 +179,6 @@ class StepRunner:
         if not request.finish_reason and len(request.ids) >= request.options.max_new_tokens:
             request.finish_reason = "length"
         return piece
-
-    def _grow_contexts(
-        self,
-        requests: Sequence[Request],
-        pieces: Sequence[bytes],
-        new_ids: Sequence[Sequence[int]],
-        asked: int | None = None,
-    ) -> None:
-        """Bring the members' contexts to the texts, which have grown by these bytes and ids of the primary.
-
-        `asked` names a member whose context is there already.
-        """
-        if not requests:
-            return
-        keys = [request.key for request in requests]
-        for m, context in enumerate(self.contexts):
-            syncs, own_keys, own_pieces = [], [], []
-            for request, ids, piece in zip(requests, new_ids, pieces):
-                if (sync := request.syncs[m]) is not None:
-                    syncs.append(sync)
-                    own_keys.append(request.key)
-                    own_pieces.append(piece)
-                elif m != asked:
-                    context.edit(request.key, 0, ids)
-            for key, (drop, append) in zip(own_keys, append_all(syncs, own_pieces)):
-                context.edit(key, drop, append)
-        for m, limit in self._limits:
-            lengths = self.contexts[m].lengths(keys)
-            if max(lengths) >= limit:
-                for request, length in zip(requests, lengths):
-                    if length >= limit and m not in request.missing and not request.finish_reason:
-                        request.finish_reason = "length"
-
-    # Targets
-
-    def _score(self, requests: Sequence[Request], *, full: bool) -> None:
-        """Score the next targets of every request, as many as one pass takes."""
-        room = max(1, self.max_places // len(requests))
-        chunks, places, cut = [], [], []
-        for request in requests:
-            least = 1 + self.silent.begins(request)  # a bare space counts with what follows it
-            ids = (request.targets or ())[len(request.ids) : len(request.ids) + max(least, room)]
-            if full:
-                ids = self._affordable(ids, room, least)
-            own = self._member_places(request, ids[:-1])
-            fitting = self._fitting(request, own)
-            cut.append(fitting < len(ids))
-            chunks.append(ids[:fitting])
-            places.append([member[:fitting] for member in own])
-        rows = [request for request, ids in zip(requests, chunks) for _ in ids]
-        targets = [i for ids in chunks for i in ids]
-        starts = rows_along(requests, [self._pieces(request, ids[:-1]) for request, ids in zip(requests, chunks)])
-        if full:
-            scores, own_log_probs = self._full_scores(requests, chunks, places, starts)
-            choices = iter(self.chooser.choose(scores, rows, targets, own_log_probs, starts=starts))
-        else:
-            choices = iter(self.chooser.choose(self._place_scores(requests, places), rows, targets, starts=starts))
-        grown = []
-        for request, ids, is_cut in zip(requests, chunks, cut):
-            self._take_scores(request, [next(choices) for _ in ids])
-            if request.error is None:
-                request.ids += ids
-                if is_cut or len(request.ids) >= len(request.targets or ()):
-                    request.finish_reason = "length"
-                else:
-                    grown.append((request, ids))
-        self._grow_contexts(
-            [request for request, _ in grown],
-            [b"".join(self._pieces(request, ids, len(request.ids) - len(ids))) for request, ids in grown],
-            [ids for _, ids in grown],
-        )
-
-    def _full_scores(
-        self,
-        requests: Sequence[Request],
-        chunks: Sequence[Sequence[int]],
-        places: Sequence[Sequence[list[Place]]],
-        starts: Sequence[tuple[bool, ...]] | None,
-    ) -> tuple[list[Scores], torch.Tensor]:
-        """The members' scores at all targets, and their own log-probabilities of them, [N, M]."""
-        scores, columns = [], []
-        for m, member in enumerate(self.members):
-            lengths = self.contexts[m].lengths([request.key for request in requests])
-            flags = iter(starts or [()] * sum(map(len, chunks)))
-            asked = [
-                ask(own[m], [self.chains.of(m, i, next(flags)) for i in ids], length, member.context_length)
-                for ids, own, length in zip(chunks, places, lengths)
-            ]
-            found = self.evaluator.place_scores(m, requests, [own.places for own in asked])
-            options = requests[0].method.options
-            columns.append(chain_log_probs(found, self.alignment, m, options, asked))
-            self.silent.move(columns[-1], requests, chunks, m)
-            scores.append(found.select(base_rows(asked)))
-        return scores, torch.stack(columns, dim=1)
-
-    def _affordable(self, ids: Sequence[int], room: int, least: int) -> Sequence[int]:
-        """As many of the targets, at least so many, as have room with the places along their chains."""
-        used = 0
-        for n, token_id in enumerate(ids):
-            used += max(len(self.chains.of(m, token_id)) for m in range(len(self.members)))
-            if used > room:
-                return ids[: max(least, n)]
-        return ids
-
-    def _take_scores(self, request: Request, choices: Sequence[Choice]) -> None:
-        for choice in choices:
-            if choice.error is not None:
-                request.error = choice.error
-                return
-            if choice.score is not None:
-                request.scores.append(choice.score)
-                request.num_steps += 1
-
-    def _member_places(self, request: Request, ids: Sequence[int]) -> list[list[Place]]:
-        """Per member its places along these ids of the primary."""
-        pieces = self._pieces(request, ids)
-        return [places_along(request, m, ids, pieces) for m in range(len(self.members))]
-
-    def _fitting(self, request: Request, places: Sequence[Sequence[Place]], asked: int | None = None) -> int:
-        """How many of the places stand within the contexts of all members but the one asked; at least one."""
-        fitting = max(map(len, places))
-        for m, limit in self._limits:
-            if m == asked:
-                continue
-            [length] = self.contexts[m].lengths([request.key])
-            for n, place in enumerate(places[m][1:fitting], 1):
-                if place_length(length, place) >= limit:
-                    fitting = n
-                    break
-        return fitting
-
-    def _pieces(self, request: Request, ids: Sequence[int], at: int | None = None) -> list[bytes]:
-        return pieces_along(request, self.primary, self._token_bytes, ids, at)
-
-    # Drafts
 
     def _speculate(self, requests: Sequence[Request], *, drafter: int | str) -> None:
         """Take the kind of round that is measured to be fastest; a plain one is that of plain decoding."""
@@ -345,7 +203,11 @@ class StepRunner:
             self._try(requests, drafts, kind.drafter)
         if all(steps):  # the first pass reads a prompt as well
             tokens = sum(request.num_steps for request in requests) - sum(steps)
-            chooser.end(requests, kind, tokens, time.perf_counter() - start, drafting)
+            took = torch.tensor([time.perf_counter() - start, drafting], dtype=torch.float64, device="cpu")
+            # All processes have to choose alike.
+            chooser.end(
+                requests, kind, tokens, *self.exchange.told(self.primary, (2,), took.dtype, lambda: took).tolist()
+            )
         if kind.drafter != NGRAM:
             # What would have become of the n-grams is seen without trying them.
             for request, ids, at in zip(requests, offered, before):
@@ -356,19 +218,19 @@ class StepRunner:
         places = []
         for request, draft in zip(requests, drafts.ids):
             if request.constraint is not None:  # what the grammar does not allow, no step takes
-                del draft[request.constraint.look_ahead(self._pieces(request, draft)) :]
-            own = self._draft_places(request, draft, drafts.asked)
-            fitting = self._fitting(request, own, drafts.asked)
+                del draft[request.constraint.look_ahead(self.texts.pieces(request, draft)) :]
+            own = self.texts.places(request, draft, drafts.asked)
+            fitting = self.texts.fitting(request, own, drafts.asked)
             del draft[fitting - 1 :]
             places.append([member[:fitting] for member in own])
         rows = [request for request, draft in zip(requests, drafts.ids) for _ in range(len(draft) + 1)]
-        starts = rows_along(requests, [self._pieces(r, draft) for r, draft in zip(requests, drafts.ids)])
+        starts = rows_along(requests, [self.texts.pieces(r, draft) for r, draft in zip(requests, drafts.ids)])
         try:
             found = {
                 m: drafts.scores(self.evaluator, requests)
                 if m == drafts.asked
                 else self.evaluator.place_scores(m, requests, [own[m] for own in places])
-                for m in self._order
+                for m in self.evaluator.order
             }
             choices = iter(self.chooser.choose([found[m] for m in range(len(self.members))], rows, starts=starts))
         except MemberAway:
@@ -380,17 +242,12 @@ class StepRunner:
             self._take_draft(request, draft, [next(choices) for _ in range(len(draft) + 1)])
             self.draft_chooser.compare(request, drafter, draft, request.ids[before:])
             new_ids.append(request.ids[before:])
-            pieces.append(b"".join(self._pieces(request, new_ids[-1], before)))
+            pieces.append(b"".join(self.texts.pieces(request, new_ids[-1], before)))
         drafts.settle(self.evaluator, requests, new_ids)
         grown = [r for r, ids in enumerate(new_ids) if ids]
-        self._grow_contexts(
+        self.texts.grow(
             [requests[r] for r in grown], [pieces[r] for r in grown], [new_ids[r] for r in grown], drafts.asked
         )
-
-    def _draft_places(self, request: Request, draft: Sequence[int], asked: int | None) -> list[list[Place]]:
-        """Per member its places along a draft; the one that has been asked needs none."""
-        pieces = self._pieces(request, draft)
-        return [[] if m == asked else places_along(request, m, draft, pieces) for m in range(len(self.members))]
 
     def _take_draft(self, request: Request, draft: Sequence[int], choices: Sequence[Choice]) -> None:
         """Take the choices up to the first that is not the draft's token, which is taken instead."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._core import BAD_INCLUDE, NO_ID
+from ..exchange import HERE, Exchange
 from ..members.base import BaseMember, Scores
 from ..methods.base import TokenMethod
 from ..methods.unite import emission_probability
@@ -59,12 +60,17 @@ class Chooser:
     alignment : VocabAlignment
         On the device where the steps run.
     primary : int
+    exchange : Exchange
+        Between the processes that the members live in.
     """
 
-    def __init__(self, members: Sequence[BaseMember], alignment: VocabAlignment, primary: int) -> None:
+    def __init__(
+        self, members: Sequence[BaseMember], alignment: VocabAlignment, primary: int, exchange: Exchange = HERE
+    ) -> None:
         self.members = members
         self.alignment = alignment
         self.primary = primary
+        self.exchange = exchange
         self.absences = Absences(members, alignment, primary)
 
     def choose(
@@ -94,6 +100,8 @@ class Chooser:
         ------
         MemberAway
             A member has no answer for some requests; nothing has been drawn.
+        MemberOutOfMemory
+            A member in another process is out of memory, or one here of which the others had to learn.
         """
         groups: dict[tuple[int, tuple[bool, ...]], list[int]] = {}
         for r, request in enumerate(requests):
@@ -149,6 +157,7 @@ class Chooser:
         found = [step.next_ids[:, self.primary], step.winner, step.status]
         if not step.status.is_cpu:  # the step's one wait for the device
             found = list(torch.stack([values.long() for values in found]).cpu())
+        self.exchange.check()
         ids, winners, status = (values.tolist() for values in found)
         drawing = [r for r, request in enumerate(requests) if request.options.do_sample and status[r] == 0]
         if drawing:
@@ -197,6 +206,7 @@ class Chooser:
         own = step.next_ids[:, self.primary]
         same = (classes[own.clamp(min=0)] == classes[wanted]) & (own >= 0)
         packed = torch.stack([log_probs, same.double(), step.status.double()]).cpu()
+        self.exchange.check()
         found, greedy, status = packed.tolist()
         return [
             Choice(None, self._failure(int(status[r]), request))

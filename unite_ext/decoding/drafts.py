@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
+from torch import Tensor
+
 from ..exchange import key_ids
 from ..members.base import JoinedScores, MemberAway, Place, Scores
 from ..members.context import LogitScores
 from ..options import StepOptions
 from ..vocab.vocabulary import SPACE
-from .evaluation import Evaluator, guarded
+from .evaluation import Evaluator
 from .ngrams import Ngrams
 from .processors import apply_masks
 from .request import NGRAM, Request
@@ -158,7 +161,7 @@ class Drafter:
             if not going:
                 return
             keys = [requests[r].key for r in going]
-            scores = guarded(m, partial(context.evaluate, keys))
+            scores = self._evaluator.asked(m, len(keys), partial(context.evaluate, keys))
             for row, r in enumerate(going):
                 rows[r].append((scores, row))
             going = [r for r in going if len(written[r]) < lengths[r]]
@@ -166,10 +169,9 @@ class Drafter:
                 return
             if len(going) < len(keys):
                 scores = scores.select([keys.index(requests[r].key) for r in going])
-            scores = self._constrained(m, scores, [requests[r] for r in going], [written[r] for r in going])
-            best, _ = scores.top_k(self._alignment, m, _BEST)
+            best = self._best(m, scores, [requests[r] for r in going], [written[r] for r in going])
             following = []
-            for r, i in zip(going, key_ids(best)[:, 0].tolist()):
+            for r, i in zip(going, best):
                 if i >= 0 and i not in eos:
                     written[r].append(i)
                     context.edit(requests[r].key, 0, [i])
@@ -185,6 +187,15 @@ class Drafter:
 
     def _at_start(self, m: int, request: Request, written: int) -> bool:
         return not written and first_steps(request)[m]
+
+    def _best(self, m: int, scores: Scores, requests: Sequence[Request], written: Sequence[Sequence[int]]) -> list[int]:
+        """A member's best id of every row, -1 for none."""
+
+        def compute() -> Tensor:
+            keys, _ = self._constrained(m, scores, requests, written).top_k(self._alignment, m, _BEST)
+            return key_ids(keys)[:, 0]
+
+        return self._evaluator.exchange.told(m, (len(requests),), torch.int64, compute).tolist()
 
     def _constrained(
         self, m: int, scores: Scores, requests: Sequence[Request], written: Sequence[Sequence[int]]

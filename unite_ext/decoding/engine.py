@@ -17,6 +17,7 @@ from typing import cast
 import torch
 
 from .._checks import check_integer
+from ..exchange import HERE
 from ..members.base import BaseMember, Prompt
 from ..members.names import short_names
 from ..methods.base import TokenMethod
@@ -31,6 +32,7 @@ from .evaluation import MemberOutOfMemory, guarded
 from .plan import check_constrains, check_members
 from .processors import check_processors
 from .prompt_ids import EncodedPrompt, encode_prompt, ids_as_prompt
+from .rank_calls import NO_LINK, Ranks
 from .request import NGRAM, Request
 from .start_state import member_syncs
 
@@ -86,6 +88,8 @@ class Engine:
         How many ids the longest request will have, for caches of fixed shape.
     draft_costs : DraftCosts, optional
         What other engines of these members have measured, for `speculate="auto"`.
+    ranks : Ranks, optional
+        Where the members live, if in several processes.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Engine:
         compiled: bool = False,
         expected_length: int = 0,
         draft_costs: DraftCosts | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         check_integer("max_requests", max_requests, 1, 2**31)
         check_integer("prefill_chunk", prefill_chunk, 1, 2**31)
@@ -112,11 +117,17 @@ class Engine:
             member.new_context(max_requests=max_requests, compiled=compiled, expected_length=expected_length)
             for member in self.members
         ]
-        self.runner = StepRunner(self.members, self.contexts, self.alignment, primary, draft_costs)
+        settings = {
+            "primary": primary, "max_requests": max_requests, "prefill_chunk": prefill_chunk,
+            "cache_memory": cache_memory, "expected_length": expected_length,
+        }  # fmt: skip
+        self._link = NO_LINK if ranks is None else ranks.link(self, settings)
+        exchange = HERE if ranks is None else ranks.exchange()
+        self.runner = StepRunner(self.members, self.contexts, self.alignment, primary, draft_costs, exchange)
         self._max_requests = max_requests
         self._room = max_requests  # how many may run at present: fewer after a lack of memory
         self._prefill_chunk = prefill_chunk
-        self._memory = CacheMemory(self.members, cache_memory)
+        self._memory = CacheMemory(self.members, cache_memory, exchange)
         self._next_key = 0
         self._waiting: deque[Request] = deque()
         self._joined: dict[int, Request] = {}
@@ -187,10 +198,8 @@ class Engine:
         if targets is not None and not targets:
             raise ValueError("targets must hold at least one id, got none")
         encoded = self._encoded(prompt)
-        if len(encoded.ids) != len(self.members):
-            raise ValueError(
-                f"prompt must hold one list of ids per member, {len(self.members)}, got {len(encoded.ids)}"
-            )
+        if (given := len(encoded.ids)) != len(self.members):
+            raise ValueError(f"prompt must hold one list of ids per member, {len(self.members)}, got {given}")
         constraint = None
         if options.structure is not None:
             vocabularies = self.alignment.vocabularies
@@ -218,6 +227,7 @@ class Engine:
         if method.options.boundaries == "exact":
             request.exact = self.runner.exact.start(request, method.options.step_weights(len(self.members)))
         self._waiting.append(request)
+        self._link.submitted(request, seed)
         return request
 
     def _encoded(self, prompt: Prompt | Sequence[Sequence[int]] | EncodedPrompt) -> EncodedPrompt:
@@ -246,8 +256,11 @@ class Engine:
 
     def cancel(self, request: Request) -> None:
         """End a request where it stands; it leaves nothing behind. One that has ended is left alone."""
-        if request in self._waiting:
+        waits = request in self._waiting
+        if waits:
             self._waiting.remove(request)
+        if waits or request.key in self._joined or request.key in self._running:
+            self._link.cancelled(request)
         self._leave(request)
 
     def step(self) -> list[Event]:
@@ -255,14 +268,14 @@ class Engine:
 
         A request appears once: with its new tokens, or at its end. Nothing is returned while only prompts are read.
         """
+        self._link.begin_step()
         events: list[Event] = []
         lack: MemberOutOfMemory | None = None
         before = {key: request.num_steps for key, request in self._running.items()}
         try:
             self._admit(events)
             if self._joined:
-                for m, context in enumerate(self.contexts):
-                    guarded(m, partial(context.prefill, self._prefill_chunk))
+                self.runner.evaluator.read_prompts(self._prefill_chunk)
                 self._start(events)
             running = list(self._running.values())
             if running:
@@ -282,6 +295,7 @@ class Engine:
             self._leave(request)
         if lack is not None:
             self._make_room(lack, events)
+        self._link.end_step()
         return events
 
     def run(self, *, progress: bool = False) -> Iterator[Request]:
@@ -325,8 +339,9 @@ class Engine:
 
     def _start(self, events: list[Event]) -> None:
         """Let those run whose prompts have been read in every member."""
-        for request in list(self._joined.values()):
-            if not all(context.ready(request.key) for context in self.contexts):
+        joined = list(self._joined.values())
+        for request, ready in zip(joined, self.runner.evaluator.ready([request.key for request in joined])):
+            if not ready:
                 continue
             if request.num_steps == 0 and request.state is None:
                 try:

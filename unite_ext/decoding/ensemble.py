@@ -8,25 +8,26 @@ from typing import Any, Literal, overload
 from .._checks import check_integer
 from .._core import MAX_MEMBERS
 from ..members.base import BaseMember, Prompt
+from ..members.rank_group import RANK_TIMEOUT
 from ..members.static_cache import check_static_cache
 from ..members.transformers import Member
 from ..methods.base import AnswerMethod, Method
-from ..methods.registry import UNITE, check_method, make_method
+from ..methods.registry import UNITE, check_method
 from ..options import STEP_FIELDS, StepOptions, step_options
 from ..trace import Trace
 from ..vocab.alignment import VocabAlignment
 from .answers import choose_answers
-from .draft_choice import DraftCosts
-from .engine import Engine
+from .ensemble_engines import EnsembleEngines
 from .load import Loadable, TemplateVariables, as_batch, load_members, variables_of_members
-from .plan import METHOD_FIELDS, Plan, make_plan
+from .plan import METHOD_FIELDS
 from .prompt_ids import encode_prompt
+from .rank_calls import Ranks
 from .request import GenerateOutput, Request
 from .text_stream import TextStream
 from .tracing import check_traced, make_trace
 
 
-class UniteEnsemble:
+class UniteEnsemble(EnsembleEngines):
     """Language models of different families that choose every next token together.
 
     Parameters
@@ -48,6 +49,8 @@ class UniteEnsemble:
     compile : bool
         Run the members through `torch.compile` on caches of fixed shape, and on CUDA devices as CUDA graphs. The first
         steps compile for a while; worth it for many or long texts. Needs transformers 5.4.
+    ranks : Ranks, optional
+        Where the members live, if in several processes; `from_pretrained` fills it in.
 
     Attributes
     ----------
@@ -74,6 +77,7 @@ class UniteEnsemble:
         lossy: bool = False,
         alignment: VocabAlignment | None = None,
         compile: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         if isinstance(models, str) or not isinstance(models, Sequence):
             raise TypeError(f"models must be a list of loaded models, got {type(models).__name__}")
@@ -83,43 +87,46 @@ class UniteEnsemble:
             raise ValueError(f"tokenizers must hold one per model, {len(models)}, got {len(tokenizers)}")
         given = {"k": k, "primary": primary, "weights": weights, "score": score, "duplicates": duplicates}
         given |= {"combine": combine, "boundaries": boundaries}
-        self.step_options: StepOptions = step_options(given, StepOptions()).check(len(models))
+        step = step_options(given, StepOptions()).check(len(models))
         check_method(method, method_options, len(models))
-        self.method = method
-        self.method_options = method_options
         if compile:
             check_static_cache()
-        self.compile = compile
-        self.members: list[BaseMember] = []
+        members: list[BaseMember] = []
         for m, model in enumerate(models):
             if not isinstance(model, BaseMember):
                 if tokenizers is None:
                     raise ValueError("tokenizers must be given for models that are not Members")
                 model = Member(model, tokenizers[m])
-            self.members.append(model)
+            members.append(model)
         if alignment is None:
             alignment = VocabAlignment.from_tokenizers(
-                [member.tokenizer for member in self.members],
-                eos_token_ids=[member.eos_token_ids for member in self.members],
+                [member.tokenizer for member in members],
+                eos_token_ids=[member.eos_token_ids for member in members],
                 lossy=lossy,
             )
-        elif alignment.num_members != len(self.members):
-            raise ValueError(f"alignment must have {len(self.members)} members, got {alignment.num_members}")
-        self.alignment: VocabAlignment = alignment.to(self.members[primary].device)
-        for member, size in zip(self.members, alignment.vocab_sizes):
+        elif alignment.num_members != len(members):
+            raise ValueError(f"alignment must have {len(members)} members, got {alignment.num_members}")
+        for member, size in zip(members, alignment.vocab_sizes):
             if member.num_logits < size:
                 raise ValueError(
                     f"{member.name} has {member.num_logits} logits, but its tokenizer's highest eligible id is "
                     f"{size - 1}: is this the model's own tokenizer?"
                 )
         self._alone: dict[int, UniteEnsemble] = {}
-        self._made: dict[str, Method] = {}
-        self._draft_costs = [DraftCosts(len(self.members), m) for m in range(len(self.members))]  # by primary
-        self.plan({})
+        super().__init__(
+            members, alignment, step, method=method, method_options=method_options, compile=compile, ranks=ranks
+        )
 
     @classmethod
     def from_pretrained(
-        cls, names: Sequence[Loadable], *, lossy: bool = False, compile: bool = False, **options: Any
+        cls,
+        names: Sequence[Loadable],
+        *,
+        lossy: bool = False,
+        compile: bool = False,
+        ranks: str | None = None,
+        rank_timeout: float = RANK_TIMEOUT,
+        **options: Any,
     ) -> UniteEnsemble:
         """Load the members by Hugging Face name, folder or .gguf file; those that are members already stay as they are.
 
@@ -128,14 +135,26 @@ class UniteEnsemble:
         `attn_implementation`, `trust_remote_code`, `revision`, `tokenizer`, `chat_template`, ...); a list gives each
         member its own.
 
+        With `ranks` the members live in the processes that torchrun has started, each in one of them, and a step
+        exchanges a few hundred bytes; see docs/members.md. "auto": every process runs the same script and makes the
+        same calls. "led": the others than rank 0 call `follow`. Without torchrun there is one process. One that does
+        not answer for `rank_timeout` seconds ends the others with a `RankError` that names it and its member.
+
         Examples
         --------
         >>> ens = UniteEnsemble.from_pretrained([a, b], dtype=torch.bfloat16, device=["cuda:0", "cuda:1"])
         """
         if compile:
             check_static_cache()
-        members, ours = load_members(names, options, lossy=lossy)
-        return cls(members, lossy=lossy, compile=compile, **ours)
+        members, ours, found = load_members(names, options, lossy=lossy, ranks=ranks, rank_timeout=rank_timeout)
+        return cls(members, lossy=lossy, compile=compile, ranks=found, **ours)
+
+    def alone(self, m: int) -> UniteEnsemble:
+        """Member m by itself, which then generates as it would without the others."""
+        if m not in self._alone:
+            ranks = None if self.ranks is None else self.ranks.of_member(m)
+            self._alone[m] = UniteEnsemble([self.members[m]], lossy=True, ranks=ranks)
+        return self._alone[m]
 
     # A string is a sequence of strings as well: the first overload that fits counts.
     @overload
@@ -275,7 +294,7 @@ class UniteEnsemble:
             max_requests=batch_size or max(1, len(prompts)),
             expected_length=longest + plan.generation.max_new_tokens,
         )
-        seed = plan.draw_seed()
+        seed = self.draw_seed(plan)
         for own, index in zip(encoded, indices):
             engine.submit(own, plan.token_method, plan.generation, index=index, seed=seed, keeps_records=trace)
         return engine.run(progress=progress)
@@ -298,7 +317,7 @@ class UniteEnsemble:
         longest = max(map(len, encoded.ids)) + plan.generation.max_new_tokens
         engine = self.new_engine(plan, max_requests=1, expected_length=longest)
         request = engine.submit(
-            encoded, plan.token_method, plan.generation, index=0, seed=plan.draw_seed(), keeps_records=trace
+            encoded, plan.token_method, plan.generation, index=0, seed=self.draw_seed(plan), keeps_records=trace
         )
         return TextStream(engine, request)
 
@@ -340,59 +359,3 @@ class UniteEnsemble:
     def trace_of(self, request: Request, prompt: Prompt, **options: Any) -> Trace:
         """The trace of a finished request of `generate_each` or `stream` with `trace=True` and these options."""
         return make_trace(request, prompt, self.plan(options), self.members, self.alignment)
-
-    def plan(self, options: Mapping[str, Any], *, generates: bool = True) -> Plan:
-        """What a call with these keyword options does.
-
-        Parameters
-        ----------
-        options : mapping
-            Of a step, a method, and with `generates` of a generation.
-        generates : bool
-
-        Raises
-        ------
-        TypeError, ValueError
-            An option is unknown or wrong, or the method cannot run with these members.
-        """
-        method = options.get("method", self.method)
-        own = options.get("method_options", self.method_options if "method" not in options else None)
-        return make_plan(
-            options, self.step_options, method, own, self._method, self.members, self.alignment, generates=generates
-        )
-
-    def new_engine(self, plan: Plan, *, max_requests: int, expected_length: int = 0) -> Engine:
-        """An engine on the ensemble's members, led by the plan's primary."""
-        return Engine(
-            self.members,
-            self.alignment,
-            primary=plan.step.primary,
-            max_requests=max_requests,
-            compiled=self.compile,
-            expected_length=expected_length,
-            draft_costs=self._draft_costs[plan.step.primary],
-        )
-
-    def alone(self, m: int) -> UniteEnsemble:
-        """Member m by itself, which then generates as it would without the others."""
-        if m not in self._alone:
-            self._alone[m] = UniteEnsemble([self.members[m]], lossy=True)
-        return self._alone[m]
-
-    def _method(self, method: str | Method, own: Mapping[str, Any] | None, step: StepOptions) -> Method:
-        """The method's object; small ones are kept, and of large ones the last."""
-        key = f"{method} {sorted((own or {}).items())} {step}"
-        if isinstance(method, Method) or key in self._made:
-            return method if isinstance(method, Method) else self._made[key]
-        if len(self._made) > 64:  # weights may differ from call to call
-            self._made.clear()
-        for other in [name for name, made in self._made.items() if made.is_large]:
-            del self._made[other]  # before the next one is made
-        alignment = self.alignment.to(self.members[step.primary].device)
-        self._made[key] = make_method(method, own, alignment, self.members, step)
-        return self._made[key]
-
-    def __repr__(self) -> str:
-        members = ", ".join(member.name for member in self.members)
-        step = self.step_options
-        return f"UniteEnsemble({members}; primary {self.members[step.primary].name}, k={step.k})"

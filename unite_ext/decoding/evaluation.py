@@ -8,8 +8,10 @@ from typing import TypeVar
 
 import torch
 
+from ..exchange import HERE, Exchange
 from ..members.base import BaseMember, Context, Place, Scores
 from ..members.context import LogitScores
+from ..members.ranks import NoScores, SpreadScores
 from ..vocab.alignment import VocabAlignment
 from .processors import Processors, ScoredRow
 from .request import Request
@@ -43,12 +45,28 @@ class Evaluator:
         One per member.
     alignment : VocabAlignment
         On the device where the steps run.
+    exchange : Exchange
+        Between the processes that the members live in.
+
+    Attributes
+    ----------
+    order : list of int
+        The members in the order in which they are asked.
     """
 
-    def __init__(self, members: Sequence[BaseMember], contexts: Sequence[Context], alignment: VocabAlignment) -> None:
+    def __init__(
+        self,
+        members: Sequence[BaseMember],
+        contexts: Sequence[Context],
+        alignment: VocabAlignment,
+        exchange: Exchange = HERE,
+    ) -> None:
         self.members = members
         self.contexts = contexts
         self.alignment = alignment
+        self.exchange = exchange
+        # Members that run elsewhere are asked first: they answer while the others run here.
+        self.order = sorted(range(len(members)), key=lambda m: members[m].gives_logits)
         self._processors = Processors([v.eos_token_ids for v in alignment.vocabularies])
 
     def next_scores(self, m: int, requests: Sequence[Request]) -> Scores:
@@ -59,7 +77,7 @@ class Evaluator:
         MemberOutOfMemory
         """
         context = self.contexts[m]
-        scores = guarded(m, lambda: context.evaluate([request.key for request in requests]))
+        scores = self.asked(m, len(requests), lambda: context.evaluate([request.key for request in requests]))
         return self.processed(m, scores, [[(request.key, 0, ())] for request in requests], requests)
 
     def place_scores(self, m: int, requests: Sequence[Request], places: Sequence[Sequence[Place]]) -> Scores:
@@ -70,8 +88,39 @@ class Evaluator:
         MemberOutOfMemory
         """
         wanted = [place for own in places for place in own]
-        scores = guarded(m, lambda: self.contexts[m].evaluate_places(wanted))
+        scores = self.asked(m, len(wanted), lambda: self.contexts[m].evaluate_places(wanted))
         return self.processed(m, scores, places, requests)
+
+    def all_place_scores(self, requests: Sequence[Request], places: Sequence[Sequence[list[Place]]]) -> list[Scores]:
+        """Every member's scores at its places of each request; raises as `place_scores`."""
+        scores = {m: self.place_scores(m, requests, [own[m] for own in places]) for m in self.order}
+        return [scores[m] for m in range(len(self.members))]
+
+    def asked(self, m: int, rows: int, call: Callable[[], Scores]) -> Scores:
+        """The scores of so many rows that a call to a member gives.
+
+        Raises
+        ------
+        MemberOutOfMemory
+            With members in several processes later, when all of them know of it.
+        """
+        try:
+            return guarded(m, call)
+        except MemberOutOfMemory as error:
+            self.exchange.lacks(m, error)
+            return NoScores(rows, self.alignment.device)
+
+    def read_prompts(self, budget: int) -> None:
+        """Let every member read up to `budget` ids of prompts, see `Context.prefill`; raises as `asked`."""
+        for m, context in enumerate(self.contexts):
+            try:
+                guarded(m, partial(context.prefill, budget))
+            except MemberOutOfMemory as error:
+                self.exchange.lacks(m, error)
+
+    def ready(self, keys: Sequence[int]) -> list[bool]:
+        """Whether each request can run beside the others in every member."""
+        return self.exchange.agreed([all(context.ready(key) for context in self.contexts) for key in keys])
 
     def processed(
         self, m: int, scores: Scores, places: Sequence[Sequence[Place]], requests: Sequence[Request]
@@ -80,6 +129,15 @@ class Evaluator:
 
         The n-th place of a request is where n more of its tokens stand than now.
         """
+        if self.exchange is HERE:
+            return self._processed(m, scores, places, requests)
+        if self.exchange.holds(m):
+            scores = self._processed(m, scores, places, requests)
+        return SpreadScores(scores, self.exchange)
+
+    def _processed(
+        self, m: int, scores: Scores, places: Sequence[Sequence[Place]], requests: Sequence[Request]
+    ) -> Scores:
         if any(request.options.processes for request in requests):
             rows = [
                 ScoredRow(

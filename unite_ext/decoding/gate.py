@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
+from ..exchange import HERE, Exchange
 from ..members.base import Scores
+from ..members.ranks import SpreadScores
 from ..vocab.alignment import VocabAlignment
 from .choice import Choice
 from .request import Request, StepRecord
@@ -14,20 +17,30 @@ from .start_state import first_steps
 
 
 def gated_tokens(
-    scores: Scores, requests: Sequence[Request], alignment: VocabAlignment, primary: int
+    scores: Scores,
+    requests: Sequence[Request],
+    alignment: VocabAlignment,
+    primary: int,
+    exchange: Exchange = HERE,
 ) -> dict[int, int]:
-    """The primary's token of every row that its gate decides."""
+    """The primary's token of every row that its gate decides. Only the process that holds the primary can say."""
     gates = {r: request.options.gate for r, request in enumerate(requests) if request.options.gate is not None}
     if not gates:
         return {}
-    logits = scores.logits
+    shape = (2, len(requests))
+    pairs = exchange.told(primary, shape, torch.float64, lambda: _surest(scores, alignment, primary)).tolist()
+    return {r: int(pairs[1][r]) for r, gate in gates.items() if pairs[0][r] > gate}
+
+
+def _surest(scores: Scores, alignment: VocabAlignment, primary: int) -> Tensor:
+    """The primary's largest probability of every row, and its id, float64 [2, N]."""
+    logits = (scores.own if isinstance(scores, SpreadScores) else scores).logits
     if logits is None:
         raise ValueError("gate needs the primary's logits at hand")
     eligible = alignment.classes[primary][: alignment.vocab_sizes[primary]] >= 0
     values = logits[:, : len(eligible)].float().nan_to_num(nan=-torch.inf).masked_fill(~eligible, -torch.inf)
     top, ids = values.softmax(dim=1).max(dim=1)
-    pairs = torch.stack([top.double(), ids.double()]).tolist()
-    return {r: int(pairs[1][r]) for r, gate in gates.items() if pairs[0][r] > gate}
+    return torch.stack([top.double(), ids.double()])
 
 
 def gated_choice(request: Request, token_id: int, members: int, primary: int) -> Choice:

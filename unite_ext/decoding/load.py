@@ -8,11 +8,14 @@ from typing import Any
 from .._core import MAX_MEMBERS
 from ..members.base import BaseMember, Prompt, Variables
 from ..members.loading import MemberSource, prepare_all
+from ..members.rank_group import RANK_TIMEOUT, RankGroup, check_ranks
+from ..members.ranks import load_spread
 from ..members.transformers import Member
 from ..methods.registry import UNITE, check_combine, check_method, check_vocabularies, needs_vocabularies
 from ..options import STEP_FIELDS, StepOptions, step_options
 from ..vocab.alignment import VocabAlignment
 from .plan import METHOD_FIELDS
+from .rank_calls import Ranks, check_spreads
 
 Loadable = str | MemberSource | BaseMember
 """A member by name, prepared, or as it is."""
@@ -34,8 +37,13 @@ def variables_of_members(given: TemplateVariables, members: int) -> list[Variabl
 
 
 def load_members(
-    names: Sequence[Loadable], given: Mapping[str, Any], *, lossy: bool
-) -> tuple[list[BaseMember], dict[str, Any]]:
+    names: Sequence[Loadable],
+    given: Mapping[str, Any],
+    *,
+    lossy: bool,
+    ranks: str | None = None,
+    rank_timeout: float = RANK_TIMEOUT,
+) -> tuple[Sequence[BaseMember], dict[str, Any], Ranks | None]:
     """Load models, see `UniteEnsemble.from_pretrained`.
 
     Parameters
@@ -44,12 +52,15 @@ def load_members(
     given : mapping
         Options of the ensemble's steps and method, and of the members.
     lossy : bool
+    ranks, rank_timeout
 
     Returns
     -------
-    members : list of BaseMember
+    members : sequence of BaseMember
     ours : dict
         The options that are the ensemble's.
+    ranks : Ranks or None
+        Where the members live, if in several processes.
     """
     if isinstance(names, str):
         raise TypeError(f"names must be a list of model names, got the string {names!r}")
@@ -61,17 +72,34 @@ def load_members(
     step = step_options(ours, StepOptions()).check(len(names))
     check_method(method, own, len(names))
     check_combine(method, step)
+    places = check_ranks(ranks, len(names))
+    if places is not None:
+        check_spreads(method, step)
+        _check_loadable(names)
     for name, value in options.items():
         if isinstance(value, (list, tuple)) and len(value) != len(names):
             raise ValueError(f"{name} must be one value or one per member, {len(names)}, got {len(value)}")
     each = [{o: v[m] if isinstance(v, (list, tuple)) else v for o, v in options.items()} for m in range(len(names))]
-    sources = prepare_all(names, each, known=(*STEP_FIELDS, *METHOD_FIELDS, "lossy", "compile"))
+    sources = prepare_all(names, each, known=(*STEP_FIELDS, *METHOD_FIELDS, "lossy", "compile", "ranks"), places=places)
     if needs_vocabularies(method):
         alignment = VocabAlignment.from_tokenizers([source.tokenizer for source in sources], lossy=lossy)
         device = sources[step.primary].device
         check_vocabularies(method, own, alignment if device is None else alignment.to(device), step)
-    members = [Member.from_source(source) if isinstance(source, MemberSource) else source for source in sources]
-    return members, ours
+    if places is None:
+        return [Member.from_source(own) if isinstance(own, MemberSource) else own for own in sources], ours, None
+    spread = [source for source in sources if isinstance(source, MemberSource)]  # all of them, as was checked
+    group = RankGroup(places, [source.name for source in spread], timeout=rank_timeout, led=ranks == "led")
+    return load_spread(spread, group), ours, Ranks(group, group.holders)
+
+
+def _check_loadable(names: Sequence[Loadable]) -> None:
+    """Raise ValueError for a member that is made already, such as one behind a server: each rank loads its own."""
+    for name in names:
+        if isinstance(name, BaseMember):
+            raise ValueError(
+                "names must be models that run here where members live on several ranks, which load them themselves, "
+                f"got {name.name} as a {type(name).__name__}"
+            )
 
 
 def as_batch(prompts: Any) -> tuple[Sequence[Prompt], bool]:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..exchange import HERE, Exchange
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -49,6 +51,11 @@ class MemberAway(RuntimeError):
 
 class Scores(ABC):
     """One member's logits for the next token of N requests, whole or by parts."""
+
+    @property
+    def exchange(self) -> Exchange:
+        """How they come together with the other members'."""
+        return HERE
 
     @property
     @abstractmethod
@@ -291,8 +298,13 @@ class BaseMember(ABC):
 
     @property
     def bytes_per_token(self) -> int:
-        """Memory that every id of a running request takes on `device`, 0 where that is not this process's."""
+        """Memory that every id of a running request takes at its `place`, 0 where that is not known."""
         return 0
+
+    @property
+    def place(self) -> str:
+        """What to call the place of its memory: its device, and whose that is where it is not this process's."""
+        return str(self.device)
 
     @property
     def chat_template(self) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 
 from .base import BaseMember, Variables
 from .prompts import PromptEncoder, check_against_file, one_line, read_chat_template
+from .rank_group import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -134,13 +136,25 @@ def prepare(
 
 
 def prepare_all(
-    names: Sequence[str | MemberSource | BaseMember], options: Sequence[Options], *, known: Collection[str] = ()
+    names: Sequence[str | MemberSource | BaseMember],
+    options: Sequence[Options],
+    *,
+    known: Collection[str] = (),
+    places: Layout | None = None,
 ) -> list[MemberSource | BaseMember]:
     """`prepare` of every member, so that what is wrong with the last is said before the first is loaded.
 
-    Members that are prepared or loaded already stay as they are.
+    Members that are prepared or loaded already stay as they are. `places` says which of them other processes load:
+    their devices are not this machine's. "cuda" is then this process's own of the host's devices.
     """
-    return [prepare(name, known=known, **own) if isinstance(name, str) else name for name, own in zip(names, options)]
+    sources: list[MemberSource | BaseMember] = []
+    for m, (name, own) in enumerate(zip(names, options)):
+        if places is not None and not places.holds(m):
+            own = {**own, "device": None}
+        elif places is not None and str(own.get("device")) == "cuda" and torch.cuda.is_available():
+            own = {**own, "device": f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"}
+        sources.append(prepare(name, known=known, **own) if isinstance(name, str) else name)
+    return sources
 
 
 def load_tokenizer(name: str, options: Options | None = None) -> PreTrainedTokenizerBase:

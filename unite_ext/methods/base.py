@@ -75,6 +75,8 @@ class TokenMethod(Method):
     to keep a text within a grammar."""
     walks: ClassVar[bool] = False
     """Whether `boundaries="exact"` can be used: members then vote on bytes, and the method takes no step."""
+    spreads: ClassVar[bool] = False
+    """Whether members may live in several processes: it asks the scores for their parts, and lets them travel."""
 
     def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
         self.alignment = alignment

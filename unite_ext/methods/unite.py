@@ -30,6 +30,7 @@ class Unite(TokenMethod):
     keeps_structure: ClassVar[bool] = True
     walks: ClassVar[bool] = True
     drops_members: ClassVar[bool] = True
+    spreads: ClassVar[bool] = True
 
     def __init__(self, alignment: VocabAlignment, members: Sequence[BaseMember], options: StepOptions) -> None:
         super().__init__(alignment, members, options)
@@ -86,18 +87,25 @@ def unite_scores(
 def step_in_parts(
     scores: Sequence[Scores], alignment: VocabAlignment, options: StepOptions, include: Tensor | None = None
 ) -> StepResult:
-    """Do one step of UNITE without whole logits: from every member's k best ids, and its logits of the slots."""
+    """Do one step of UNITE without whole logits: from every member's k best ids, and its logits of the slots.
+
+    Where members live in several processes, each scores its own; keys and scores are what travels.
+    """
+    exchange = scores[0].exchange
     tops = [own.top_k(alignment, m, options) for m, own in enumerate(scores)]
-    keys = torch.stack([keys for keys, _ in tops], dim=1)
+    keys = exchange.keys(torch.stack([keys for keys, _ in tops], dim=1))
     weights, combine = options.step_weights(len(scores)), options.combine
     union = unite_keys(keys, alignment, primary=options.primary, weights=weights, combine=combine, include=include)
     columns = []
     for m, (own, (own_keys, log_sums)) in enumerate(zip(scores, tops)):
         slots = union.slots[:, :, m]
+        if not exchange.holds(m):
+            columns.append(torch.zeros_like(slots, dtype=torch.float32))
+            continue
         values = own.gather(slots)
         given = (values, slots, union.union_size, own_keys, union.key_slots[:, m], log_sums)
         columns.append(score_slots(*given, score=options.score, duplicates=options.duplicates, combine=combine))
-    given_scores = torch.stack(columns, dim=2)
+    given_scores = exchange.columns(torch.stack(columns, dim=2))
     return combine_slots(given_scores, union, primary=options.primary, weights=weights, combine=combine)
 
 
