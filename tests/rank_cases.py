@@ -14,6 +14,7 @@ from toy_models import toy_model
 
 from unite_ext import GenerationOptions, UniteEnsemble
 from unite_ext.decoding.likelihood import score_continuations
+from unite_ext.decoding.prompt_ids import EncodedPrompt, encode_prompt
 
 PROMPTS = ["James met", "A", "Once upon a time, " * 4, "x" * 40, "2024 was a year of the"]
 LONG = "the committee met and agreed, " * 30
@@ -99,6 +100,26 @@ def arrivals(ensemble: UniteEnsemble) -> Any:
     return [request_said(request) for request in requests]
 
 
+def start_state(ensemble: UniteEnsemble) -> Any:
+    """B writes a space before its text, the others do not: each leads, drafts, and is asked how likely a text is."""
+    starts = tuple(member.name.endswith("B") for member in ensemble.members)
+    vocabularies = ensemble.alignment.vocabularies
+    prompts = [EncodedPrompt(encode_prompt(ensemble.members, vocabularies, p).ids, starts) for p in PROMPTS]
+    found: list[Any] = []
+    for options in ({}, {"primary": 1}, {"speculate": 2}):
+        plan = ensemble.plan({"max_new_tokens": 8, **options})
+        engine = ensemble.new_engine(plan, max_requests=8)
+        requests = [engine.submit(p, plan.token_method, plan.generation, keeps_records=True) for p in prompts]
+        while engine.has_work:
+            engine.step()
+        found += [[request_said(r), [record.starts for record in r.records]] for r in requests]
+    for likelihood in ("union", "full"):
+        pairs = [(prompt, ensemble.alignment.encode_continuation(0, b"Jam at the 42")) for prompt in prompts[:2]]
+        scores = sorted(score_continuations(ensemble, pairs, likelihood=likelihood), key=lambda one: one.index)
+        found += [bits([one.index, one.log_prob, one.is_greedy]) for one in scores]
+    return found
+
+
 def out_of_memory(ensemble: UniteEnsemble) -> Any:
     """The last member runs out of memory in its third pass: half of the requests read their prompts again."""
     model = getattr(ensemble.members[-1], "model", None)  # of this process, or of another
@@ -141,12 +162,15 @@ CASES: dict[str, Callable[[UniteEnsemble], Any]] = {
     "likelihood": scored(),
     "likelihood by the other": scored(primary=1, score="probs"),
     "full likelihood": scored(likelihood="full"),
+    "start state": start_state,
     "arrivals": arrivals,
     "out of memory": out_of_memory,
 }
 OF_THREE = ("plain", "probs", "own seed", "gate of the other", "drafts of the other", "full likelihood", "arrivals")
 """Those that are run with three members as well."""
-LED = ("plain", "own seed", "gate", "auto drafts", "voting", "full likelihood", "arrivals", "out of memory")
+LED = (
+    "plain", "start state", "own seed", "gate", "auto drafts", "voting", "full likelihood", "arrivals", "out of memory",
+)  # fmt: skip
 """Those that rank 0 alone is asked for as well."""
 MEMBERS = {"A": ("llama", "byte_level"), "B": ("mistral-window", "sentencepiece"), "C": ("qwen2", "byte_level")}
 

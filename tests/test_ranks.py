@@ -7,8 +7,10 @@ import json
 import pytest
 from rank_cases import CASES, LED, OF_THREE, load, run_all, run_rank, save_members
 from rank_processes import Ranks
+from typer.testing import CliRunner
 
 from unite_ext import UniteEnsemble
+from unite_ext.cli import app
 
 RANKS = ((2, 2), (3, 3), (2, 3))  # processes, members
 
@@ -71,6 +73,10 @@ def test_the_cases_do_what_they_are_called(found):
         assert any(step[5] for request in alone[2][name] for step in request[6]), name
     different = ("primary", "weights", "probs", "drop", "product", "sampling", "penalty")
     assert all(alone[2][name] != plain for name in different)
+    started = [row for row in alone[2]["start state"] if isinstance(row[-1], list)]
+    assert len(started) == 15
+    assert all(starts[0] == [False, True] for _, starts in started)
+    assert [said[1] for said, _ in started[:5]] != [request[1] for request in plain]
     cancelled = alone[2]["arrivals"]
     assert cancelled[4][2] == ""
     assert cancelled[4][1][0] == []
@@ -112,6 +118,32 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(folders, monkeypa
         monkeypatch.setenv(name, value)
     with pytest.raises((TypeError, ValueError), match=complaint):
         load(folders[:2], **{"ranks": "auto", **options})
+
+
+def test_members_that_are_made_already_are_refused(folders, monkeypatch):
+    """Such as those behind servers: each rank loads its own."""
+    made = load(folders[:1]).members[0]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="names must be models that run here where members live on several ranks"):
+        UniteEnsemble.from_pretrained([str(folders[1]), made], ranks="auto")
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "A"], ["eval", "--tasks", "unite_gsm8k"]])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_command_refuses_servers_on_every_rank(folders, monkeypatch, command, rank):
+    """Before anything is loaded or asked."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # this process is not a launcher's
+    given = [*command, "--model", str(folders[0]), "--model", str(folders[1])]
+    found = CliRunner().invoke(app, [*given, "--member-engine", "1=vllm:http://127.0.0.1:9"])
+    assert found.exit_code != 0
+    assert "--member-engine must not be given under torchrun" in " ".join(found.output.split())
+    if command[0] == "generate":
+        found = CliRunner().invoke(app, [*given, "--on-member-failure", "drop"])
+        assert found.exit_code != 0
+        assert "--on-member-failure must be stop under torchrun, got 'drop'" in " ".join(found.output.split())
 
 
 def test_more_processes_than_members_are_refused(folders, monkeypatch):
