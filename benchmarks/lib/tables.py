@@ -233,6 +233,32 @@ def demo() -> str:
     return markdown(["members", "right", "95 % interval", "tokens per step"], table, note)
 
 
+def bits_per_byte() -> str:
+    """Real texts under real models: every member alone, byte by byte together, and by the rules of a step."""
+    rows = newest("bits_per_byte")
+
+    def found(kind: str, rule: str, *orders: tuple[str, ...]) -> str:
+        wanted = ["+".join(order) for order in orders]
+        bits = [r["bits_per_byte"] for r in rows if (r["set"], r["rule"]) == (kind, rule) and r["members"] in wanted]
+        return ", ".join(f"{float(b):.3f}" for b in bits) or "-"
+
+    together = dict.fromkeys((r["set"], r["members"]) for r in rows if r["rule"] == "repeat")
+    done: set[tuple[str, frozenset[str]]] = set()
+    table = []
+    for kind, members in together:
+        names = tuple(members.split("+"))
+        if (kind, frozenset(names)) in done:
+            continue
+        done.add((kind, frozenset(names)))
+        orders = (names, names[::-1])
+        alone = ", ".join(found(kind, "alone", (name,)) for name in names)
+        by_rule = [found(kind, rule, *orders) for rule in ("average", "exact", "repeat", "drop")]
+        table.append([f"{kind}: {' + '.join(names)}", alone, *by_rule])
+    sizes = [f"{kind} {r['texts']} texts of {r['bytes']} bytes" for kind, r in {r["set"]: r for r in rows}.items()]
+    note = f"Bits per byte; {', '.join(sizes)}; two figures: either member leading. {records.measured_on(rows)}."
+    return markdown(["texts: members", "each alone", "byte by byte", "`exact`", "`repeat`", "`drop`"], table, note)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -250,6 +276,7 @@ TABLES: dict[str, Callable[[], str]] = {
         speculation,
         scoring,
         trace_page,
+        bits_per_byte,
     )
 }
 
