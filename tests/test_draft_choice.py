@@ -60,7 +60,7 @@ class World:
 
 
 def request(drafter: int | str = AUTO) -> Request:
-    return Request(0, 0, [[1]], GenerationOptions(), Unite.__new__(Unite), [None], drafter=drafter)
+    return Request(0, 0, [[1]], GenerationOptions(), Unite.__new__(Unite), [None], starts=(False,), drafter=drafter)
 
 
 def speed(world: World, fixed: Kind | None, length: int, costs: DraftCosts | None = None, batch: int = 1) -> float:
