@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "double_math.h"
 #include "logits.h"
 
 namespace unite {
@@ -18,13 +19,13 @@ struct LogitSum {
       largest = logit;
       total = 1.0;
     } else {
-      total += exp(static_cast<double>(logit) - static_cast<double>(largest));
+      total += double_exp(static_cast<double>(logit) - static_cast<double>(largest));
     }
   }
   UNITE_HOST_DEVICE bool empty() const { return total == 0.0; }
   // Relative to `origin`, so that the logarithm is not lost beside a large logit.
   UNITE_HOST_DEVICE float minus(float origin) const {
-    return static_cast<float>(static_cast<double>(largest) - static_cast<double>(origin) + log(total));
+    return static_cast<float>(static_cast<double>(largest) - static_cast<double>(origin) + double_log(total));
   }
 };
 

@@ -6,3 +6,10 @@
 #else
 #define UNITE_HOST_DEVICE
 #endif
+
+// A call of its own on the device, so that its registers are not those of the kernel.
+#ifdef __CUDACC__
+#define UNITE_NOINLINE __noinline__
+#else
+#define UNITE_NOINLINE
+#endif

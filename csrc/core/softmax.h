@@ -8,13 +8,14 @@
 #include <cstdint>
 
 #include "block.h"
+#include "double_math.h"
 #include "logits.h"
 
 namespace unite {
 
 // exp(value), rounded once.
 UNITE_HOST_DEVICE inline float rounded_exp(float value) {
-  return static_cast<float>(exp(static_cast<double>(value)));
+  return static_cast<float>(double_exp(static_cast<double>(value)));
 }
 
 // Replaces values[i * stride], i < count, by their softmax in float32. A value of -inf gets probability 0; at
