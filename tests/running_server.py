@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import Any
 
 import httpx
 import openai
+from server_thread import listening, running_in_thread
 
 from unite_ext import UniteEnsemble
 from unite_ext.demo import CHAT_TEMPLATE, COMPARABLE, load_member
@@ -66,22 +65,8 @@ class Running:
 @contextmanager
 def running(ensemble: UniteEnsemble | None = None, **options: Any) -> Iterator[Running]:
     """Run a server until the block ends."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    server = make_server(ensemble or demo_ensemble(), ServeOptions(**options), host="127.0.0.1", port=port)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    end = time.monotonic() + 30
-    while not server.started:
-        assert thread.is_alive()
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    try:
-        key = options.get("api_keys", ["none"])[0]
-        yield Running(f"http://127.0.0.1:{port}", port, server._service, key)
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        listener.close()
-        assert not thread.is_alive()
+    with listening() as (listener, port):
+        server = make_server(ensemble or demo_ensemble(), ServeOptions(**options), host="127.0.0.1", port=port)
+        with running_in_thread(server, listener):
+            key = options.get("api_keys", ["none"])[0]
+            yield Running(f"http://127.0.0.1:{port}", port, server._service, key)

@@ -6,9 +6,8 @@ of vLLM 0.32.0, and the repositories of SGLang and llama.cpp as they were in 202
 
 from __future__ import annotations
 
-import socket
 import threading
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from server_thread import listening, running_in_thread
 
 from unite_ext import Member
 from unite_ext.demo import load_member
@@ -34,7 +34,7 @@ class Refuse(Exception):
         self.message = message
 
 
-class Stub:
+class Stub(ABC):
     """One server.
 
     Attributes
@@ -63,9 +63,9 @@ class Stub:
         self.app.get("/v1/models")(self.models)
         self.routes()
 
+    @abstractmethod
     def routes(self) -> None:
         """Add what this kind of server has."""
-        raise NotImplementedError
 
     def post(self, path: str, answer: Callable[[dict[str, Any]], Any]) -> None:
         """Add a path that takes a JSON object."""
@@ -279,25 +279,11 @@ def running_stub(protocol: str, model: str, **options: Any) -> Iterator[Stub]:
 @contextmanager
 def serving(stub: Stub) -> Iterator[None]:
     """Run a stub until the block ends."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    stub.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn.Config(stub.app, log_level="critical", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    end = time.monotonic() + 30
-    while not server.started:
-        assert thread.is_alive()
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        server.force_exit = True
-        thread.join(30)
-        listener.close()
-        assert not thread.is_alive()
+    with listening() as (listener, port):
+        stub.url = f"http://127.0.0.1:{port}"
+        server = uvicorn.Server(uvicorn.Config(stub.app, log_level="critical", lifespan="off"))
+        with running_in_thread(server, listener, at_once=True):
+            yield
 
 
 def cut_off() -> Response:

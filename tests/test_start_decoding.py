@@ -12,8 +12,10 @@ from test_ensemble import first_unclear
 from test_exact import plain_members
 
 from unite_ext import UniteEnsemble, reference, reference_exact
+from unite_ext.decoding.absence import Absences
 from unite_ext.decoding.likelihood import score_continuations
 from unite_ext.decoding.prompt_ids import encode_prompt
+from unite_ext.members.context import LogitScores
 from unite_ext.serve.jobs import Token
 from unite_ext.serve.token_details import TokenDetails, emission_probs
 from unite_ext.testing import Recorder
@@ -342,3 +344,27 @@ def test_the_servers_tokens_are_the_text(mixed):
     assert own.data == tokens[0].data
     assert isinstance(tokens[0], Token)
     assert own.logprob == pytest.approx(math.log(emission_probs(tokens[0].record, 0)[tokens[0].token_id]))
+
+
+@pytest.mark.parametrize(
+    ("starts", "present"),
+    [((False, True, True), [0, 1]), ((True, False, False), [0, 2]), ((True, False, True), [0, 2])],
+)
+def test_first_steps_without_a_member(starts, present):
+    """Those that are left mean by their ids what they mean to each other, and the columns are those of all."""
+    kinds = [("sentencepiece", "direct"), ("byte_level", "direct"), ("gemma", "spaced")]
+    whole, rest = ensemble(*kinds), ensemble(*(kinds[m] for m in present))
+    generator = torch.Generator().manual_seed(3)
+    scores = [LogitScores(torch.randn(4, n, generator=generator)) for n in whole.alignment.vocab_sizes]
+    method, other = (ens.plan({}).token_method for ens in (whole, rest))
+    got = Absences(whole.members, whole.alignment, 0).step(method, scores, [None] * 4, present, starts)
+    meaning = rest.alignment.at_start([starts[m] for m in present])
+    want = other.at_start(meaning).step([scores[m] for m in present], [None] * 4)
+    assert (meaning is rest.alignment) == all(starts[m] for m in present)
+    assert torch.equal(got.next_ids[:, present], want.next_ids)
+    assert torch.equal(got.union_ids[:, :, present], want.union_ids)
+    assert torch.equal(got.union_probs, want.union_probs)
+    [gone] = {0, 1, 2} - set(present)
+    assert (got.union_ids[:, :, gone] == -1).all()
+    plain = other.step([scores[m] for m in present], [None] * 4)
+    assert torch.equal(plain.union_probs, want.union_probs) == all(starts[m] for m in present)

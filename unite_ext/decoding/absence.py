@@ -67,15 +67,25 @@ class Absences:
         scores: Sequence[object],
         states: Sequence[object],
         present: Sequence[int],
-        alignment: VocabAlignment,
+        starts: Sequence[bool] = (),
     ) -> StepResult:
         """A step of the members that are present, as one of all: the others have no ids and no probabilities.
 
-        `alignment` is that of all members for this step.
+        Parameters
+        ----------
+        method : TokenMethod
+            Of all members.
+        scores, states : sequence
+            As `TokenMethod.step`; one of `scores` per member, of which those of `present` count.
+        present : sequence of int
+        starts : sequence of bool
+            Per member whether it takes its first step in the start state; nothing if none does.
         """
         own, alone = [scores[m] for m in present], self._method(method, tuple(present))
-        if alignment is not self._alignment:
-            alone = alone.at_start(alignment.only(present))
+        if any(starts):
+            alignment = self._alignments[tuple(present)]
+            meaning = alignment.at_start([starts[m] for m in present])
+            alone = alone if meaning is alignment else alone.at_start(meaning)
         return widened(alone.step(own, states), present, len(self._members))  # type: ignore[arg-type]
 
     def _method(self, method: TokenMethod, present: tuple[int, ...]) -> TokenMethod:

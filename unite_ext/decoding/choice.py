@@ -136,7 +136,7 @@ class Chooser:
         there = [s for s in scores if s is not None]
         if len(there) < len(scores):
             present = [m for m, s in enumerate(scores) if s is not None]
-            return Launch(self.absences.step(method, scores, states, present, alignment), alignment, starts)
+            return Launch(self.absences.step(method, scores, states, present, starts), alignment, starts)
         if alignment is not self.alignment:
             method = method.at_start(alignment)
         if targets is None:

@@ -41,7 +41,7 @@ class ExactRunner:
     alignment : VocabAlignment
     primary : int
     max_places : int
-        Of how many places a member is asked at once at most, where it has to be asked ahead of time.
+        How many places' logits one pass may give.
     """
 
     def __init__(

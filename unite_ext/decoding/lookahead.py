@@ -23,7 +23,7 @@ from .paths import Path
 from .request import Request
 
 _BYTES_PER_PLACE = 8  # of what is expected: longer than most tokens
-_LONGEST = 64
+_LONGEST = 64  # bytes of a token that is looked for
 _LEVELS = 3  # what is left then is asked about when it counts
 _REACH = 2  # how many bytes after a cover's end may be unlikely ones beside which it counts
 
@@ -38,7 +38,7 @@ class Lookahead:
         One per member.
     alignment : VocabAlignment
     max_places : int
-        Of how many places a member is asked at once at most, where it has to be asked ahead of time.
+        How many places' logits one pass may give.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Lookahead:
         self.evaluator = evaluator
         self.contexts = contexts
         self.alignment = alignment
-        self.max_places = max_places
+        self.max_places = max(1, max_places // 3)  # a place's sums take twice the memory of its float32 logits
 
     def look(self, m: int, due: Sequence[tuple[Request, Cover]]) -> None:
         """Fill `MemberCovers.rows` of member m for these covers, and for others that will be asked about.
@@ -167,7 +167,7 @@ class _Fan:
                     continue
                 limits, soon = covers.limits, self.shares[min(at + _REACH, len(self.text))]
                 least = min(limits.min_share * self.shares[at], limits.unlikely_share * soon)
-                if own >= max(least, limits.merged_share * self.heaviest.get(child.end, 0.0)) and own > 0:
+                if own >= max(least, limits.merged_share * self.heaviest.get(child.end, 0.0)):
                     found[child] = own
         chosen = sorted(found, key=lambda path: -found[path])[:room]
         self.fresh = [(path, found[path]) for path in chosen]

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..exchange import NO_KEY, Exchange
 from ..options import StepOptions
 from ..vocab.alignment import VocabAlignment
-from .base import BaseMember, Context, Place, Scores
+from .base import BaseMember, Place, Scores
+from .id_context import IdContext
 from .loading import MemberSource
 from .prompts import PromptEncoder, one_line
 from .rank_group import RankError, RankGroup
@@ -96,33 +97,12 @@ class SpreadScores(Scores):
         return SpreadScores(self.own.select(rows), self._exchange)
 
 
-class RankContext(Context):
+class RankContext(IdContext):
     """What a member in another process has read: the ids alone."""
 
     def __init__(self, device: torch.device) -> None:
+        super().__init__()
         self._device = device
-        self._ids: dict[int, list[int]] = {}
-
-    def join(self, key: int, ids: Sequence[int]) -> None:
-        """See `Context.join`."""
-        self._ids[key] = list(ids)
-
-    def leave(self, key: int) -> None:
-        """See `Context.leave`."""
-        self._ids.pop(key, None)
-
-    def edit(self, key: int, drop: int, append: Sequence[int]) -> None:
-        """See `Context.edit`."""
-        ids = self._ids[key]
-        ids[len(ids) - drop :] = append
-
-    def lengths(self, keys: Sequence[int]) -> list[int]:
-        """See `Context.lengths`."""
-        return [len(self._ids[key]) for key in keys]
-
-    def ids(self, key: int) -> list[int]:
-        """See `Context.ids`."""
-        return self._ids[key]
 
     def evaluate(self, keys: Sequence[int]) -> NoScores:
         """None: the other process has them."""

@@ -21,7 +21,8 @@ from .._core import FIRST_SUB_TOKEN
 from ..exchange import NO_KEY, make_keys
 from ..options import StepOptions
 from ..vocab.alignment import VocabAlignment
-from .base import BaseMember, Context, MemberAway, Place, Scores
+from .base import BaseMember, MemberAway, Place, Scores
+from .id_context import IdContext
 
 LOWEST = -9000.0
 """What servers write for -inf lies below: JSON has none."""
@@ -184,7 +185,7 @@ class RemoteScores(Scores):
         return RemoteScores(self._context, [self._questions[row] for row in rows])
 
 
-class RemoteContext(Context):
+class RemoteContext(IdContext):
     """The ids of every request; the model's own state is where it runs, in its prefix cache.
 
     Parameters
@@ -196,34 +197,17 @@ class RemoteContext(Context):
     """
 
     def __init__(self, member: BaseMember, backend: Backend, pool: Executor) -> None:
+        super().__init__()
         self.member = member
         self.backend = backend
         self._pool = pool
-        self._ids: dict[int, list[int]] = {}
         self._last: dict[int, list[Question]] = {}  # a step that is taken again asks nothing twice
         self._largest_k = StepOptions().k
 
-    def join(self, key: int, ids: Sequence[int]) -> None:
-        """See `Context.join`."""
-        self._ids[key] = list(ids)
-
     def leave(self, key: int) -> None:
         """See `Context.leave`."""
-        self._ids.pop(key, None)
+        super().leave(key)
         self._last.pop(key, None)
-
-    def edit(self, key: int, drop: int, append: Sequence[int]) -> None:
-        """See `Context.edit`."""
-        ids = self._ids[key]
-        ids[len(ids) - drop :] = append
-
-    def lengths(self, keys: Sequence[int]) -> list[int]:
-        """See `Context.lengths`."""
-        return [len(self._ids[key]) for key in keys]
-
-    def ids(self, key: int) -> list[int]:
-        """See `Context.ids`."""
-        return self._ids[key]
 
     def evaluate(self, keys: Sequence[int]) -> RemoteScores:
         """See `Context.evaluate`. Returns while the questions are under way."""
@@ -234,7 +218,7 @@ class RemoteContext(Context):
         questions = []
         last: dict[int, list[Question]] = {}
         for key, drop, append in places:
-            ids = self._ids[key]
+            ids = self.ids(key)
             wanted = (*ids[: len(ids) - drop], *append)
             known = next((q for q in self._last.get(key, ()) if q.ids == wanted), None)
             questions.append(known or Question(key, wanted))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..members.base import BaseMember, Context, Message, Place, Prompt, Scores, Variables
 from ..members.context import LogitScores
+from ..members.id_context import IdContext
 from ..members.passing import PassingContext
 from ..options import StepOptions
 from ..step_parts import gather_logits, top_k_keys
@@ -182,37 +183,21 @@ class _RecorderContext(PassingContext):
         return Context.evaluate_places(self, places)  # by `evaluate`, which keeps the rows
 
 
-class _RecordedContext(Context):
+class _RecordedContext(IdContext):
     """Looks the logits up by what a request has read."""
 
     def __init__(self, name: str, logits: Mapping[tuple[int, ...], Tensor], whole: bool) -> None:
+        super().__init__()
         self._name = name
         self._logits = logits
         self._whole = whole
-        self._ids: dict[int, list[int]] = {}
-
-    def join(self, key: int, ids: Sequence[int]) -> None:
-        self._ids[key] = list(ids)
-
-    def leave(self, key: int) -> None:
-        self._ids.pop(key, None)
-
-    def edit(self, key: int, drop: int, append: Sequence[int]) -> None:
-        ids = self._ids[key]
-        ids[len(ids) - drop :] = append
-
-    def lengths(self, keys: Sequence[int]) -> list[int]:
-        return [len(self._ids[key]) for key in keys]
-
-    def ids(self, key: int) -> list[int]:
-        return self._ids[key]
 
     def evaluate(self, keys: Sequence[int]) -> Scores:
         rows = []
         for key in keys:
-            row = self._logits.get(tuple(self._ids[key]))
+            row = self._logits.get(tuple(self.ids(key)))
             if row is None:
-                raise ValueError(f"{self._name} has no recording after the ids {self._ids[key]}")
+                raise ValueError(f"{self._name} has no recording after the ids {self.ids(key)}")
             rows.append(row)
         logits = torch.stack(rows)
         return LogitScores(logits) if self._whole else _PartScores(logits)
