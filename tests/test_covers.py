@@ -1,0 +1,86 @@
+"""How a member may have read a text: covers by hand, over three tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from unite_ext._host import SortedTokens
+from unite_ext.decoding.covers import Cover, MemberCovers, WalkLimits
+
+A, AB, B = 10, 11, 12
+
+
+@dataclass
+class Order:
+    """`ByteOrder` of the tokens a, ab and b."""
+
+    tokens: SortedTokens = field(default_factory=lambda: SortedTokens([b"a", b"ab", b"b"]))
+    ids: np.ndarray = field(default_factory=lambda: np.array([A, AB, B]))
+
+    def __len__(self) -> int:
+        return 3
+
+
+def settled(covers: MemberCovers, cover: Cover, a: float, ab: float, b: float, text: bytes) -> Cover:
+    """Say what the model thinks after a cover's path: of the three tokens, and of the end."""
+    covers.rows[cover.path] = np.cumsum([0.0, a, ab, b]), 1.0 - a - ab - b
+    covers.settle(cover, bytearray(text))
+    return cover
+
+
+def shares(covers: MemberCovers) -> dict[tuple[int, ...], float]:
+    return {tuple(c.path.ids()): c.weight for c in [*covers.known, *covers.waiting]}
+
+
+def test_a_text_is_covered_by_tokens_inside_and_beyond_it():
+    covers = MemberCovers(Order(), WalkLimits(merged_share=0.0))
+    [root] = covers.due(2, 1e-3)
+    settled(covers, root, 0.3, 0.6, 0.05, b"ab")
+    assert shares(covers) == pytest.approx({(A,): 0.3, (AB,): 0.6})  # nothing goes on behind ab
+    first = next(c for c in covers.waiting if c.path.ids() == [A])
+    settled(covers, first, 0.0, 0.0, 0.5, b"ab")
+    assert shares(covers) == pytest.approx({(AB,): 0.6, (A, B): 0.15})
+    assert covers.ended_share(2) == 1.0
+    assert covers.heaviest.ids() == [AB]
+
+
+def test_a_much_lighter_cover_lends_its_weight_to_the_one_with_its_end():
+    covers = MemberCovers(Order(), WalkLimits(merged_share=0.03))
+    [root] = covers.due(2, 1e-3)
+    settled(covers, root, 0.3, 0.6, 0.05, b"ab")
+    settled(covers, covers.waiting[0], 0.0, 0.0, 0.05, b"ab")  # 0.015 of 0.6
+    assert shares(covers) == pytest.approx({(AB,): 0.615})
+
+
+@pytest.mark.parametrize(("lead", "text", "counts"), [(b"", b"", True), (b"", b"a", False), (b"a", b"", True)])
+def test_the_text_ends_only_where_a_token_does(lead, text, counts):
+    """A lead is no part of the text: a member that has written nothing may end it inside the lead."""
+    covers = MemberCovers(Order(), WalkLimits(), lead)
+    cover = settled(covers, covers.waiting[0], 0.3, 0.4, 0.1, text)
+    assert cover.eos == pytest.approx(0.2 if counts else 0.0)
+    assert cover.mass == pytest.approx({b"": 0.8, b"a": 0.4}[lead + text] + cover.eos)
+
+
+def test_unlikely_ways_are_asked_about_when_they_count():
+    covers = MemberCovers(Order(), WalkLimits(merged_share=0.0))
+    settled(covers, covers.waiting[0], 0.999, 0.0005, 0.0005, b"a")
+    [end] = covers.waiting
+    settled(covers, end, 0.2, 0.3, 0.5, b"a")
+    assert covers.due(1, 1e-3) == []
+    before = [(c.begin, c.stop, c.depth, c.mass) for c in covers.known]
+    covers.advance(before, [(1, 1, 2, 1e-4), (1, 1, 0, 0.5)], 1, 2)
+    assert [c.path.ids() for c in covers.due(2, 1e-3)] == [[A, A]]
+    assert [c.path.ids() for c in covers.due(2, 1e-5)] == [[A, A], [A, B]]
+
+
+def test_rows_that_lie_behind_are_let_go_of():
+    covers = MemberCovers(Order(), WalkLimits())
+    row = np.cumsum([0.0, 0.3, 0.3, 0.3]), 0.1
+    paths = covers.root.along([A, B, A], {A: b"a", B: b"b"})
+    covers.rows = dict.fromkeys(paths, row)
+    settled(covers, covers.waiting[0], 0.5, 0.3, 0.1, b"")
+    covers.advance([(0, 3, 0, 0.9)], [], 0, 2)
+    assert set(covers.rows) == set(paths[1:])
