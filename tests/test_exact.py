@@ -134,6 +134,20 @@ def test_ids_are_every_members_own_of_the_text(three):
     assert set(output.finish_reasons) <= {"eos", "length"}
 
 
+@pytest.mark.parametrize("primary", [0, 1, 2])
+def test_a_walk_over_the_limit_is_cut(three, primary):
+    """A step may be several tokens of the primary's."""
+    cut = 0
+    for limit in (1, 2, 3):
+        options = {"max_new_tokens": limit, "primary": primary, "min_new_tokens": limit, "do_sample": True, "seed": 5}
+        for request in three.generate_each([*PROMPTS, "中", "\n    "], **options):
+            assert len(request.ids) <= limit
+            spelled = b"".join([three.alignment.token_bytes(primary, i) for i in request.ids])
+            assert spelled == bytes(request.text)
+            cut += request.num_steps < limit or request.finish_reason == "length"
+    assert cut
+
+
 def test_draws_are_those_of_the_seed(two):
     options = {"max_new_tokens": 8, "do_sample": True, "seed": 3}
     drawn = two.generate(PROMPTS, **options)

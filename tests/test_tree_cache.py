@@ -144,6 +144,18 @@ def test_what_a_place_drops_stays_cached(models):
     assert_close(after, alone(model, [*ids, 12, 13]))
 
 
+def test_one_place_that_drops_takes_nothing_from_the_cache(models):
+    model = models["llama"]
+    cache = TreeCache(model, 1, reuse="holes")
+    cache.edit(0, 0, [1, 2, 3, 4, 5, 6])
+    cache.next_logits()
+    [got] = cache.place_logits([(0, 4, [9, 10])])
+    assert_close(got, alone(model, [1, 2, 9, 10]))
+    cache.edit(0, 0, [7])
+    assert cache.computed(0) == 6
+    assert_close(cache.next_logits()[0], alone(model, [1, 2, 3, 4, 5, 6, 7]))
+
+
 def test_the_head_runs_where_somebody_asked(models):
     model = models["llama"]
     cache = TreeCache(model, 1, reuse="holes")

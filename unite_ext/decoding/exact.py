@@ -233,10 +233,8 @@ class ExactRunner:
             path = covers.heaviest
             if path is None:
                 continue
-            drop, append = covers.standing.change_to(path)
-            if append or _state(request).forced is None:  # targets lie ahead: there is no need to go back
-                self.contexts[m].edit(request.key, drop, append)
-                covers.standing = path
+            self.contexts[m].edit(request.key, *covers.standing.change_to(path))
+            covers.standing = path
             if limit is not None and len(request.prompt_ids[m]) + path.length >= limit:
                 request.finish_reason = "length"
 

@@ -43,7 +43,7 @@ class TokenTree:
                 self.tokens.append(i)
                 self.parents.append(max(node, -1))
                 self.depths.append(depth if node < 0 else self.depths[node] + 1)
-                self.cached.append(depth if node < 0 else self.cached[node])
+                self.cached.append(depth)
             node = child
         return node
 
