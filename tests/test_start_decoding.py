@@ -15,6 +15,7 @@ from unite_ext import UniteEnsemble, reference, reference_exact
 from unite_ext.decoding.absence import Absences
 from unite_ext.decoding.likelihood import score_continuations
 from unite_ext.decoding.prompt_ids import encode_prompt
+from unite_ext.decoding.start_state import first_steps
 from unite_ext.members.context import LogitScores
 from unite_ext.serve.jobs import Token
 from unite_ext.serve.token_details import TokenDetails, emission_probs
@@ -368,3 +369,18 @@ def test_first_steps_without_a_member(starts, present):
     assert (got.union_ids[:, :, gone] == -1).all()
     plain = other.step([scores[m] for m in present], [None] * 4)
     assert torch.equal(plain.union_probs, want.union_probs) == all(starts[m] for m in present)
+
+
+def test_a_bare_space_is_the_first_step_of_its_writer_only():
+    """The text is still empty then: members that have none of it are as they were."""
+    ens = ensemble(("sentencepiece", "direct"), ("gemma", "spaced"), ("byte_level", "direct"))
+    plan = ens.plan({})
+    request = ens.new_engine(plan, max_requests=1).submit(encoded(ens, HI), plan.token_method)
+    assert request.starts == (True, True, False)
+    assert first_steps(request) == (True, True, False)
+    assert first_steps(request, [b""]) == (False, True, False)
+    assert first_steps(request, [b"", b"a"]) == (False, False, False)
+    request.ids.append(0)
+    assert first_steps(request) == (False, True, False)
+    request.syncs[1].append(b"a")
+    assert first_steps(request) == (False, False, False)
