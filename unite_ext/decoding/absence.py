@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..members.base import BaseMember, MemberAway
+from ..members.base import BaseMember, MemberAway, Scores
 from ..methods.base import TokenMethod
 from ..step_result import StepResult
 from ..vocab.alignment import VocabAlignment
@@ -64,7 +64,7 @@ class Absences:
     def step(
         self,
         method: TokenMethod,
-        scores: Sequence[object],
+        scores: Sequence[Scores | None],
         states: Sequence[object],
         present: Sequence[int],
         starts: Sequence[bool] = (),
@@ -81,12 +81,13 @@ class Absences:
         starts : sequence of bool
             Per member whether it takes its first step in the start state; nothing if none does.
         """
-        own, alone = [scores[m] for m in present], self._method(method, tuple(present))
+        own = [given for m in present if (given := scores[m]) is not None]
+        alone = self._method(method, tuple(present))
         if any(starts):
             alignment = self._alignments[tuple(present)]
             meaning = alignment.at_start([starts[m] for m in present])
             alone = alone if meaning is alignment else alone.at_start(meaning)
-        return widened(alone.step(own, states), present, len(self._members))  # type: ignore[arg-type]
+        return widened(alone.step(own, states), present, len(self._members))
 
     def _method(self, method: TokenMethod, present: tuple[int, ...]) -> TokenMethod:
         """The method of these members alone. ValueError if it needs others, or none of them has a weight."""
