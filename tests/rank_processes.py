@@ -22,11 +22,13 @@ def context() -> Any:
     """The server's context."""
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(["rank_preload"])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])  # where the server finds it
+    before, folder = os.environ.get("PYTHONPATH"), Path.cwd()
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)  # where the server finds what it imports
+    os.chdir(Path(__file__).parent)  # which its path begins with, and not the sources, whose modules are not built
     try:
         forkserver.ensure_running()
     finally:
+        os.chdir(folder)
         os.environ.pop("PYTHONPATH")
         if before is not None:
             os.environ["PYTHONPATH"] = before
