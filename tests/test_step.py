@@ -113,13 +113,22 @@ def test_kernel_equals_reference_on_wide_rows(members, kind):
 
 @pytest.mark.full
 @pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("values", list(itertools.product(*AXES.values())), ids=lambda v: name_of(dict(zip(AXES, v))))
-def test_whole_matrix(values, wide):
-    case = dict(zip(AXES, values))
-    sizes = (WIDE if wide else SIZES).get(case["members"])
-    if sizes is None or case["members"] * case["k"] > 1024:
+@pytest.mark.parametrize("kind", LOGIT_KINDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("k", AXES["k"])
+@pytest.mark.parametrize("members", AXES["members"])
+def test_whole_matrix(members, k, dtype, kind, wide):
+    sizes = (WIDE if wide else SIZES).get(members)
+    if sizes is None or members * k > 1024:
         pytest.skip("not a case: members * k over 1024, or no such width")
-    run_case(sizes, **case)
+    fixed = {"members": members, "k": k, "dtype": dtype, "kind": kind}
+    others = {name: values for name, values in AXES.items() if name not in fixed}
+    for values in itertools.product(*others.values()):
+        case = fixed | dict(zip(others, values))
+        try:
+            run_case(sizes, **case)
+        except AssertionError as error:
+            raise AssertionError(name_of(case)) from error
 
 
 @pytest.fixture
