@@ -24,9 +24,14 @@ ENVIRONMENT = os.environ | {
 SLOWED = """
 import time, unite_ext.demo as demo
 load = demo.load_member
+def wait(*_):
+    try:
+        time.sleep(0.03)
+    except KeyboardInterrupt:  # as code in C may drop it
+        pass
 def slow(*arguments, **options):
     member = load(*arguments, **options)
-    member.model.register_forward_pre_hook(lambda *_: time.sleep(0.03))
+    member.model.register_forward_pre_hook(wait)
     return member
 demo.load_member = slow
 from unite_ext.cli import app

@@ -12,69 +12,19 @@ import time
 from pathlib import Path
 
 import pytest
-from rank_cases import PROMPTS, generated, load, save_members
+from rank_cases import PROMPTS, save_members
+from rank_faults import TIMEOUT, WAYS, ask_for_different_things, command_until_fault, generate_until_fault
 from rank_processes import Ranks, command
 from typer.testing import CliRunner
 
 from unite_ext.cli import app
-from unite_ext.members.rank_group import RankError, RankGroup
 
-TIMEOUT = 12.0  # of ranks; long enough for pulses on a busy machine
 _TORCH = ("[rank", "Exception raised from", "frame #", "frame :", "[W", "[E", "<omitting")
-WAYS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return save_members(tmp_path_factory.mktemp("models"))
-
-
-def fail_at(number: int, way: str, delay: float = 0.0) -> None:
-    """Let this process end or stop in its exchange of this number after the loading, others having waited a while."""
-    exchange, before = RankGroup._exchange, [0]
-
-    def counted(group, *arguments, **keywords):
-        if group.names and getattr(group, "loaded", False):
-            before[0] += 1
-            if before[0] == number:
-                time.sleep(delay)
-                os.kill(os.getpid(), WAYS[way])
-        return exchange(group, *arguments, **keywords)
-
-    use_devices = RankGroup.use_devices
-
-    def used(group, device):
-        use_devices(group, device)
-        group.loaded = True
-
-    RankGroup._exchange, RankGroup.use_devices = counted, used
-
-
-def generate_until_fault(rank: int, folders: list[Path], culprit: int, number: int, way: str, delay: float) -> None:
-    """Every rank makes the same calls, of which one fails."""
-    if rank == culprit:
-        fail_at(number, way, delay)
-    try:
-        ensemble = load(folders, ranks="auto", rank_timeout=TIMEOUT)
-        generated()(ensemble)
-    except RankError as error:
-        print(f"RankError: {error}", flush=True)
-        sys.exit(3)
-
-
-def ask_for_different_things(rank: int, folders: list[Path]) -> None:
-    ensemble = load(folders, ranks="auto", rank_timeout=TIMEOUT)
-    try:
-        ensemble.generate(["A", "B"][rank], max_new_tokens=3)
-    except RankError as error:
-        print(f"RankError: {error}", flush=True)
-        sys.exit(3)
-
-
-def command_until_fault(rank: int, arguments: list[str], culprit: int, number: int, way: str) -> None:
-    if rank == culprit:
-        fail_at(number, way)
-    command(rank, arguments)
 
 
 def lines(ranks: Ranks, rank: int) -> list[str]:

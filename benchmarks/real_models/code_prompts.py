@@ -102,7 +102,9 @@ def main() -> None:
         for rule in arguments.rules:
             if (rule == "alone") != (len(names) == 1):
                 continue
-            options = {"boundaries": "exact"} if rule == "exact" else {"duplicates": "drop" if rule == "drop" else "repeat"}
+            options = {"boundaries": "exact"} if rule == "exact" else {}
+            if rule in ("repeat", "drop"):
+                options["duplicates"] = rule
             for order in [names, names[::-1]] if rule in ("repeat", "drop") and len(names) == 2 else [names]:
                 start = time.perf_counter()
                 ensemble = UniteEnsemble([members[name] for name in order])
