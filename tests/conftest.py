@@ -6,6 +6,8 @@ import functools
 import os
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched; trying would cost a minute here and there
+
 import pytest
 import torch
 

@@ -65,8 +65,12 @@ def test_a_chat_on_a_terminal(three, tmp_path):
         terminal.sendintr()
         terminal.expect_exact("(stopped)")
         terminal.expect_exact("> ")
-        terminal.sendintr()  # at the prompt: a hint
-        terminal.expect_exact("Ctrl-D or /quit ends the chat")
+        for _ in range(10):  # at the prompt: a hint; one before Python waits for the line is seen with the next key
+            terminal.sendintr()
+            if terminal.expect_exact(["Ctrl-D or /quit ends the chat", pexpect.TIMEOUT], timeout=6) == 0:
+                break
+        else:
+            pytest.fail("Ctrl-C at the prompt says nothing")
         assert terminal.isalive()
 
         terminal.sendline("/weights 2 1 1")
