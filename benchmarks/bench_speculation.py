@@ -170,7 +170,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, help="folder with smollm2, gemma3 and qwen25-coder")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of the bundled models")
+    parser.add_argument("--real-rounds", type=int, default=3, help="of the real ones")
     parser.add_argument("--length", type=int, default=96, help="tokens per text of the real models")
     parser.add_argument("--out", type=Path, help="CSV file to append to")
     arguments = parser.parse_args()
@@ -194,8 +195,8 @@ def main() -> None:
             ensemble = UniteEnsemble([loaded[name] for name in names])
             for case, prompts in (("real, word problems", WORD_PROBLEMS), ("real, code", CODE)):
                 for batch in (1, 4):
-                    save(measure_texts(case, ensemble, list(prompts), batch, arguments.length, arguments.rounds))
-            save(measure_scoring("real", ensemble, arguments.rounds))
+                    save(measure_texts(case, ensemble, list(prompts), batch, arguments.length, arguments.real_rounds))
+            save(measure_scoring("real", ensemble, arguments.real_rounds))
 
 
 if __name__ == "__main__":
