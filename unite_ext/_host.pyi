@@ -58,8 +58,9 @@ def walk(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    recorded: int = 0,
 ) -> tuple[
-    list[tuple[int, bool, float, list[float]]],
+    list[tuple[int, bool, float, list[float], list[tuple[int, float, list[float]]]]],
     list[list[tuple[int, int, int, float]]],
     list[tuple[int, int, int, int, float]],
 ]:
@@ -67,8 +68,9 @@ def walk(
 
     Returns
     -------
-    steps : list of (symbol, is_best, prob, member_probs)
-        The bytes taken, END_OF_TEXT for the end, with their averaged probability and every member's.
+    steps : list of (symbol, is_best, prob, member_probs, candidates)
+        The bytes taken, END_OF_TEXT for the end, with their averaged probability and every member's; candidates are
+        the (symbol, prob, member_probs) of every member's `recorded` best, best first.
     ranges : per member and cover (begin, stop, depth, mass)
         Where it stands after the walk: the tokens that go on, the bytes that they agree in, and their probability.
     ends : list of (member, cover, length, token, weight)

@@ -88,6 +88,13 @@ struct WalkOptions {
   double temperature = 1.0;
   int top_k = 0;
   double top_p = 1.0;
+  int recorded = 0;  // how many of its best symbols every member brings into a step's candidates
+};
+
+struct Candidate {
+  int symbol;
+  double prob;
+  std::vector<double> member_probs;
 };
 
 struct WalkStep {
@@ -95,6 +102,7 @@ struct WalkStep {
   bool is_best;
   double prob;
   std::vector<double> member_probs;
+  std::vector<Candidate> candidates;  // best first, the symbol taken among them; none unless they are recorded
 };
 
 // A way of reading the walked text that ends inside it or with it: a cover and one more token.
@@ -160,6 +168,34 @@ inline int draw_symbol(const std::array<double, kSymbols>& probs, const WalkOpti
   return kept.back().second;
 }
 
+// What each member gives a symbol.
+inline std::vector<double> symbol_probs(const std::vector<NextSymbol>& next, int symbol) {
+  std::vector<double> found;
+  for (const NextSymbol& member : next) found.push_back(member.total > 0 ? member.mass[symbol] / member.total : 0.0);
+  return found;
+}
+
+// The union of every member's `recorded` best symbols and the one that is taken: best first, equal ones by symbol.
+inline std::vector<Candidate> recorded_candidates(const std::vector<NextSymbol>& next,
+                                                  const std::array<double, kSymbols>& probs, int taken, int recorded) {
+  std::array<bool, kSymbols> wanted{};
+  wanted[taken] = true;
+  for (const NextSymbol& member : next) {
+    std::vector<int> symbols;
+    for (int s = 0; s < kSymbols; ++s) {
+      if (member.mass[s] > 0) symbols.push_back(s);
+    }
+    std::stable_sort(symbols.begin(), symbols.end(), [&](int a, int b) { return member.mass[a] > member.mass[b]; });
+    for (int n = 0; n < std::min<int>(recorded, static_cast<int>(symbols.size())); ++n) wanted[symbols[n]] = true;
+  }
+  std::vector<Candidate> found;
+  for (int s = 0; s < kSymbols; ++s) {
+    if (wanted[s]) found.push_back({s, probs[s], symbol_probs(next, s)});
+  }
+  std::stable_sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.prob > b.prob; });
+  return found;
+}
+
 // Walks from where the covers stand, and moves them along. A cover that has nothing to say any more has an empty range.
 // `ends` takes the covers that tokens of theirs end along the way.
 inline std::vector<WalkStep> walk_bytes(std::vector<WalkMember>& members, const WalkOptions& options,
@@ -206,11 +242,10 @@ inline std::vector<WalkStep> walk_bytes(std::vector<WalkMember>& members, const 
     } else if (options.draws) {
       symbol = draw_symbol(probs, options, (*options.draws)[n % options.draws->size()]);
     }
-    WalkStep step{symbol, symbol == best, probs[symbol], {}};
-    for (int m = 0; m < count; ++m) {
-      step.member_probs.push_back(next[m].total > 0 ? next[m].mass[symbol] / next[m].total : 0.0);
+    steps.push_back({symbol, symbol == best, probs[symbol], symbol_probs(next, symbol), {}});
+    if (options.recorded > 0) {
+      steps.back().candidates = recorded_candidates(next, probs, symbol, options.recorded);
     }
-    steps.push_back(std::move(step));
     if (symbol == kEndOfText) return steps;
     for (int m = 0; m < count; ++m) {
       for (size_t c = 0; c < members[m].covers.size(); ++c) {

@@ -66,7 +66,7 @@ unite::Cover as_cover(const CoverTuple& given, const unite::SortedTokens& tokens
 py::tuple walk(const std::vector<std::tuple<const SortedTokensObject*, std::vector<CoverTuple>, double>>& given,
                int primary, double max_ended, double unlikely_share, int max_bytes, bool allow_eos,
                const std::optional<std::vector<int>>& forced, const std::optional<std::vector<double>>& draws,
-               double temperature, int top_k, double top_p) {
+               double temperature, int top_k, double top_p, int recorded) {
   std::vector<unite::WalkMember> members;
   for (const auto& [tokens, covers, weight] : given) {
     unite::WalkMember member{tokens->view(), {}, weight};
@@ -89,7 +89,8 @@ py::tuple walk(const std::vector<std::tuple<const SortedTokensObject*, std::vect
                                    draws ? &*draws : nullptr,
                                    temperature,
                                    top_k,
-                                   top_p};
+                                   top_p,
+                                   recorded};
   std::vector<unite::WalkStep> steps;
   std::vector<unite::EndedCover> ends;
   {
@@ -98,7 +99,11 @@ py::tuple walk(const std::vector<std::tuple<const SortedTokensObject*, std::vect
   }
   py::list taken;
   for (const unite::WalkStep& step : steps) {
-    taken.append(py::make_tuple(step.symbol, step.is_best, step.prob, step.member_probs));
+    py::list candidates;
+    for (const unite::Candidate& c : step.candidates) {
+      candidates.append(py::make_tuple(c.symbol, c.prob, c.member_probs));
+    }
+    taken.append(py::make_tuple(step.symbol, step.is_best, step.prob, step.member_probs, candidates));
   }
   py::list ranges;
   for (const unite::WalkMember& member : members) {
@@ -155,6 +160,6 @@ void bind_byte_walk(py::module_& module) {
   module.def("walk", &walk, py::arg("members"), py::kw_only(), py::arg("primary"), py::arg("max_ended"),
              py::arg("unlikely_share"), py::arg("max_bytes"), py::arg("allow_eos"), py::arg("forced") = py::none(),
              py::arg("draws") = py::none(), py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0,
-             "Choose the next bytes of a text, see core/byte_walk.h.");
+             py::arg("recorded") = 0, "Choose the next bytes of a text, see core/byte_walk.h.");
   module.attr("END_OF_TEXT") = unite::kEndOfText;
 }

@@ -187,7 +187,7 @@ class Session:
             highlight=False,
         )
 
-    def set_number(self, name: str, kind: Callable[[str], Any], text: str) -> None:
+    def set_number(self, name: str, kind: Callable[[str], float], text: str) -> None:
         """Show or set an option that is a number."""
         if text:
             self.change(**{name: _number(kind, text, name)})
@@ -320,7 +320,7 @@ def _read_chat(path: Path | None, system: str | None) -> tuple[str | None, list[
     return system, messages
 
 
-def _number(kind: Callable[[str], Any], text: str, name: str) -> Any:
+def _number(kind: Callable[[str], float], text: str, name: str) -> float:
     try:
         return kind(text)
     except ValueError:

@@ -159,7 +159,7 @@ def generate(
             return
         prompts = read_prompts(prompt, file, chat, system)
         streams = len(prompts) == 1 and output is None and not as_json
-        _check_trace(trace, method, boundaries, streams)
+        _check_trace(trace, method, streams)
         done, run = _read_done(output, resume, prompts), None
         structure = {
             "json_schema": _read_text("--json-schema", json_schema), "regex": regex,
@@ -230,7 +230,7 @@ def _read_text(option: str, path: Path | None) -> str | None:
         raise ValueError(f"{option}: {path} must be UTF-8 text: {error}") from None
 
 
-def _check_trace(trace: Path | None, method: str, boundaries: str, streams: bool) -> None:
+def _check_trace(trace: Path | None, method: str, streams: bool) -> None:
     """Complain before anything is loaded."""
     from ..methods.registry import is_answer_method
     from ..trace.trace import check_path
@@ -239,8 +239,6 @@ def _check_trace(trace: Path | None, method: str, boundaries: str, streams: bool
         return
     if is_answer_method(method):
         raise ValueError(f"--trace: method {method} chooses among whole answers, it has no steps to trace")
-    if boundaries == "exact":
-        raise ValueError("--trace: boundaries 'exact' has no unions of tokens to show")
     if trace != TERMINAL:
         check_path(trace)
     elif not streams:

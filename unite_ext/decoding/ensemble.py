@@ -349,7 +349,7 @@ class UniteEnsemble(EnsembleEngines):
         --------
         >>> ens.trace("Once upon a time", max_new_tokens=64).save("trace.html")
         """
-        check_traced(options.get("method", self.method), options.get("boundaries", self.step_options.boundaries))
+        check_traced(options.get("method", self.method))
         batch, single = as_batch(prompts)
         requests = self.generate_each(batch, batch_size=batch_size, progress=progress, trace=True, **options)
         options.pop("chat_template_kwargs", None)  # the requests have used it

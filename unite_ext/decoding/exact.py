@@ -26,8 +26,10 @@ from ..vocab.vocabulary import SPACE
 from .covers import Cover, ExactState, MemberCovers, WalkLimits
 from .evaluation import Evaluator
 from .lookahead import Lookahead
-from .request import Request, TargetScore
+from .request import ByteRecord, Request, TargetScore
 from .start_state import pieces_along
+
+_RECORDED = 10  # symbols that every member brings into a record
 
 
 class ExactRunner:
@@ -150,6 +152,7 @@ class ExactRunner:
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
+            recorded=_RECORDED if request.keeps_records else 0,
         )
         symbols = [step[0] for step in steps]
         if forced is not None:
@@ -168,7 +171,9 @@ class ExactRunner:
         for m, covers in enumerate(state.members):
             own = [end[1:] for end in ends if end[0] == m]
             covers.advance(ranges[m], own, length, length + len(piece))
-        self._take(request, state, piece, ended)
+        taken = self._take(request, state, piece, ended)
+        if request.keeps_records:
+            request.byte_records += [_record(symbol, candidates) for symbol, *_, candidates in steps[:taken]]
         if not request.finish_reason and forced is None:
             state.foreseen = self._foresee(request)
         return True
@@ -195,8 +200,8 @@ class ExactRunner:
         )
         return bytes(step[0] for step in steps)
 
-    def _take(self, request: Request, state: ExactState, piece: bytes, ended: bool) -> None:
-        """Take the walked bytes into a request."""
+    def _take(self, request: Request, state: ExactState, piece: bytes, ended: bool) -> int:
+        """Take the walked bytes into a request; how many symbols fit."""
         if piece:
             drop, append = state.sync.append(piece)
             room = request.options.max_new_tokens - len(state.sync.ids)
@@ -212,6 +217,7 @@ class ExactRunner:
         if state.forced is not None and len(state.log_probs) >= len(state.forced):
             self._score(request, state)
             request.finish_reason = "length"
+        return len(piece) + ended
 
     def _score(self, request: Request, state: ExactState) -> None:
         """Share out the bytes' log-probabilities among the targets."""
@@ -237,6 +243,11 @@ class ExactRunner:
             covers.standing = path
             if limit is not None and len(request.prompt_ids[m]) + path.length >= limit:
                 request.finish_reason = "length"
+
+
+def _record(symbol: int, candidates: Sequence[tuple[int, float, list[float]]]) -> ByteRecord:
+    symbols = [c[0] for c in candidates]
+    return ByteRecord(symbols, [c[1] for c in candidates], [c[2] for c in candidates], symbols.index(symbol))
 
 
 def _state(request: Request) -> ExactState:

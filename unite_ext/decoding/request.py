@@ -48,6 +48,20 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class ByteRecord:
+    """One byte of a step with exact boundaries: what could have been the next one, and what every member thought."""
+
+    symbols: list[int]
+    """[U]: bytes, 256 for the end of the text; every member's likeliest, the likeliest on average first."""
+    probs: list[float]
+    """[U]: the weighted average of the members' probabilities."""
+    member_probs: list[list[float]]
+    """`[U][M]`: every member's probability, over all bytes and the end."""
+    winner: int
+    """Index of the symbol taken."""
+
+
+@dataclass(frozen=True)
 class TargetScore:
     """How likely one given token was."""
 
@@ -97,6 +111,9 @@ class Request:
     num_steps: int = 0
     gated_steps: int = 0
     records: list[StepRecord] = field(default_factory=list)
+    """Where its steps choose tokens."""
+    byte_records: list[ByteRecord] = field(default_factory=list)
+    """Where they choose bytes, with exact boundaries."""
     scores: list[TargetScore] = field(default_factory=list)
     """Of the targets so far."""
     rounds: int = 0
@@ -211,7 +228,9 @@ class GenerateOutput:
     accepted: list[int]
     """Of these, how many were taken."""
     records: list[list[StepRecord]]
-    """Every step of every prompt."""
+    """Every step of every prompt; none where steps choose bytes."""
+    byte_records: list[list[ByteRecord]]
+    """With `boundaries="exact"` every byte of every prompt, and the end of its text if it was chosen."""
     missing_from: list[list[int | None]]
     """`[B][M]`: with `on_member_failure="drop"` the number, from 0, of the first token chosen without a member that
     stayed away; None for a member that took part in all."""
@@ -229,5 +248,6 @@ class GenerateOutput:
             drafted=[r.drafted for r in requests],
             accepted=[r.accepted for r in requests],
             records=[r.records for r in requests],
+            byte_records=[r.byte_records for r in requests],
             missing_from=[r.missing_from() for r in requests],
         )

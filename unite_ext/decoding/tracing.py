@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from .._host import END_OF_TEXT
 from ..members.base import BaseMember, Prompt
 from ..members.names import short_names
 from ..methods.base import Method
@@ -23,13 +24,11 @@ from .start_state import recorded_bytes
 DIGITS = 6  # significant digits of a recorded probability: float32 holds hardly more
 
 
-def check_traced(method: str | Method, boundaries: str) -> None:
-    """Raise ValueError where no trace can be had: without steps, or without unions of tokens."""
+def check_traced(method: str | Method) -> None:
+    """Raise ValueError where no trace can be had: without steps."""
     if is_answer_method(method):
         name = method if isinstance(method, str) else method.name
         raise ValueError(f"method {name!r} chooses among whole answers: it has no steps to trace")
-    if boundaries == "exact":
-        raise ValueError("boundaries must be 'plain' for a trace, which shows unions of tokens, got 'exact'")
 
 
 def make_trace(
@@ -51,6 +50,8 @@ def make_trace(
     ValueError
         The request has no record of its steps.
     """
+    if request.exact is not None and request.byte_records:
+        return make_byte_trace(request, prompt, plan, members, alignment)
     if len(request.records) != request.num_steps:
         raise ValueError(
             f"request must have a record of each of its {request.num_steps} steps, got {len(request.records)}: "
@@ -75,6 +76,37 @@ def make_trace(
         tokens=names,
         eos_token_ids=[sorted(v.eos_token_ids) for v in vocabularies],
         missing_from=request.missing_from() if request.missing else [],
+    )
+
+
+def make_byte_trace(
+    request: Request, prompt: Prompt, plan: Plan, members: Sequence[BaseMember], alignment: VocabAlignment
+) -> Trace:
+    """As `make_trace`, of a request whose steps chose bytes: each is a step of the trace, its number every member's id.
+
+    The end of the text has the number 256, and is called as the primary calls its EOS.
+    """
+    primary, records = plan.step.primary, request.byte_records
+    used = sorted({s for r in records for s in r.symbols} - {END_OF_TEXT})
+    names = {s: token_text(bytes([s])) for s in used}
+    ends = sorted(alignment.vocabularies[primary].eos_token_ids)
+    names[END_OF_TEXT] = members[primary].token_name(ends[0]) if ends else "end"
+    taken = [r.symbols[r.winner] for r in records]
+    pieces = text_pieces([b"" if s == END_OF_TEXT else bytes([s]) for s in taken], len(request.text))
+    steps = []
+    for r, (piece, cut) in zip(records, pieces):
+        step = StepRecord([[s] * len(members) for s in r.symbols], r.probs, r.member_probs, r.winner)
+        steps.append(trace_step(step, primary, piece, cut, lambda m, i: int(i != END_OF_TEXT)))
+    return Trace(
+        members=short_names([member.name for member in members]),
+        primary=primary,
+        options=shown_options(plan),
+        prompt=prompt,
+        text=request.decoded(),
+        finish_reason=request.finish_reason,
+        steps=steps,
+        tokens=[names for _ in members],
+        eos_token_ids=[[END_OF_TEXT] for _ in members],
     )
 
 

@@ -264,7 +264,7 @@ class RankGroup:
             self.post(error)
             raise error
 
-    def gather_json(self, value: Any) -> list[Any]:
+    def gather_json(self, value: object) -> list[Any]:
         """Every rank's JSON value, however long some take to come here while all live.
 
         Raises

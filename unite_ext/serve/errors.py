@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -65,12 +64,12 @@ class JSON(Response):
 
     media_type = "application/json"
 
-    def render(self, content: Any) -> bytes:
+    def render(self, content: object) -> bytes:
         """JSON bytes."""
         return encode(content).encode("ascii")
 
 
-def encode(content: Any) -> str:
+def encode(content: object) -> str:
     """JSON on one line."""
     return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 

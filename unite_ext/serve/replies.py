@@ -6,7 +6,6 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 from openai.types import Completion, CompletionUsage
 from openai.types.chat import ChatCompletion
@@ -109,7 +108,7 @@ class Reply(ABC):
     def _delta(self, choice: Choice, piece: str, finish: str | None) -> dict[str, object]: ...
 
     @abstractmethod
-    def _logprobs(self, choice: Choice, tokens: Sequence[Token], text: bytes | bytearray | None) -> Any: ...
+    def _logprobs(self, choice: Choice, tokens: Sequence[Token], text: bytes | bytearray | None) -> object: ...
 
 
 class ChatReply(Reply):
@@ -138,7 +137,7 @@ class ChatReply(Reply):
     def _delta(self, choice: Choice, piece: str, finish: str | None) -> dict[str, object]:
         return {"index": choice.index, "delta": {"content": piece} if piece else {}, "finish_reason": finish}
 
-    def _logprobs(self, choice: Choice, tokens: Sequence[Token], text: bytes | bytearray | None) -> Any:
+    def _logprobs(self, choice: Choice, tokens: Sequence[Token], text: bytes | bytearray | None) -> object:
         if self._top is None:
             return None
         found = [self.details.logprobs(token, self._top) for token in tokens if token.token_id is not None]
@@ -172,7 +171,7 @@ class CompletionReply(Reply):
     def _delta(self, choice: Choice, piece: str, finish: str | None) -> dict[str, object]:
         return {"index": choice.index, "text": piece, "finish_reason": finish}
 
-    def _logprobs(self, choice: Choice, tokens: Sequence[Token], text: bytes | bytearray | None) -> Any:
+    def _logprobs(self, choice: Choice, tokens: Sequence[Token], text: bytes | bytearray | None) -> object:
         if self._top is None:
             return None
         shown: dict[str, list[object]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}

@@ -49,7 +49,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def _without_nothing(given: Any, neutral: dict[str, tuple[object, ...]]) -> Any:
+def _without_nothing(given: object, neutral: dict[str, tuple[object, ...]]) -> object:
     """Leave out nulls and fields that ask for nothing; refuse by name those that ask for what there is not."""
     if not isinstance(given, dict):
         return given
@@ -70,7 +70,7 @@ def refused(field: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{message}", {"message": message, "field": field})
 
 
-def _texts(given: Any) -> Any:
+def _texts(given: object) -> object:
     """One text, or several."""
     several = given if isinstance(given, list) else [given]
     if not all(isinstance(text, str) for text in several):
@@ -81,7 +81,7 @@ def _texts(given: Any) -> Any:
     return given
 
 
-def _stops(given: Any) -> Any:
+def _stops(given: object) -> object:
     several = given if isinstance(given, list) else [given]
     if len(several) > MAX_STOPS or not all(isinstance(text, str) and text for text in several):
         raise refused("stop", f"stop must be a text or up to {MAX_STOPS} texts, none of them empty")
@@ -188,7 +188,7 @@ class Sampling(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def leave_out_nothing(cls, given: Any) -> Any:
+    def leave_out_nothing(cls, given: object) -> object:
         """Fields that ask for nothing may be there."""
         return _without_nothing(given, NEUTRAL)
 
@@ -223,7 +223,7 @@ class ChatMessage(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def leave_out_nothing(cls, given: Any) -> Any:
+    def leave_out_nothing(cls, given: object) -> object:
         """What an assistant's message holds beside its text must be empty."""
         return _without_nothing(given, MESSAGE_NEUTRAL)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from .patterns import portable_pattern
 
@@ -130,7 +129,7 @@ class _Writer:
         return {"$ref": target}
 
     def _resolve(self, target: str, place: str) -> object:
-        found: Any = self._root
+        found: object = self._root
         for part in target.split("/")[1:]:
             if not isinstance(found, Mapping) or part not in found:
                 raise _wrong(place, f"must refer to a part of the schema, got {target!r}, which is not there")
@@ -273,12 +272,12 @@ class _Writer:
         if self._parts > MAX_PARTS:
             raise _wrong(place, f"must have at most {MAX_PARTS} properties, values and alternatives in all")
 
-    def _disjoint(self, branches: Sequence[Any]) -> bool:
+    def _disjoint(self, branches: Sequence[object]) -> bool:
         """Whether no value follows two of these schemas, as far as types and constants tell."""
         known = [self._followed(each) for each in branches]
         return all(_exclude(a, b) for i, a in enumerate(known) for b in known[:i])
 
-    def _followed(self, schema: Any) -> Any:
+    def _followed(self, schema: object) -> object:
         """A schema behind its references; properties' schemas likewise."""
         for _ in range(MAX_DEPTH):
             if not isinstance(schema, Mapping) or not isinstance(schema.get("$ref"), str):
@@ -287,7 +286,7 @@ class _Writer:
         return schema
 
 
-def _exclude(a: Any, b: Any) -> bool:
+def _exclude(a: object, b: object) -> bool:
     if not isinstance(a, Mapping) or not isinstance(b, Mapping):
         return False
     first, second = _values_of(a), _values_of(b)
@@ -304,7 +303,7 @@ def _exclude(a: Any, b: Any) -> bool:
     return False
 
 
-def _values_of(schema: Any) -> list[str] | None:
+def _values_of(schema: object) -> list[str] | None:
     """The only values that a schema allows, as JSON; None where it does not list them."""
     if not isinstance(schema, Mapping):
         return None
