@@ -29,7 +29,7 @@ def test_candidates_by_hand():
 
     def candidates(**more):
         [[step], _, _] = walk(members, **options, **more)
-        return [(chr(s), pytest.approx(p), pytest.approx(own)) for s, p, own in step[4]]
+        return [(chr(s), round(p, 9), [round(q, 9) for q in own]) for s, p, own in step[4]]
 
     assert candidates() == []
     assert candidates(recorded=1) == [("d", 0.4, [0, 0.8]), ("a", 0.35, [0.5, 0.2])]
@@ -49,7 +49,7 @@ def test_a_step_is_a_byte(two):
         for step in trace.steps:
             assert step.winner == 0
             assert step.averages == sorted(step.averages, reverse=True)
-            assert len(step.averages) >= 10
+            assert len(step.averages) >= 10 or sum(step.averages) == pytest.approx(1, abs=1e-4)  # all there are
             for probs, average in zip(step.probs, step.averages):
                 assert average == pytest.approx(0.25 * probs[0] + 0.75 * probs[1], rel=1e-4)
             for m, favorite in enumerate(step.favorites):
