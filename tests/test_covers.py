@@ -71,7 +71,7 @@ def test_unlikely_ways_are_asked_about_when_they_count():
     settled(covers, end, 0.2, 0.3, 0.5, b"a")
     assert covers.due(1, 1e-3) == []
     before = [(c.begin, c.stop, c.depth, c.mass) for c in covers.known]
-    covers.advance(before, [(1, 1, 2, 1e-4), (1, 1, 0, 0.5)], 1, 2)
+    covers.advance(before, [(1, 1, 2, 1e-4), (1, 1, 0, 0.5)], 1, [0.9])
     assert [c.path.ids() for c in covers.due(2, 1e-3)] == [[A, A]]
     assert [c.path.ids() for c in covers.due(2, 1e-5)] == [[A, A], [A, B]]
 
@@ -82,5 +82,5 @@ def test_rows_that_lie_behind_are_let_go_of():
     paths = covers.root.along([A, B, A], {A: b"a", B: b"b"})
     covers.rows = dict.fromkeys(paths, row)
     settled(covers, covers.waiting[0], 0.5, 0.3, 0.1, b"")
-    covers.advance([(0, 3, 0, 0.9)], [], 0, 2)
+    covers.advance([(0, 3, 0, 0.9)], [], 0, [0.9, 0.9])
     assert set(covers.rows) == set(paths[1:])

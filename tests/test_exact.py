@@ -17,7 +17,15 @@ from unite_ext.decoding.likelihood import score_continuations
 
 PROMPTS = ["Once upon a time", "2024 was", "def main():\n", "A"]
 LOADERS = [("llama", toy_tokenizers.byte_level), ("qwen2", toy_tokenizers.byte_level_digits)]
-NOTHING_LEFT_OUT = WalkLimits(min_share=1e-6, unlikely_share=1e-6, merged_share=0.0, kept_share=1e-12, max_ended=0.0)
+NOTHING_LEFT_OUT = WalkLimits(
+    min_share=1e-6,
+    unlikely_share=1e-6,
+    merged_share=0.0,
+    merged_ids=0,
+    unlikely_byte=2.0,
+    kept_share=1e-12,
+    max_ended=0.0,
+)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-Described = Mapping[str, object]
+Described = Mapping[str, Any]
 """JSON that describes a run or a model."""
 
 VERSION = 1  # of the file and of how models are told apart

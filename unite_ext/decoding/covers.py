@@ -7,12 +7,14 @@ bytes that follow the text, over all its tokenizations (Vieira et al., "From Lan
 Models over Characters", arXiv 2412.03719; Hayase et al., "Sampling from Your Language Model One Byte at a Time", arXiv
 2506.14123).
 
-A cover costs a position in a forward pass, and most have no weight. Those whose share is certainly small wait, in case
-the text takes a turn that makes them count.
+A cover costs a position in a forward pass, and most have no weight. Those whose share is small wait, in case the text takes
+a turn that makes them count. What a waiting cover says of the text behind it is not known. As long as no unlikely byte
+has come there, it is taken to be what the member as a whole has said.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -38,12 +40,21 @@ class WalkLimits:
     merged_share: float = 0.03
     """A cover with less than this share of the weight of another one with the same end is taken as that one: both have
     read the same text, and what follows is asked about once."""
+    merged_ids: int = 3
+    """A cover whose last ids, so many, are those of another one with the same end is taken as that one as well: they differ
+    in how they have read what lies before. 0 for never."""
+    unlikely_byte: float = 0.03
+    """A byte to which the member gave less is a turn: before others, covers that wait keep their share of the text."""
     kept_share: float = 1e-7
     """The least share for which a cover is remembered."""
     max_covers: int = 32
     """How many covers are remembered, known ones and others, those of the greatest weight."""
     max_bytes: int = 256
     """How far a walk goes at most."""
+
+    def are_alike(self, path: Path, other: Path) -> bool:
+        """Whether two paths with one end are taken as one for their last ids."""
+        return self.merged_ids > 0 and path.ends_like(other, self.merged_ids)
 
 
 CoverTuple = tuple[NDArray[np.float64], int, int, int, int, float, float]
@@ -113,12 +124,20 @@ class MemberCovers:
         self.known: list[Cover] = []
         self.waiting: list[Cover] = [Cover(self.root, 1.0)]
         self.rows: dict[Path, tuple[NDArray[np.float64], float]] = {}
+        self._byte_probs: list[float] = []  # of the lead and the text, by this member; 0 where it is not known
 
     @property
     def heaviest(self) -> Path | None:
         """The ids of the heaviest cover, of equals those of one that is known; None where no cover is left."""
         covers = [*self.known, *self.waiting]
-        return max(covers, key=lambda cover: cover.share).path if covers else None
+        return max(covers, key=self.likely_share).path if covers else None
+
+    def likely_share(self, cover: Cover) -> float:
+        """A cover's share of the text. Of one that waits: at most, or what it is if the text has taken no turn since."""
+        since = self._byte_probs[cover.end :]
+        if cover.sums is not None or not since or min(since) < self.limits.unlikely_byte:
+            return cover.share
+        return cover.share * math.prod(since)
 
     def restart(self, path: Path) -> None:
         """Forget all covers but this path, for a text that the member cannot have written."""
@@ -131,7 +150,7 @@ class MemberCovers:
 
     def ended_share(self, text_length: int) -> float:
         """The share of the member's probability whose tokens end with the text: what follows them is not known."""
-        ended = sum(cover.share for cover in self.waiting if cover.end == len(self.lead) + text_length)
+        ended = sum(cover.weight for cover in self.waiting if cover.end == len(self.lead) + text_length)
         total = ended + sum(cover.share for cover in self.known)
         return ended / total if total > 0 else 1.0
 
@@ -142,7 +161,7 @@ class MemberCovers:
         """
         total = sum(cover.share for cover in self.known)
         total += sum(cover.share for cover in self.waiting if cover.end == len(self.lead) + text_length)
-        return [cover for cover in self.waiting if cover.share >= min_share * total]
+        return [cover for cover in self.waiting if self.likely_share(cover) >= min_share * total]
 
     def settle(self, cover: Cover, text: bytearray) -> None:
         """Take in what the model says after a cover's path, whose end lies before or at the end of the text.
@@ -171,7 +190,7 @@ class MemberCovers:
         ranges: Sequence[tuple[int, int, int, float]],
         ends: Sequence[tuple[int, int, int, float]],
         text_length: int,
-        new_length: int,
+        probs: Sequence[float],
     ) -> None:
         """Follow a walk, and leave out what has lost all weight.
 
@@ -181,10 +200,14 @@ class MemberCovers:
             Where each known cover now stands.
         ends : sequence of (cover, length, token, weight)
             The known covers that one more token ends `length` bytes after the old end of the text.
-        text_length, new_length : int
-            Of the text before and after the walk.
+        text_length : int
+            Of the text before the walk.
+        probs : sequence of float
+            What the member gave to each of the walk's bytes.
         """
         old_end = len(self.lead) + text_length
+        self._byte_probs += [0.0] * (old_end - len(self._byte_probs))
+        self._byte_probs += probs
         ended = []
         for c, length, token, weight in ends:
             path = self.known[c].path
@@ -197,7 +220,7 @@ class MemberCovers:
         self.waiting += ended
         self._prune()
         wanted = {cover.path for cover in self.waiting}
-        least = len(self.lead) + new_length
+        least = old_end + len(probs)
         self.rows = {path: row for path, row in self.rows.items() if path.end >= least or path in wanted}
 
     def _prune(self) -> None:
@@ -205,26 +228,32 @@ class MemberCovers:
         waiting, self.waiting = sorted(self.waiting, key=lambda cover: -cover.weight), []
         for cover in waiting:
             self._take_in(cover)
-        heaviest = max((cover.share for cover in [*self.known, *self.waiting]), default=0.0)
+        heaviest = max((self.likely_share(cover) for cover in [*self.known, *self.waiting]), default=0.0)
         if heaviest > 0:
             least = self.limits.kept_share * heaviest
             self.known, self.waiting = (
-                sorted((c for c in own if c.share >= least), key=lambda c: -c.share)[: self.limits.max_covers]
-                for own in (self.known, self.waiting)
+                [cover for share, cover in own if share >= least][: self.limits.max_covers]
+                for own in (self._by_share(self.known), self._by_share(self.waiting))
             )
             for cover in [*self.known, *self.waiting]:
                 cover.weight /= heaviest
         else:
             self.known, self.waiting = [], []
 
+    def _by_share(self, covers: Sequence[Cover]) -> list[tuple[float, Cover]]:
+        return sorted(((self.likely_share(cover), cover) for cover in covers), key=lambda pair: -pair[0])
+
     def _take_in(self, cover: Cover) -> None:
-        """Let a cover wait, or be the heaviest one with the same end where it is much lighter."""
+        """Let a cover wait, or be another one with the same end: the heaviest, where it is much lighter, or one that it
+        ends like."""
         alike = [other for other in [*self.known, *self.waiting] if other.end == cover.end]
         other = max(alike, key=lambda other: other.weight, default=None)
-        if other is not None and cover.weight < self.limits.merged_share * other.weight:
-            other.weight += cover.weight
-        else:
+        if other is None or cover.weight >= self.limits.merged_share * other.weight:
+            other = next((other for other in alike if self.limits.are_alike(cover.path, other.path)), None)
+        if other is None:
             self.waiting.append(cover)
+        else:
+            other.weight += cover.weight
 
 
 @dataclass(eq=False)

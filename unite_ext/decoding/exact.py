@@ -170,7 +170,7 @@ class ExactRunner:
         request.num_steps += 1
         for m, covers in enumerate(state.members):
             own = [end[1:] for end in ends if end[0] == m]
-            covers.advance(ranges[m], own, length, length + len(piece))
+            covers.advance(ranges[m], own, length, [step[3][m] for step in steps[: len(piece)]])
         taken = self._take(request, state, piece, ended)
         if request.keeps_records:
             request.byte_records += [_record(symbol, candidates) for symbol, *_, candidates in steps[:taken]]

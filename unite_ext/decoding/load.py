@@ -102,7 +102,7 @@ def _check_loadable(names: Sequence[Loadable]) -> None:
             )
 
 
-def as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[Sequence[Prompt], bool]:
+def as_batch(prompts: Any) -> tuple[Sequence[Prompt], bool]:
     """The prompts, and whether there was a single one: a string, or a list of messages."""
     if not isinstance(prompts, Sequence):
         raise TypeError(f"prompts must be text, chat messages, or a list of these, got {type(prompts).__name__}")
