@@ -76,6 +76,25 @@ def test_unlikely_ways_are_asked_about_when_they_count():
     assert [c.path.ids() for c in covers.due(2, 1e-5)] == [[A, A], [A, B]]
 
 
+def test_what_waits_keeps_its_share_of_a_text_until_it_takes_a_turn():
+    """B waits with about a hundredth of the weight while two likely bytes come, and then one that nobody expects."""
+    covers = MemberCovers(Order(), WalkLimits())
+    settled(covers, covers.waiting[0], 0.9, 0.05, 0.01, b"")
+    standing = [(0, 2, 1, 0.9)]
+    covers.advance(standing, [(0, 1, 2, 0.01)], 0, [0.9])
+    [rest] = covers.waiting
+    assert rest.path.ids() == [B]
+    weight = rest.weight
+    assert covers.likely_share(rest) == weight  # it ends with the text
+    for length, prob in ((1, 0.5), (2, 0.04)):
+        covers.advance(standing, [], length, [prob])
+    assert covers.likely_share(rest) == pytest.approx(rest.weight * 0.5 * 0.04)
+    assert covers.due(3, 0.1) == []
+    covers.advance(standing, [], 3, [0.02])  # nobody would have said this
+    assert covers.likely_share(rest) == rest.weight
+    assert covers.heaviest.ids() == []
+
+
 def test_rows_that_lie_behind_are_let_go_of():
     covers = MemberCovers(Order(), WalkLimits())
     row = np.cumsum([0.0, 0.3, 0.3, 0.3]), 0.1

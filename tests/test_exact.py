@@ -21,7 +21,6 @@ NOTHING_LEFT_OUT = WalkLimits(
     min_share=1e-6,
     unlikely_share=1e-6,
     merged_share=0.0,
-    merged_ids=0,
     unlikely_byte=2.0,
     kept_share=1e-12,
     max_ended=0.0,

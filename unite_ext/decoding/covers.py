@@ -7,9 +7,9 @@ bytes that follow the text, over all its tokenizations (Vieira et al., "From Lan
 Models over Characters", arXiv 2412.03719; Hayase et al., "Sampling from Your Language Model One Byte at a Time", arXiv
 2506.14123).
 
-A cover costs a position in a forward pass, and most have no weight. Those whose share is small wait, in case the text takes
-a turn that makes them count. What a waiting cover says of the text behind it is not known. As long as no unlikely byte
-has come there, it is taken to be what the member as a whole has said.
+A cover costs a position in a forward pass, and most have no weight. Those whose share is small wait, in case the text
+takes a turn that makes them count. What a waiting cover says of the text behind it is not known. As long as no unlikely
+byte has come there, it is taken to be what the member as a whole has said.
 """
 
 from __future__ import annotations
@@ -40,9 +40,6 @@ class WalkLimits:
     merged_share: float = 0.03
     """A cover with less than this share of the weight of another one with the same end is taken as that one: both have
     read the same text, and what follows is asked about once."""
-    merged_ids: int = 3
-    """A cover whose last ids, so many, are those of another one with the same end is taken as that one as well: they differ
-    in how they have read what lies before. 0 for never."""
     unlikely_byte: float = 0.03
     """A byte to which the member gave less is a turn: before others, covers that wait keep their share of the text."""
     kept_share: float = 1e-7
@@ -51,10 +48,6 @@ class WalkLimits:
     """How many covers are remembered, known ones and others, those of the greatest weight."""
     max_bytes: int = 256
     """How far a walk goes at most."""
-
-    def are_alike(self, path: Path, other: Path) -> bool:
-        """Whether two paths with one end are taken as one for their last ids."""
-        return self.merged_ids > 0 and path.ends_like(other, self.merged_ids)
 
 
 CoverTuple = tuple[NDArray[np.float64], int, int, int, int, float, float]
@@ -133,7 +126,7 @@ class MemberCovers:
         return max(covers, key=self.likely_share).path if covers else None
 
     def likely_share(self, cover: Cover) -> float:
-        """A cover's share of the text. Of one that waits: at most, or what it is if the text has taken no turn since."""
+        """A cover's share of the text. Of one that waits it is a bound, or a guess if the text has taken no turn since."""
         since = self._byte_probs[cover.end :]
         if cover.sums is not None or not since or min(since) < self.limits.unlikely_byte:
             return cover.share
@@ -244,16 +237,13 @@ class MemberCovers:
         return sorted(((self.likely_share(cover), cover) for cover in covers), key=lambda pair: -pair[0])
 
     def _take_in(self, cover: Cover) -> None:
-        """Let a cover wait, or be another one with the same end: the heaviest, where it is much lighter, or one that it
-        ends like."""
+        """Let a cover wait, or be the heaviest one with the same end where it is much lighter."""
         alike = [other for other in [*self.known, *self.waiting] if other.end == cover.end]
         other = max(alike, key=lambda other: other.weight, default=None)
-        if other is None or cover.weight >= self.limits.merged_share * other.weight:
-            other = next((other for other in alike if self.limits.are_alike(cover.path, other.path)), None)
-        if other is None:
-            self.waiting.append(cover)
-        else:
+        if other is not None and cover.weight < self.limits.merged_share * other.weight:
             other.weight += cover.weight
+        else:
+            self.waiting.append(cover)
 
 
 @dataclass(eq=False)

@@ -145,8 +145,8 @@ class _Fan:
     paths: list[Path]
     shares: list[float] = field(default_factory=list)
     """The text's probability at every byte, at least, relative to that of the first path."""
-    heaviest: dict[int, tuple[float, Path]] = field(default_factory=dict)
-    """By where they end, the greatest weight of the paths that have been run, and whose it is."""
+    heaviest: dict[int, float] = field(default_factory=dict)
+    """By where they end, the greatest weight of the paths that have been run."""
     fresh: list[tuple[Path, float]] = field(default_factory=list)
     """Paths that have been run and not yet followed, and their probabilities."""
 
@@ -167,16 +167,12 @@ class _Fan:
                     continue
                 limits, soon = covers.limits, self.shares[min(at + _REACH, len(self.text))]
                 least = min(limits.min_share * self.shares[at], limits.unlikely_share * soon)
-                most, like = self.heaviest.get(child.end, (0.0, None))
-                if like is not None and limits.are_alike(child, like):
-                    continue
-                if own >= max(least, limits.merged_share * most):
+                if own >= max(least, limits.merged_share * self.heaviest.get(child.end, 0.0)):
                     found[child] = own
         chosen = sorted(found, key=lambda path: -found[path])[:room]
         self.fresh = [(path, found[path]) for path in chosen]
         for path, weight in self.fresh:
-            if weight > self.heaviest.get(path.end, (0.0, path))[0]:
-                self.heaviest[path.end] = weight, path
+            self.heaviest[path.end] = max(weight, self.heaviest.get(path.end, 0.0))
         return chosen
 
     def _start(self, covers: MemberCovers, order: ByteOrder) -> None:
@@ -187,7 +183,7 @@ class _Fan:
             if path not in covers.rows:
                 break
             self.fresh.append((path, weight))
-            self.heaviest[path.end] = weight, path
+            self.heaviest[path.end] = weight
             sums, at = covers.rows[path][0], self._position(path)
             self.shares[at] = max(self.shares[at], weight)
             size = self.paths[n + 1].end - path.end if n + 1 < len(self.paths) else 0

@@ -44,17 +44,6 @@ class Path:
         """Its ids."""
         return Path().change_to(self)[1]
 
-    def ends_like(self, other: Path, count: int) -> bool:
-        """Whether both have these many ids or more, and the last of them are the same."""
-        here, there = self, other
-        if min(here.length, there.length) < count:
-            return False
-        for _ in range(count):
-            if here._token != there._token:
-                return False
-            here, there = _parent(here), _parent(there)
-        return True
-
     def change_to(self, other: Path) -> tuple[int, list[int]]:
         """How many of the last ids to drop, and the ids to append then, to come to another path of the same root."""
         append: list[int] = []
