@@ -126,7 +126,7 @@ class MemberCovers:
         return max(covers, key=self.likely_share).path if covers else None
 
     def likely_share(self, cover: Cover) -> float:
-        """A cover's share of the text. Of one that waits it is a bound, or a guess if the text has taken no turn since."""
+        """A cover's share of the text. Of one that waits it is a bound, a guess if the text has taken no turn since."""
         since = self._byte_probs[cover.end :]
         if cover.sums is not None or not since or min(since) < self.limits.unlikely_byte:
             return cover.share
