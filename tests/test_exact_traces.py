@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import toy_tokenizers
+from chromium import all_of, look, one
 from toy_models import toy_model
+from typer.testing import CliRunner
 
 from unite_ext import Trace, UniteEnsemble
 from unite_ext._host import END_OF_TEXT, SortedTokens, walk
+from unite_ext.cli import app
 
 PROMPTS = ["Once upon a time", "A", "2024 was"]
 
@@ -94,3 +97,17 @@ def test_sampled_bytes_are_among_the_candidates(two):
     assert any(step.winner > 0 for trace in traces for step in trace.steps)
     for trace in traces:
         assert "".join(step.piece for step in trace.steps) == trace.text
+
+
+def test_the_page_and_the_terminal_count_bytes(browser, two, tmp_path):
+    trace = two.trace(PROMPTS[0], max_new_tokens=6)
+    for suffix in ("html", "json"):
+        trace.save(tmp_path / f"trace.{suffix}")
+    look(browser, width=1280, height=900, dark=False)
+    browser.get((tmp_path / "trace.html").as_uri() + "#2")
+    assert len(all_of(browser, ".token")) == len(trace.steps)
+    assert one(browser, "#panel h2").text == f"Byte 2 of {len(trace.steps)}"
+    assert "Wanted another byte than the one taken" in one(browser, "#totals").text
+    assert browser.get_log("browser") == []
+    shown = CliRunner().invoke(app, ["trace", str(tmp_path / "trace.json")]).stdout
+    assert "wanted another byte" in shown

@@ -56,7 +56,8 @@ function showTotals() {
   const asked = steps.length - gated;
   const tile = (figure, label) =>
     element("div", { class: "tile" }, element("b", {}, figure), element("span", {}, label));
-  const each = element("table", { "aria-label": "How often each member wanted another token" });
+  const what = trace.options.boundaries === "exact" ? "byte" : "token";
+  const each = element("table", { "aria-label": `How often each member wanted another ${what}` });
   trace.members.forEach((name, m) => {
     const times = steps.filter((s) => s.decided !== "gated" && s.favorites[m] !== s.winner).length;
     const track = element("td", { class: "track" });
@@ -74,7 +75,7 @@ function showTotals() {
   const wide = element(
     "div",
     { class: "tile each" },
-    element("span", {}, "Wanted another token than the one taken"),
+    element("span", {}, `Wanted another ${what} than the one taken`),
     each,
   );
   $("totals").replaceChildren(

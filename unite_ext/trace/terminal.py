@@ -74,4 +74,5 @@ def _totals(trace: TraceRecord, plain: bool) -> RenderableType:
             counts.append(f"{name} {trace.count(decided)}", style).append(", ")
     counts.append(f"{100 * trace.agreement_rate:.1f} % in agreement, {len(trace.steps)} steps", "dim")
     others = ", ".join(f"{name} {times}" for name, times in zip(trace.members, trace.overruled))
-    return Group(counts, Text(f"wanted another token: {others}", "dim"))
+    what = "byte" if trace.options.get("boundaries") == "exact" else "token"
+    return Group(counts, Text(f"wanted another {what}: {others}", "dim"))

@@ -243,7 +243,8 @@ class TokenView {
   }
 
   title() {
-    return `Token ${this.selected + 1} of ${this.tokens.length}`;
+    const what = this.trace.options.boundaries === "exact" ? "Byte" : "Token";
+    return `${what} ${this.selected + 1} of ${this.tokens.length}`;
   }
 
   /** Show a token in the panel, or nothing. */
