@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,36 +45,6 @@ HELP = """\
 /save FILE          the chat as .json, which --load reads, or the answers' traces as .html
 /help, /quit        this list; the end (Ctrl-D as well)
 Ctrl-C stops an answer; what there is of it stays."""
-
-
-class _Interrupts:
-    """Ctrl-C while an answer is made: the first is kept until it is asked for, a second one interrupts at once.
-
-    Code in C, such as a model's, may take an exception that is raised in a call of its own for something else, and drop
-    it: then the answer would go on.
-    """
-
-    def __init__(self) -> None:
-        self.pending = False
-
-    def __enter__(self) -> _Interrupts:
-        if threading.current_thread() is threading.main_thread():  # others get no signals
-            self._before = signal.signal(signal.SIGINT, self._take)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._before)
-
-    def _take(self, *_: object) -> None:
-        if self.pending:
-            raise KeyboardInterrupt
-        self.pending = True
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if there has been one."""
-        if self.pending:
-            raise KeyboardInterrupt
 
 
 @dataclass
@@ -130,10 +98,8 @@ class Session:
         prompt = self.prompt()
         stream = self.ensemble.stream(prompt, trace=True, **self.options)
         try:
-            with _Interrupts() as interrupts:
-                for piece in stream:
-                    typer.echo(_shown(piece), nl=False)
-                    interrupts.check()
+            for piece in stream:
+                typer.echo(_shown(piece), nl=False)
             typer.echo()
             self.traces.append(self.ensemble.trace_of(stream.request, prompt, **self.options))
             if stream.request.finish_reason == "length":
