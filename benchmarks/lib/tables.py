@@ -262,23 +262,6 @@ def bits_per_byte() -> str:
     return markdown(["texts: members", "each alone", "byte by byte", "`exact`", "`repeat`", "`drop`"], table, note)
 
 
-def code_prompts() -> str:
-    """Code written by real models: how many functions compile, alone and by the rules of a step."""
-    rows = [r for r in newest("code_prompts") if r["half"] == "first"]
-
-    def found(rule: str, *orders: tuple[str, ...]) -> str:
-        wanted = ["+".join(order) for order in orders]
-        return ", ".join(r["compile"] for r in rows if r["rule"] == rule and r["members"] in wanted) or "-"
-
-    table = []
-    for names in dict.fromkeys(tuple(r["members"].split("+")) for r in rows if r["rule"] == "exact"):
-        orders = (names, names[::-1]) if len(names) == 2 else (names,)
-        alone = ", ".join(found("alone", (name,)) for name in names)
-        table.append([" + ".join(names), alone, *(found(rule, *orders) for rule in ("repeat", "drop", "exact"))])
-    note = f"Of {rows[0]['prompts']} functions, how many compile. {records.measured_on(rows)}."
-    return markdown(["members", "each alone", "`repeat`", "`drop`", "`exact`"], table, note)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -297,7 +280,6 @@ TABLES: dict[str, Callable[[], str]] = {
         scoring,
         trace_page,
         bits_per_byte,
-        code_prompts,
     )
 }
 
