@@ -95,6 +95,21 @@ def test_what_waits_keeps_its_share_of_a_text_until_it_takes_a_turn():
     assert covers.heaviest.ids() == []
 
 
+def test_what_waits_is_forgotten_far_behind():
+    """Else its weight beside the text's grows without end, until it is infinite and the heaviest."""
+    covers = MemberCovers(Order(), WalkLimits(merged_share=0.0))
+    settled(covers, covers.waiting[0], 0.5, 0.1, 0.01, b"")
+    covers.advance([(0, 0, 0, 0.0)], [(0, 1, 0, 0.5), (0, 1, 2, 1e-5)], 0, [0.5])
+    for length in range(1, 2000):
+        text = b"a" * length
+        newest = max(covers.waiting, key=lambda cover: cover.end)
+        assert covers.heaviest is newest.path
+        assert newest.path.length == length
+        assert len(covers.waiting) == 1 + (length - 1 <= WalkLimits().max_lag)
+        settled(covers, newest, 0.5, 0.1, 0.01, text)
+        covers.advance([(0, 0, 0, 0.0)], [(0, 1, 0, 0.5 * newest.weight)], length, [0.5])
+
+
 def test_rows_that_lie_behind_are_let_go_of():
     covers = MemberCovers(Order(), WalkLimits())
     row = np.cumsum([0.0, 0.3, 0.3, 0.3]), 0.1

@@ -22,6 +22,7 @@ NOTHING_LEFT_OUT = WalkLimits(
     unlikely_share=1e-6,
     merged_share=0.0,
     unlikely_byte=2.0,
+    max_lag=1_000_000,
     kept_share=1e-12,
     max_ended=0.0,
 )

@@ -34,7 +34,7 @@ from unite_ext import Member, UniteEnsemble
 from unite_ext.decoding.covers import WalkLimits
 
 MODELS = {"qwen": "qwen25-coder", "smol": "smollm2", "gemma": "gemma3"}
-EVERY_BYTE = WalkLimits(min_share=1e-3, max_ended=0.0, unlikely_byte=2.0, kept_share=1e-8)
+EVERY_BYTE = WalkLimits(min_share=1e-3, max_ended=0.0, unlikely_byte=2.0, max_lag=1_000_000, kept_share=1e-8)
 RULES = ("alone", "average", "exact", "repeat", "drop")
 
 

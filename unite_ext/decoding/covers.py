@@ -41,7 +41,10 @@ class WalkLimits:
     """A cover with less than this share of the weight of another one with the same end is taken as that one: both have
     read the same text, and what follows is asked about once."""
     unlikely_byte: float = 0.03
-    """A byte to which the member gave less is a turn: before others, covers that wait keep their share of the text."""
+    """A byte to which the member gave less is a turn: before others, covers that wait keep their share of the text.
+    Above 1 every byte is one, and nothing is guessed."""
+    max_lag: int = 64
+    """How many bytes behind the end of the text a cover may lie that waits; longer than nearly every token."""
     kept_share: float = 1e-7
     """The least share for which a cover is remembered."""
     max_covers: int = 32
@@ -154,7 +157,8 @@ class MemberCovers:
         """
         total = sum(cover.share for cover in self.known)
         total += sum(cover.share for cover in self.waiting if cover.end == len(self.lead) + text_length)
-        return [cover for cover in self.waiting if self.likely_share(cover) >= min_share * total]
+        least = min_share * total
+        return [cover for cover in self.waiting if cover.share >= least and self.likely_share(cover) >= least]
 
     def settle(self, cover: Cover, text: bytearray) -> None:
         """Take in what the model says after a cover's path, whose end lies before or at the end of the text.
@@ -211,6 +215,7 @@ class MemberCovers:
             cover.first, cover.begin, cover.stop, cover.depth, cover.mass = begin, begin, stop, depth, mass
             cover.eos = 0.0
         self.waiting += ended
+        self.waiting = [cover for cover in self.waiting if len(self._byte_probs) - cover.end <= self.limits.max_lag]
         self._prune()
         wanted = {cover.path for cover in self.waiting}
         least = old_end + len(probs)
