@@ -43,7 +43,7 @@ def timed(facts: dict, p50: float, spread: float = 0.02, **key) -> dict:
     return facts | key | {"p10_us": p50 * (1 - spread), "p50_us": p50, "p90_us": p50 * (1 + spread)}
 
 
-SCRIPTS = sorted(BENCHMARKS.glob("*.py")) + sorted((BENCHMARKS / "lib").glob("*.py"))
+SCRIPTS = [path for folder in (".", "lib", "real_models") for path in sorted((BENCHMARKS / folder).glob("*.py"))]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=[path.stem for path in SCRIPTS])

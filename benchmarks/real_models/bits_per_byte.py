@@ -20,7 +20,6 @@ import math
 import random
 import sys
 import time
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +28,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to find lib
 
 from lib.measure import RESULTS, append_csv, machine
+from lib.real_models import ensembles, load, orders
 
 from unite_ext import Member, UniteEnsemble
 from unite_ext.decoding.covers import WalkLimits
 
-MODELS = {"qwen": "qwen25-coder", "smol": "smollm2", "gemma": "gemma3"}
 EVERY_BYTE = WalkLimits(min_share=1e-3, max_ended=0.0, unlikely_byte=2.0, max_lag=1_000_000, kept_share=1e-8)
 RULES = ("alone", "average", "exact", "repeat", "drop")
 
@@ -132,15 +131,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     sets = load_texts(arguments.benchmarks, arguments.half)
-    ensembles = [(name,) for name in MODELS] + list(combinations(MODELS, 2)) + [tuple(MODELS)]
-    ensembles = [names for names in ensembles if not arguments.members or "+".join(names) in arguments.members]
+    try:
+        wanted = ensembles(arguments.members)
+    except ValueError as error:
+        parser.error(str(error))
     if "average" in arguments.rules and "alone" not in arguments.rules:
         parser.error("--rules: average is made of alone, which has to run as well")
-    members = {
-        name: Member.from_pretrained(str(arguments.models / folder), dtype=torch.float32)
-        for name, folder in MODELS.items()
-        if any(name in names for names in ensembles)
-    }
+    members = load(arguments.models, wanted)
     facts = machine()
     alone: dict[tuple[str, str], Measured] = {}
     for kind, texts in sets.items():
@@ -148,11 +145,11 @@ def main() -> None:
             continue
         texts = texts[: arguments.texts]
         sizes = [len(text.encode()) for _, text in texts]
-        for names in ensembles:
+        for names in wanted:
             for rule in RULES:
                 if (rule == "alone") != (len(names) == 1) or rule not in arguments.rules:
                     continue
-                for order in [names, names[::-1]] if rule in ("repeat", "drop") and len(names) == 2 else [names]:
+                for order in orders(names, rule):
                     start, counter = time.perf_counter(), PassCount([members[name] for name in order])
                     if rule == "average":
                         found = averaged([alone[kind, name] for name in order])

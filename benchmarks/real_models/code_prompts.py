@@ -18,18 +18,15 @@ import sys
 import time
 import tokenize
 import warnings
-from itertools import combinations
 from pathlib import Path
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to find lib
 
 from lib.measure import RESULTS, append_csv, machine
+from lib.real_models import ensembles, load, orders
 
-from unite_ext import Member, UniteEnsemble
+from unite_ext import UniteEnsemble
 
-MODELS = {"qwen": "qwen25-coder", "smol": "smollm2", "gemma": "gemma3"}
 RULES = ("alone", "repeat", "drop", "exact")
 
 
@@ -90,22 +87,20 @@ def main() -> None:
     rows = (Path(__file__).parent / "code_prompts.jsonl").read_text(encoding="utf-8").split("\n")
     prompts = [row["prompt"] for line in rows if line and (row := json.loads(line))["half"] == arguments.half]
     prompts = prompts[: arguments.prompts]
-    ensembles = [(name,) for name in MODELS] + list(combinations(MODELS, 2)) + [tuple(MODELS)]
-    ensembles = [names for names in ensembles if not arguments.members or "+".join(names) in arguments.members]
-    members = {
-        name: Member.from_pretrained(str(arguments.models / folder), dtype=torch.float32)
-        for name, folder in MODELS.items()
-        if any(name in names for names in ensembles)
-    }
+    try:
+        wanted = ensembles(arguments.members)
+    except ValueError as error:
+        parser.error(str(error))
+    members = load(arguments.models, wanted)
     facts = machine()
-    for names in ensembles:
+    for names in wanted:
         for rule in arguments.rules:
             if (rule == "alone") != (len(names) == 1):
                 continue
             options = {"boundaries": "exact"} if rule == "exact" else {}
             if rule in ("repeat", "drop"):
                 options["duplicates"] = rule
-            for order in [names, names[::-1]] if rule in ("repeat", "drop") and len(names) == 2 else [names]:
+            for order in orders(names, rule):
                 start = time.perf_counter()
                 ensemble = UniteEnsemble([members[name] for name in order])
                 requests = list(ensemble.generate_each(prompts, max_new_tokens=arguments.tokens, **options))

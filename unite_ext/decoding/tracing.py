@@ -50,53 +50,20 @@ def make_trace(
     ValueError
         The request has no record of its steps.
     """
-    if request.exact is not None and request.byte_records:
-        return make_byte_trace(request, prompt, plan, members, alignment)
-    if len(request.records) != request.num_steps:
+    primary, vocabularies = plan.step.primary, alignment.vocabularies
+    if request.byte_records:
+        ends = sorted(vocabularies[primary].eos_token_ids)
+        end = members[primary].token_name(ends[0]) if ends else "end"
+        steps, names = byte_steps(request, primary, len(members), end)
+        eos = [[END_OF_TEXT] for _ in members]
+    elif len(request.records) != request.num_steps:
         raise ValueError(
             f"request must have a record of each of its {request.num_steps} steps, got {len(request.records)}: "
             "generate with trace=True, by a method that decides token by token"
         )
-    primary = plan.step.primary
-    vocabularies = alignment.vocabularies
-    records = request.records
-    used = [sorted({ids[m] for r in records for ids in r.union_ids} - {-1}) for m in range(len(vocabularies))]
-    names = [{i: id_text(v, member, i) for i in ids} for v, member, ids in zip(vocabularies, members, used)]
-
-    data = [recorded_bytes(r, vocabularies, primary, r.union_ids[r.winner][primary]) for r in records]
-    pieces = text_pieces(data, len(request.text))
-    return Trace(
-        members=short_names([member.name for member in members]),
-        primary=primary,
-        options=shown_options(plan),
-        prompt=prompt,
-        text=request.decoded(),
-        finish_reason=request.finish_reason,
-        steps=[trace_step(r, primary, *piece, spelled(r, vocabularies)) for r, piece in zip(records, pieces)],
-        tokens=names,
-        eos_token_ids=[sorted(v.eos_token_ids) for v in vocabularies],
-        missing_from=request.missing_from() if request.missing else [],
-    )
-
-
-def make_byte_trace(
-    request: Request, prompt: Prompt, plan: Plan, members: Sequence[BaseMember], alignment: VocabAlignment
-) -> Trace:
-    """As `make_trace`, of a request whose steps chose bytes: each is a step of the trace, its number every member's id.
-
-    The end of the text has the number 256, and is called as the primary calls its EOS.
-    """
-    primary, records = plan.step.primary, request.byte_records
-    used = sorted({s for r in records for s in r.symbols} - {END_OF_TEXT})
-    names = {s: token_text(bytes([s])) for s in used}
-    ends = sorted(alignment.vocabularies[primary].eos_token_ids)
-    names[END_OF_TEXT] = members[primary].token_name(ends[0]) if ends else "end"
-    taken = [r.symbols[r.winner] for r in records]
-    pieces = text_pieces([b"" if s == END_OF_TEXT else bytes([s]) for s in taken], len(request.text))
-    steps = []
-    for r, (piece, cut) in zip(records, pieces):
-        step = StepRecord([[s] * len(members) for s in r.symbols], r.probs, r.member_probs, r.winner)
-        steps.append(trace_step(step, primary, piece, cut, lambda m, i: int(i != END_OF_TEXT)))
+    else:
+        steps, names = token_steps(request, primary, members, vocabularies)
+        eos = [sorted(v.eos_token_ids) for v in vocabularies]
     return Trace(
         members=short_names([member.name for member in members]),
         primary=primary,
@@ -105,9 +72,35 @@ def make_byte_trace(
         text=request.decoded(),
         finish_reason=request.finish_reason,
         steps=steps,
-        tokens=[names for _ in members],
-        eos_token_ids=[[END_OF_TEXT] for _ in members],
+        tokens=names,
+        eos_token_ids=eos,
+        missing_from=request.missing_from() if request.missing else [],
     )
+
+
+def token_steps(
+    request: Request, primary: int, members: Sequence[BaseMember], vocabularies: Sequence[Vocabulary]
+) -> tuple[list[TraceStep], list[dict[int, str]]]:
+    """The steps that chose tokens, and per member what a person reads for its ids."""
+    records = request.records
+    used = [sorted({ids[m] for r in records for ids in r.union_ids} - {-1}) for m in range(len(vocabularies))]
+    names = [{i: id_text(v, member, i) for i in ids} for v, member, ids in zip(vocabularies, members, used)]
+    data = [recorded_bytes(r, vocabularies, primary, r.union_ids[r.winner][primary]) for r in records]
+    pieces = text_pieces(data, len(request.text))
+    return [trace_step(r, primary, *piece, spelled(r, vocabularies)) for r, piece in zip(records, pieces)], names
+
+
+def byte_steps(request: Request, primary: int, members: int, end: str) -> tuple[list[TraceStep], list[dict[int, str]]]:
+    """The bytes that were chosen, each a step in which its number is every member's id; 256 is the end of the text."""
+    records = request.byte_records
+    names = {s: end if s == END_OF_TEXT else token_text(bytes([s])) for r in records for s in r.symbols}
+    taken = [r.symbols[r.winner] for r in records]
+    pieces = text_pieces([b"" if s == END_OF_TEXT else bytes([s]) for s in taken], len(request.text))
+    steps = []
+    for r, (piece, cut) in zip(records, pieces):
+        step = StepRecord([[s] * members for s in r.symbols], r.probs, r.member_probs, r.winner)
+        steps.append(trace_step(step, primary, piece, cut, lambda m, i: int(i != END_OF_TEXT)))
+    return steps, [names] * members
 
 
 def spelled(record: StepRecord, vocabularies: Sequence[Vocabulary]) -> Callable[[int, int], int]:
