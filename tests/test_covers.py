@@ -89,9 +89,10 @@ def test_what_waits_keeps_its_share_of_a_text_until_it_takes_a_turn():
     for length, prob in ((1, 0.5), (2, 0.04)):
         covers.advance(standing, [], length, [prob])
     assert covers.likely_share(rest) == pytest.approx(rest.weight * 0.5 * 0.04)
-    assert covers.due(3, 0.1) == []
+    assert covers.due(3, 1e-3) == []
     covers.advance(standing, [], 3, [0.02])  # nobody would have said this
     assert covers.likely_share(rest) == rest.weight
+    assert covers.due(4, 1e-3) == [rest]
     assert covers.heaviest.ids() == []
 
 

@@ -148,8 +148,9 @@ def test_a_walk_over_the_limit_is_cut(three, primary):
     cut = 0
     for limit in (1, 2, 3):
         options = {"max_new_tokens": limit, "primary": primary, "min_new_tokens": limit, "do_sample": True, "seed": 5}
-        for request in three.generate_each([*PROMPTS, "中", "\n    "], **options):
+        for request in three.generate_each([*PROMPTS, "中", "\n    "], trace=True, **options):
             assert len(request.ids) <= limit
+            assert len(request.byte_records) == len(request.text) + (request.finish_reason == "eos")
             spelled = b"".join([three.alignment.token_bytes(primary, i) for i in request.ids])
             assert spelled == bytes(request.text)
             cut += request.num_steps < limit or request.finish_reason == "length"

@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 from unite_ext import Trace, UniteEnsemble
 from unite_ext._host import END_OF_TEXT, SortedTokens, walk
 from unite_ext.cli import app
+from unite_ext.demo import COMPARABLE, load_member
 
 PROMPTS = ["Once upon a time", "A", "2024 was"]
+PROBLEM = "Lucy has 36 apples and gets 5 new ones. How many has Lucy now?\n"
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +64,38 @@ def test_a_step_is_a_byte(two):
 
 def test_what_a_limit_or_a_stop_string_cuts_off_is_not_shown_as_text(two):
     whole = two.generate(PROMPTS[0], max_new_tokens=12)
-    cut = two.trace(PROMPTS[0], max_new_tokens=5)
-    assert "".join(step.piece for step in cut.steps) == cut.text
-    assert len(cut.text) < len(whole)
+    for limit in range(1, 12):
+        [cut] = two.trace([PROMPTS[0]], max_new_tokens=limit, do_sample=True, seed=5, min_new_tokens=limit)
+        [request] = two.generate_each(
+            [PROMPTS[0]], max_new_tokens=limit, do_sample=True, seed=5, min_new_tokens=limit, trace=True
+        )
+        assert "".join(step.piece for step in cut.steps) == cut.text
+        assert len(cut.steps) == len(request.text)
     stop = whole[3:6]
     stopped = two.trace(PROMPTS[0], max_new_tokens=12, stop=[stop])
     assert stopped.text == whole[: whole.index(stop)]
     assert "".join(step.piece for step in stopped.steps) == stopped.text
     assert "".join(step.cut for step in stopped.steps).startswith(stop)
+
+
+def test_the_end_of_a_text_is_a_step():
+    ensemble = UniteEnsemble([load_member(name) for name in COMPARABLE], boundaries="exact")
+    trace = ensemble.trace(PROBLEM, max_new_tokens=60)
+    assert trace.finish_reason == "eos"
+    assert len(trace.steps) == len(trace.text.encode()) + 1
+    last = trace.steps[-1]
+    assert last.ids[last.winner] == [END_OF_TEXT] * 3
+    assert trace.eos_token_ids == [[END_OF_TEXT]] * 3
+    eos = ensemble.members[0].tokenizer.eos_token
+    assert [trace.slot_text(last, last.winner), last.piece, last.spellers[last.winner]] == [eos, "", 0]
+    assert not any(trace.is_first_sub_token(step, slot, m) for step in trace.steps for slot in (0, 1) for m in range(3))
+
+
+def test_members_keep_what_they_gave_to_every_byte(two):
+    [request] = two.generate_each(PROMPTS[:1], max_new_tokens=12, trace=True)
+    for m, covers in enumerate(request.exact.members):
+        given = [record.member_probs[record.winner][m] for record in request.byte_records]
+        assert covers.byte_probs == given[: len(request.text)]
 
 
 def test_records_are_kept_only_where_they_are_wanted(two):

@@ -110,6 +110,8 @@ class MemberCovers:
         What the member's context holds of the text.
     rows : dict of Path to (sums, eos)
         What the member says after paths that it has been asked about, see `ByteOrder.probability_sums`.
+    byte_probs : list of float
+        What the member gave to every byte of the lead and the text; 0 where it is not known.
     """
 
     def __init__(self, order: ByteOrder, limits: WalkLimits, lead: bytes = b"") -> None:
@@ -120,7 +122,7 @@ class MemberCovers:
         self.known: list[Cover] = []
         self.waiting: list[Cover] = [Cover(self.root, 1.0)]
         self.rows: dict[Path, tuple[NDArray[np.float64], float]] = {}
-        self._byte_probs: list[float] = []  # of the lead and the text, by this member; 0 where it is not known
+        self.byte_probs: list[float] = []
 
     @property
     def heaviest(self) -> Path | None:
@@ -130,7 +132,7 @@ class MemberCovers:
 
     def likely_share(self, cover: Cover) -> float:
         """A cover's share of the text. Of one that waits it is a bound, a guess if the text has taken no turn since."""
-        since = self._byte_probs[cover.end :]
+        since = self.byte_probs[cover.end :]
         if cover.sums is not None or not since or min(since) < self.limits.unlikely_byte:
             return cover.share
         return cover.share * math.prod(since)
@@ -203,8 +205,8 @@ class MemberCovers:
             What the member gave to each of the walk's bytes.
         """
         old_end = len(self.lead) + text_length
-        self._byte_probs += [0.0] * (old_end - len(self._byte_probs))
-        self._byte_probs += probs
+        self.byte_probs += [0.0] * (old_end - len(self.byte_probs))
+        self.byte_probs += probs
         ended = []
         for c, length, token, weight in ends:
             path = self.known[c].path
@@ -215,7 +217,7 @@ class MemberCovers:
             cover.first, cover.begin, cover.stop, cover.depth, cover.mass = begin, begin, stop, depth, mass
             cover.eos = 0.0
         self.waiting += ended
-        self.waiting = [cover for cover in self.waiting if len(self._byte_probs) - cover.end <= self.limits.max_lag]
+        self.waiting = [cover for cover in self.waiting if len(self.byte_probs) - cover.end <= self.limits.max_lag]
         self._prune()
         wanted = {cover.path for cover in self.waiting}
         least = old_end + len(probs)
