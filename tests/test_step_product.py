@@ -137,8 +137,11 @@ def test_it_is_the_log_linear_pool_of_the_members(case):
         if (each < 1e-30).any():
             continue
         pool = (each.log() * torch.tensor(options["weights"], dtype=torch.float64)).sum(dim=1).log_softmax(dim=0)
-        # The step has not rounded the probabilities to float32 that the pool is made of here; weights enlarge that.
-        margin = 1e-3 + 2 * 2.0**-24 * sum(map(abs, options["weights"]))
+        # Scores are taken relative to a member's largest logit and rounded to float32 there; weights enlarge that.
+        told = [reference.clean(t[row]).double() for t in logits]
+        scales = [t.masked_fill(t == -torch.inf, 0.0).abs().max() for t in told]
+        rounding = sum(abs(w) * float(1 + scale) for w, scale in zip(options["weights"], scales, strict=True))
+        margin = 1e-3 + 2.0**-22 * rounding
         found = step.union_probs[row, :size].double()
         assert (found >= (pool - margin).exp() - 1e-5).all()
         assert (found <= (pool + margin).exp() + 1e-5).all()
