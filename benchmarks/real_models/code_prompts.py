@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--members", nargs="+", help="only these members and ensembles, such as qwen+gemma")
     parser.add_argument("--tokens", type=int, default=64, help="the primary's, per answer")
     parser.add_argument("--prompts", type=int, help="only so many")
+    parser.add_argument("--batch", type=int, help="how many are written at once; all by default")
     parser.add_argument("--show", action="store_true", help="print every answer and what is wrong with it")
     parser.add_argument("--out", type=Path, default=RESULTS / "code_prompts.csv")
     arguments = parser.parse_args()
@@ -103,7 +104,11 @@ def main() -> None:
             for order in orders(names, rule):
                 start = time.perf_counter()
                 ensemble = UniteEnsemble([members[name] for name in order])
-                requests = list(ensemble.generate_each(prompts, max_new_tokens=arguments.tokens, **options))
+                requests = list(
+                    ensemble.generate_each(
+                        prompts, batch_size=arguments.batch, max_new_tokens=arguments.tokens, **options
+                    )
+                )
                 good = regular = written = 0
                 for request in requests:
                     prompt = prompts[request.index]
