@@ -67,6 +67,16 @@ def triviaqa(benchmarks: str | None = None, **_: object) -> dict[str, datasets.D
     return _open_questions("triviaqa", benchmarks)
 
 
+def options(doc: Problem) -> list[str]:
+    """The texts of a multiple-choice problem's options."""
+    return [doc[letter] for letter in _letters(doc)]
+
+
+def right_option(doc: Problem) -> int:
+    """Which of the options is right, counted from 0."""
+    return _letters(doc).index(doc["answer"])
+
+
 def score_number(doc: Problem, results: list[str]) -> dict[str, float]:
     """Score 1 if the last number after "the answer is" or "boxed" is the reference's."""
     found, wanted = final_number(results[0]), final_number(doc["answer"])
@@ -109,8 +119,12 @@ def _open_questions(name: str, benchmarks: str | None) -> dict[str, datasets.Dat
     )
 
 
+def _letters(row: Problem) -> list[str]:
+    return [letter for letter in "ABCD" if row.get(letter) is not None]
+
+
 def _choices(row: Problem) -> str:
-    letters = [letter for letter in "ABCD" if row.get(letter) is not None]
+    letters = _letters(row)
     listed = ", ".join(letters[:-1]) + f" or {letters[-1]}"
     lines = [f"Answer the question by replying {listed}.", f"Question: {row['question']}"]
     return "\n".join([*lines, *(f"{letter}: {row[letter]}" for letter in letters), "Answer:"])
