@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,14 @@ def test_a_subfolder_has_its_own_tokenizer(tmp_path, folder):
     assert type(member.model).__name__ == "LlamaForCausalLM"
     assert member.encode_prompt("James") == Member.from_pretrained(folder).encode_prompt("James")
     assert load_tokenizer(str(tmp_path), {"subfolder": "inner"})("James").input_ids == member.encode_prompt("James")
+
+
+def test_a_folder_is_a_path_or_its_name(folder):
+    ensemble = UniteEnsemble.from_pretrained([Path(folder), folder])
+    assert [member.name for member in ensemble.members] == [folder, folder]
+    assert Member.from_pretrained(Path(folder)).name == folder
+    with pytest.raises(TypeError, match="names must be a list of model names"):
+        UniteEnsemble.from_pretrained(Path(folder))
 
 
 @pytest.mark.parametrize(

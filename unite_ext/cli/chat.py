@@ -26,6 +26,7 @@ from .options import (
     TrustRemoteCode,
     Weights,
 )
+from .ranks import refuse_ranks
 from .trace import save_and_say
 
 if TYPE_CHECKING:
@@ -239,6 +240,7 @@ def chat(
         unite chat --model A --model B --system "Be brief."
     """
     try:
+        refuse_ranks("chat")
         from ..options import parse_speculate
 
         system, messages = _read_chat(load, system)

@@ -28,11 +28,13 @@ def load_ensemble(
     trust_remote_code: bool,
     tokenizer: Sequence[str] | None = None,
     engines: Engines | None = None,
+    in_ranks: bool = False,
     **options: Any,
 ) -> UniteEnsemble:
     """Load the members of --model, or the demo's three comparable ones.
 
-    `prompts` are tried on every member first; `options` are those of `UniteEnsemble`.
+    `prompts` are tried on every member first; `options` are those of `UniteEnsemble.from_pretrained`. With `in_ranks`
+    the members may live in several processes, if a launcher has started these; this one leads them.
 
     Raises
     ------
@@ -53,9 +55,10 @@ def load_ensemble(
         if wrong := [name for name, value in given.items() if value]:
             raise ValueError(f"{wrong[0]} must come with --model, got --demo")
         torch.set_num_threads(1)  # models this small gain nothing from a second thread
+        options.pop("rank_timeout", None)
         return UniteEnsemble([load_member(name, chat_template=CHAT_TEMPLATE) for name in COMPARABLE], **options)
     sources = prepare_members(
         model or (), prompts, chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, device=device,
-        dtype=dtype, trust_remote_code=trust_remote_code, tokenizer=tokenizer, engines=engines,
+        dtype=dtype, trust_remote_code=trust_remote_code, tokenizer=tokenizer, engines=engines, in_ranks=in_ranks,
     )  # fmt: skip
-    return UniteEnsemble.from_pretrained(sources, **options)
+    return UniteEnsemble.from_pretrained(sources, ranks="led" if in_ranks else None, **options)

@@ -30,7 +30,9 @@ def is_follower() -> bool:
 def refuse_ranks(command: str) -> None:
     """Raise ValueError if a command that runs in one process was started in several."""
     if is_launched():
-        raise ValueError(f"unite {command} must run in one process; torchrun starts unite generate and unite eval")
+        raise ValueError(
+            f"unite {command} must run in one process; torchrun starts unite generate, unite eval and unite serve"
+        )
 
 
 def check_launched(member_engine: Sequence[str] | None, on_member_failure: str = "stop") -> None:
@@ -53,11 +55,13 @@ def follow_ranks(
     dtype: str,
     trust_remote_code: bool,
     tokenizer: Sequence[str] | None = None,
+    serves: bool = False,
     **options: Any,
 ) -> None:
     """Load this process's members, and do what rank 0 is asked for until it is done.
 
-    `options` are those of `UniteEnsemble.from_pretrained`.
+    `options` are those of `UniteEnsemble.from_pretrained`. With `serves` signals are left to rank 0, which lets what
+    runs finish.
     """
     from ..decoding.ensemble import UniteEnsemble
     from ..methods.registry import parse_options
@@ -68,7 +72,15 @@ def follow_ranks(
     )  # fmt: skip
     options["method_options"] = parse_options(method_options)
     with ending_ranks(UniteEnsemble.from_pretrained(sources, ranks="led", **options)) as ensemble:
+        if serves:
+            leave_signals()
         ensemble.follow()
+
+
+def leave_signals() -> None:
+    """Take no notice of the signals that a launcher, or a terminal, sends to all processes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from .options import (
     TrustRemoteCode,
     Weights,
 )
-from .ranks import refuse_ranks
+from .ranks import RankTimeout, check_launched, ending_ranks, follow_ranks, is_follower, leave_signals, refuse_ranks
 
 _EXTRA = "unite serve needs fastapi, uvicorn and others: pip install 'unite_ext[serve]'"
 
@@ -83,6 +83,7 @@ def serve(
     member_api_key_env: MemberKey = None,
     member_timeout: MemberTimeout = 60.0,
     approximate: Approximate = False,
+    rank_timeout: RankTimeout = 60.0,
     log_level: Annotated[
         str, typer.Option(help="debug, info (a line per request), warning or error. No text of anybody's is logged.")
     ] = "info",
@@ -98,10 +99,24 @@ def serve(
         unite serve --model A --model B --port 8000
 
         UNITE_API_KEY=secret unite serve --model A --model B --host 0.0.0.0
+
+        torchrun --nproc-per-node 2 -m unite_ext serve --model A --model B
     """
     listener = None
     try:
-        refuse_ranks("serve")
+        check_launched(member_engine)
+        if demo:
+            refuse_ranks("serve --demo")
+        if is_follower():
+            from ..methods.registry import UNITE
+
+            follow_ranks(
+                model or (), method_options=method_options, device=device, dtype=dtype,
+                trust_remote_code=trust_remote_code, tokenizer=tokenizer, serves=True, k=k, primary=primary,
+                weights=weight, score=score, duplicates=duplicates, method=method[0] if method else UNITE,
+                rank_timeout=rank_timeout,
+            )  # fmt: skip
+            return
         try:
             from ..serve.options import LOOPBACK, ServeOptions
             from ..serve.server import serve as run
@@ -131,6 +146,7 @@ def serve(
             trust_remote_code=trust_remote_code, k=k, primary=primary, weights=weight, score=score,
             duplicates=duplicates, method=options.methods[0], method_options=parse_options(method_options),
             tokenizer=tokenizer, engines=Engines(member_engine, member_api_key_env, member_timeout, approximate),
+            in_ranks=True, rank_timeout=rank_timeout,
         )  # fmt: skip
         shown, at = listener.getsockname()[:2]
         address = f"http://[{shown}]:{at}" if ":" in shown else f"http://{shown}:{at}"
@@ -138,7 +154,10 @@ def serve(
         errors.print(f"serving {plain(members)} as {plain(name)} at {address}/v1", soft_wrap=True, highlight=False)
         if not options.api_keys and host not in LOOPBACK:
             errors.print("everybody who reaches this address can use it: --api-key asks for a key", style="yellow")
-        run(ensemble, options, listener)
+        with ending_ranks(ensemble):
+            if ensemble.ranks is not None:
+                leave_signals()  # what the server does not take itself, when it has ended
+            run(ensemble, options, listener)
     except typer.Exit:  # a RuntimeError of its own kind
         raise
     except (ValueError, TypeError, OSError, RuntimeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ from ..vocab.alignment import VocabAlignment
 from .plan import METHOD_FIELDS
 from .rank_calls import Ranks, check_spreads
 
-Loadable = str | MemberSource | BaseMember
-"""A member by name, prepared, or as it is."""
+Loadable = str | os.PathLike[str] | MemberSource | BaseMember
+"""A member by name or folder, prepared, or as it is."""
 TemplateVariables = Variables | Sequence[Variables | None] | None
 """Variables for chat templates: of all members, or one mapping per member."""
 
@@ -48,7 +49,7 @@ def load_members(
 
     Parameters
     ----------
-    names : sequence of str, MemberSource or BaseMember
+    names : sequence of str, path, MemberSource or BaseMember
     given : mapping
         Options of the ensemble's steps and method, and of the members.
     lossy : bool
@@ -62,8 +63,8 @@ def load_members(
     ranks : Ranks or None
         Where the members live, if in several processes.
     """
-    if isinstance(names, str):
-        raise TypeError(f"names must be a list of model names, got the string {names!r}")
+    if isinstance(names, (str, os.PathLike)):
+        raise TypeError(f"names must be a list of model names, got {names!r} alone")
     if not 1 <= len(names) <= MAX_MEMBERS:
         raise ValueError(f"names must hold 1 to {MAX_MEMBERS} models, got {len(names)}")
     options = dict(given)
@@ -89,7 +90,9 @@ def load_members(
         return [Member.from_source(own) if isinstance(own, MemberSource) else own for own in sources], ours, None
     spread = [source for source in sources if isinstance(source, MemberSource)]  # all of them, as was checked
     group = RankGroup(places, [source.name for source in spread], timeout=rank_timeout, led=ranks == "led")
-    return load_spread(spread, group), ours, Ranks(group, group.holders)
+    loaded = load_spread(spread, group)
+    group.keep_alive()
+    return loaded, ours, Ranks(group, group.holders)
 
 
 def _check_loadable(names: Sequence[Loadable]) -> None:

@@ -89,7 +89,7 @@ class MemberSource:
 
 
 def prepare(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     tokenizer: Any = None,
     device: Any = None,
@@ -112,6 +112,7 @@ def prepare(
     TypeError, ValueError
         An option, a name or a device is wrong; the cause is attached.
     """
+    name = os.fspath(name)
     if device is not None and options.get("device_map") is not None:
         raise ValueError(f"device and device_map exclude each other, got {device!r} and {options['device_map']!r}")
     if chat_template_kwargs is not None and not isinstance(chat_template_kwargs, Mapping):
@@ -136,7 +137,7 @@ def prepare(
 
 
 def prepare_all(
-    names: Sequence[str | MemberSource | BaseMember],
+    names: Sequence[str | os.PathLike[str] | MemberSource | BaseMember],
     options: Sequence[Options],
     *,
     known: Collection[str] = (),
@@ -153,7 +154,7 @@ def prepare_all(
             own = {**own, "device": None}
         elif places is not None and str(own.get("device")) == "cuda" and torch.cuda.is_available():
             own = {**own, "device": f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"}
-        sources.append(prepare(name, known=known, **own) if isinstance(name, str) else name)
+        sources.append(prepare(name, known=known, **own) if isinstance(name, (str, os.PathLike)) else name)
     return sources
 
 

@@ -123,6 +123,8 @@ class RankGroup:
         Where this process's members are, or the first of them.
     busy : bool
         Whether rank 0 is in a step, in which it gives no signs of life.
+    when_lost : callable or None
+        Called with the error, on a thread of its own, where an idle rank 0 finds out that another process has ended.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class RankGroup:
         self.device = torch.device("cpu")
         self.sent_bytes = self.num_exchanges = 0
         self.busy = False
+        self.when_lost: Callable[[RankError], None] | None = None
         self._told_at = time.monotonic()
         self._telling = threading.Lock()
         self._ends = threading.Event()
@@ -244,7 +247,9 @@ class RankGroup:
             if not self.busy and time.monotonic() - self._told_at > period:
                 try:
                     self.tell(Header(IDLE, 0, 0, 0))
-                except RankError:  # the next exchange meets it as well
+                except RankError as error:  # the next exchange meets it as well
+                    if self.when_lost is not None:
+                        self.when_lost(error)
                     return
 
     def compare(self, header: Header) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +75,7 @@ class Member(TokenizedMember):
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
+        name: str | os.PathLike[str],
         *,
         tokenizer: Any = None,
         device: Any = None,
@@ -86,7 +87,7 @@ class Member(TokenizedMember):
 
         Parameters
         ----------
-        name : str
+        name : str or path
             A .gguf file needs ``pip install 'unite_ext[gguf]'``.
         tokenizer : str or tokenizer, optional
             Another than the model's.

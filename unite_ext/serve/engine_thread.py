@@ -38,6 +38,13 @@ class EngineThread:
         Its primary is that of all requests.
     options : ServeOptions
     metrics : Metrics
+
+    Attributes
+    ----------
+    lost : Exception or None
+        Why the engine has ended whose members live in several processes: all end together.
+    when_lost : callable or None
+        Called then, on the thread.
     """
 
     def __init__(self, ensemble: UniteEnsemble, plan: Plan, options: ServeOptions, metrics: Metrics) -> None:
@@ -55,12 +62,16 @@ class EngineThread:
         self._closing = False
         self._aborted = False
         self._ending = False
+        self.lost: Exception | None = None
+        self.when_lost: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._run, name="unite-engine", daemon=True)
 
     # On the event loop
 
     def start(self) -> None:
         """Start the thread."""
+        if self._ensemble.ranks is not None:
+            self._ensemble.ranks.group.when_lost = lambda error: self._inbox.put(partial(_raise, error))
         self._thread.start()
 
     @property
@@ -130,11 +141,21 @@ class EngineThread:
                 self._take_commands()
                 if self._engine.has_work:
                     self._step()
-        except BaseException:
-            logger.exception("the engine's thread has ended")
+        except BaseException as error:
             self._closing = True
+            if self._ensemble.ranks is not None and isinstance(error, Exception):
+                self._lose(error)
+                return
+            logger.exception("the engine's thread has ended")
             self._fail_all(internal)
             raise
+
+    def _lose(self, error: Exception) -> None:
+        """End with the other processes: one that fails in a step cannot join them again."""
+        self.lost = error
+        self._fail_all(shutting_down)
+        if self.when_lost is not None:
+            self.when_lost()
 
     def _abort(self) -> None:
         self._aborted = True
@@ -172,6 +193,8 @@ class EngineThread:
         try:
             events = self._engine.step()
         except Exception:
+            if self._ensemble.ranks is not None:
+                raise
             logger.exception("a step failed; the engine starts anew without the %d texts it had", len(self._choices))
             self._fail_all(internal)
             self._engine = self._new_engine()
@@ -237,10 +260,9 @@ class EngineThread:
                 self._fail(job, make_error())
 
     def _new_engine(self) -> Engine:
-        engine = Engine(
-            self._ensemble.members, self._ensemble.alignment, primary=self._plan.step.primary,
-            max_requests=self._options.max_requests, prefill_chunk=self._options.prefill_chunk,
-            cache_memory=self._options.cache_memory, compiled=self._ensemble.compile,
+        engine = self._ensemble.make_engine(
+            primary=self._plan.step.primary, max_requests=self._options.max_requests,
+            prefill_chunk=self._options.prefill_chunk, cache_memory=self._options.cache_memory,
         )  # fmt: skip
         observers = [self._metrics.member_observer(m) for m in range(len(engine.members))]
         # In place: what takes the engine's steps holds the same list.
@@ -249,6 +271,10 @@ class EngineThread:
             for context, member, observe in zip(engine.contexts, engine.members, observers)
         ]
         return engine
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _as_api_error(error: Exception) -> ApiError:

@@ -27,6 +27,15 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        service.engine.when_lost = self._end
+
+    @property
+    def lost(self) -> Exception | None:
+        """See `EngineThread.lost`."""
+        return self._service.engine.lost
+
+    def _end(self) -> None:
+        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal: the first ends gently, another one at once."""
@@ -68,6 +77,14 @@ def serve(ensemble: UniteEnsemble, options: ServeOptions, listener: socket.socke
     options : ServeOptions
     listener : socket.socket
         Bound, so that a port in use is found out before models are loaded.
+
+    Raises
+    ------
+    RankError
+        Another process that holds members has ended.
     """
     host, port = listener.getsockname()[:2]
-    make_server(ensemble, options, host=host, port=port).run(sockets=[listener])
+    server = make_server(ensemble, options, host=host, port=port)
+    server.run(sockets=[listener])
+    if server.lost is not None:
+        raise server.lost
