@@ -29,10 +29,10 @@ def orders(names: Names, rule: str) -> list[Names]:
     return [names, names[::-1]] if rule in ("repeat", "drop") and len(names) == 2 else [names]
 
 
-def load(folder: Path, wanted: Sequence[Names]) -> dict[str, Member]:
-    """The members of these ensembles, in float32."""
+def load(folder: Path, wanted: Sequence[Names], dtype: torch.dtype = torch.float32) -> dict[str, Member]:
+    """The members of these ensembles."""
     return {
-        name: Member.from_pretrained(str(folder / own), dtype=torch.float32)
+        name: Member.from_pretrained(str(folder / own), dtype=dtype)
         for name, own in FOLDERS.items()
         if any(name in names for names in wanted)
     }

@@ -4,9 +4,9 @@
 
 Every prompt of `code_prompts.jsonl` is the beginning of a function or class. What is written after it is kept up to the
 first line that is no part of it any more. A text that was cut off loses its last line, and those that leave a bracket
-or a string open. Rules: `alone`, one member; `repeat` and `drop`, the paper's step with its `duplicates`, by either
-member leading; `exact`, `boundaries="exact"`. The first half of the prompts decides defaults; `--half second` is kept
-for afterwards.
+or a string open. Blank lines are counted apart: a text that falls into them compiles. Rules: `alone`, one member;
+`repeat` and `drop`, the paper's step with its `duplicates`, by either member leading; `exact`, `boundaries="exact"`.
+The first half of the prompts decides defaults; `--half second` is kept for afterwards.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to find lib
 
+import torch
 from lib.measure import RESULTS, append_csv, machine
 from lib.real_models import ensembles, load, orders
 
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="the primary's, per answer")
     parser.add_argument("--prompts", type=int, help="only so many")
     parser.add_argument("--batch", type=int, help="how many are written at once; all by default")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--show", action="store_true", help="print every answer and what is wrong with it")
     parser.add_argument("--out", type=Path, default=RESULTS / "code_prompts.csv")
     arguments = parser.parse_args()
@@ -92,7 +94,7 @@ def main() -> None:
         wanted = ensembles(arguments.members)
     except ValueError as error:
         parser.error(str(error))
-    members = load(arguments.models, wanted)
+    members = load(arguments.models, wanted, getattr(torch, arguments.dtype))
     facts = machine()
     for names in wanted:
         for rule in arguments.rules:
@@ -109,22 +111,26 @@ def main() -> None:
                         prompts, batch_size=arguments.batch, max_new_tokens=arguments.tokens, **options
                     )
                 )
-                good = regular = written = 0
+                good = regular = written = blank = 0
                 for request in requests:
                     prompt = prompts[request.index]
                     lines = kept_lines(prompt, request.decoded(), request.finish_reason == "eos")
                     source = prompt + "\n".join(lines) + "\n"
                     verdict = bool(lines) and compiles(source), bool(lines) and is_regular(lines)
-                    good, regular, written = good + verdict[0], regular + verdict[1], written + len(lines)
+                    good, regular = good + verdict[0], regular + verdict[1]
+                    empty = sum(not line.strip() for line in lines)
+                    written, blank = written + len(lines) - empty, blank + empty
                     if arguments.show:
                         print(f"--- compiles, regular: {verdict}\n{source}")
                 row = {
-                    "half": arguments.half, "members": "+".join(order), "rule": rule, "prompts": len(prompts),
-                    "compile": good, "regular": regular, "lines": written,
+                    "half": arguments.half, "dtype": arguments.dtype, "members": "+".join(order), "rule": rule,
+                    "prompts": len(prompts), "compile": good, "regular": regular, "lines": written, "blank": blank,
                     "steps": sum(request.num_steps for request in requests),
                 }  # fmt: skip
                 append_csv(arguments.out, [facts | row])
-                shown = " ".join(str(row[name]) for name in ("members", "rule", "compile", "regular", "lines", "steps"))
+                shown = " ".join(
+                    str(row[name]) for name in ("members", "rule", "compile", "regular", "lines", "blank", "steps")
+                )
                 print(f"{shown} of {len(prompts)}, {time.perf_counter() - start:.0f} s", flush=True)
 
 
