@@ -16,6 +16,7 @@ from .._text import visible
 from .console import console, errors, fail, plain
 from .ensembles import SAMPLE_CHAT, load_ensemble
 from .options import (
+    Boundaries,
     ChatTemplateKwargs,
     ChatTemplates,
     Devices,
@@ -222,6 +223,7 @@ def chat(
     k: Proposals = 10,
     primary: Primary = 0,
     weight: Weights = None,
+    boundaries: Boundaries = "plain",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, above it samples.")] = 0.0,
     speculate: Annotated[str | None, typer.Option(help="Draft, as in `unite generate`; greedy answers only.")] = None,
@@ -251,6 +253,7 @@ def chat(
         ensemble = load_ensemble(
             model, demo, prompts=[SAMPLE_CHAT], chat_template=chat_template, chat_template_kwargs=chat_template_kwargs,
             device=device, dtype=dtype, trust_remote_code=trust_remote_code, k=k, primary=primary, weights=weight,
+            boundaries=boundaries,
         )  # fmt: skip
         session = Session(ensemble, {}, system, messages)
         session.change(**options)

@@ -16,13 +16,17 @@ from .engines import Approximate, Engines, MemberEngine, MemberKey, MemberTimeou
 from .eval_demo import evaluate_demo
 from .options import (
     BatchSize,
+    Boundaries,
     Chat,
+    Combine,
     Devices,
     Dtype,
+    Duplicates,
     MethodOptions,
     OptionalModels,
     Primary,
     Proposals,
+    Score,
     TrustRemoteCode,
     Weights,
 )
@@ -62,9 +66,10 @@ def evaluate(
     k: Proposals = 10,
     primary: Primary = 0,
     weight: Weights = None,
-    combine: Annotated[
-        str, typer.Option(help="mean, or product: weights are exponents, and may be negative.")
-    ] = "mean",
+    score: Score = "logits",
+    duplicates: Duplicates = "repeat",
+    combine: Combine = "mean",
+    boundaries: Boundaries = "plain",
     likelihood: Annotated[
         str | None,
         typer.Option(
@@ -101,10 +106,11 @@ def evaluate(
     if not model or not tasks:
         raise fail("--model and --tasks must be given, or --demo")
     method = method or "unite"
-    shared: dict[str, Any] = {
-        "k": k, "primary": primary, "weights": weight, "combine": combine, "method": method,
-        "rank_timeout": rank_timeout,
+    step: dict[str, Any] = {
+        "k": k, "primary": primary, "weights": weight, "score": score, "duplicates": duplicates, "combine": combine,
+        "boundaries": boundaries,
     }  # fmt: skip
+    shared: dict[str, Any] = {**step, "method": method, "rank_timeout": rank_timeout}
     try:
         check_launched(member_engine)
     except ValueError as error:
@@ -133,8 +139,7 @@ def evaluate(
         manager = TaskManager(include_path=str(bundled), include_defaults=others)
         loaded = manager.load(names)  # reads the data, before any model is loaded
         decisive: dict[str, object] = {
-            "k": k, "primary": primary, "weights": weight, "combine": combine, "method": method,
-            "method_options": parsed, "dtype": dtype, "likelihood": likelihood,
+            **step, "method": method, "method_options": parsed, "dtype": dtype, "likelihood": likelihood,
             **({"member_engine": member_engine, "tokenizer": tokenizer} if member_engine or tokenizer else {}),
         }  # fmt: skip
         placed = None if not device else device[0] if len(device) == 1 else device

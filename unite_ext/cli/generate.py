@@ -14,9 +14,11 @@ from .console import console, errors, fail
 from .engines import Approximate, Engines, MemberEngine, MemberKey, MemberTimeout, MemberTokenizer
 from .options import (
     BatchSize,
+    Boundaries,
     Chat,
     ChatTemplateKwargs,
     ChatTemplates,
+    Combine,
     Devices,
     Dtype,
     Duplicates,
@@ -77,16 +79,8 @@ def generate(
     weight: Weights = None,
     score: Score = "logits",
     duplicates: Duplicates = "repeat",
-    combine: Annotated[
-        str,
-        typer.Option(
-            help="mean, or product: of probabilities to the power of the members' weights, which may be negative. A "
-            "member without a positive weight does not propose."
-        ),
-    ] = "mean",
-    boundaries: Annotated[
-        str, typer.Option(help="plain: vote on tokens, as the paper; exact: on the bytes that follow the text.")
-    ] = "plain",
+    combine: Combine = "mean",
+    boundaries: Boundaries = "plain",
     method: Annotated[str, typer.Option(help="unite, or another method; docs/methods.md lists them.")] = "unite",
     method_options: MethodOptions = None,
     do_sample: Annotated[bool, typer.Option(help="Sample from the average instead of taking its largest.")] = False,

@@ -15,6 +15,16 @@ Primary = Annotated[int, typer.Option(help="Which member leads, counted from 0."
 Weights = Annotated[list[float] | None, typer.Option(help="A member's weight, once per member; uniform by default.")]
 Score = Annotated[str, typer.Option(help="logits, or probs: softmax of probabilities, flatter.")]
 Duplicates = Annotated[str, typer.Option(help="repeat or drop: slots that share a member's id.")]
+Combine = Annotated[
+    str,
+    typer.Option(
+        help="mean, or product: of probabilities to the power of the members' weights, which may be negative. A member "
+        "without a positive weight does not propose."
+    ),
+]
+Boundaries = Annotated[
+    str, typer.Option(help="plain: vote on tokens, as the paper; exact: on the bytes that follow the text.")
+]
 Chat = Annotated[bool, typer.Option(help="Put every prompt through each member's own chat template.")]
 ChatTemplates = Annotated[
     list[str] | None,

@@ -12,8 +12,10 @@ from .console import errors, fail, plain
 from .engines import Approximate, Engines, MemberEngine, MemberKey, MemberTimeout, MemberTokenizer
 from .ensembles import SAMPLE_CHAT, load_ensemble
 from .options import (
+    Boundaries,
     ChatTemplateKwargs,
     ChatTemplates,
+    Combine,
     Devices,
     Dtype,
     Duplicates,
@@ -53,6 +55,8 @@ def serve(
     weight: Weights = None,
     score: Score = "logits",
     duplicates: Duplicates = "repeat",
+    combine: Combine = "mean",
+    boundaries: Boundaries = "plain",
     method: Annotated[
         list[str] | None,
         typer.Option(help="What decides steps: unite, or another token-level method. Repeated: requests may choose."),
@@ -113,8 +117,8 @@ def serve(
             follow_ranks(
                 model or (), method_options=method_options, device=device, dtype=dtype,
                 trust_remote_code=trust_remote_code, tokenizer=tokenizer, serves=True, k=k, primary=primary,
-                weights=weight, score=score, duplicates=duplicates, method=method[0] if method else UNITE,
-                rank_timeout=rank_timeout,
+                weights=weight, score=score, duplicates=duplicates, combine=combine, boundaries=boundaries,
+                method=method[0] if method else UNITE, rank_timeout=rank_timeout,
             )  # fmt: skip
             return
         try:
@@ -144,7 +148,8 @@ def serve(
             model, demo, prompts=[SAMPLE_CHAT] if chat_template or chat_template_kwargs else [],
             chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, k=k, primary=primary, weights=weight, score=score,
-            duplicates=duplicates, method=options.methods[0], method_options=parse_options(method_options),
+            duplicates=duplicates, combine=combine, boundaries=boundaries,
+            method=options.methods[0], method_options=parse_options(method_options),
             tokenizer=tokenizer, engines=Engines(member_engine, member_api_key_env, member_timeout, approximate),
             in_ranks=True, rank_timeout=rank_timeout,
         )  # fmt: skip

@@ -18,7 +18,7 @@ from ..trace.trace import Trace
 from ..vocab.alignment import VocabAlignment
 from ..vocab.vocabulary import Vocabulary
 from .plan import Plan
-from .request import Request, StepRecord
+from .request import ByteRecord, Request, StepRecord
 from .start_state import recorded_bytes
 
 DIGITS = 6  # significant digits of a recorded probability: float32 holds hardly more
@@ -52,8 +52,7 @@ def make_trace(
     """
     primary, vocabularies = plan.step.primary, alignment.vocabularies
     if request.byte_records:
-        ends = sorted(vocabularies[primary].eos_token_ids)
-        end = members[primary].token_name(ends[0]) if ends else "end"
+        end = end_name(members[primary], vocabularies[primary])
         steps, names = byte_steps(request, primary, len(members), end)
         eos = [[END_OF_TEXT] for _ in members]
     elif len(request.records) != request.num_steps:
@@ -93,14 +92,23 @@ def token_steps(
 def byte_steps(request: Request, primary: int, members: int, end: str) -> tuple[list[TraceStep], list[dict[int, str]]]:
     """The bytes that were chosen, each a step in which its number is every member's id; 256 is the end of the text."""
     records = request.byte_records
-    names = {s: end if s == END_OF_TEXT else token_text(bytes([s])) for r in records for s in r.symbols}
+    names = {s: symbol_text(s, end) for r in records for s in r.symbols}
     taken = [r.symbols[r.winner] for r in records]
     pieces = text_pieces([b"" if s == END_OF_TEXT else bytes([s]) for s in taken], len(request.text))
     steps = []
     for r, (piece, cut) in zip(records, pieces):
-        step = StepRecord([[s] * members for s in r.symbols], r.probs, r.member_probs, r.winner)
-        steps.append(trace_step(step, primary, piece, cut, lambda m, i: int(i != END_OF_TEXT)))
+        steps.append(trace_step(byte_step(r, members), primary, piece, cut, byte_length))
     return steps, [names] * members
+
+
+def byte_step(record: ByteRecord, members: int) -> StepRecord:
+    """A byte's choice as that of a token; its number, or 256 for the end of the text, is every member's id."""
+    return StepRecord([[s] * members for s in record.symbols], record.probs, record.member_probs, record.winner)
+
+
+def byte_length(member: int, symbol: int) -> int:
+    """How many bytes a symbol adds to the text."""
+    return int(symbol != END_OF_TEXT)
 
 
 def spelled(record: StepRecord, vocabularies: Sequence[Vocabulary]) -> Callable[[int, int], int]:
@@ -160,6 +168,17 @@ def token_text(data: bytes) -> str:
     """A token's text; bytes that are not UTF-8, as in a part of a character, by their number."""
     text = data.decode("utf-8", errors="surrogateescape")
     return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if "\udc80" <= c <= "\udcff" else c for c in text)
+
+
+def symbol_text(symbol: int, end: str) -> str:
+    """What a person reads for a byte; `end` for the end of the text."""
+    return end if symbol == END_OF_TEXT else token_text(bytes([symbol]))
+
+
+def end_name(member: BaseMember, vocabulary: Vocabulary) -> str:
+    """What the end of the text is called: a member's first token for it."""
+    ends = sorted(vocabulary.eos_token_ids)
+    return member.token_name(ends[0]) if ends else "end"
 
 
 def id_text(vocabulary: Vocabulary, member: BaseMember, token_id: int) -> str:

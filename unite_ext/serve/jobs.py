@@ -8,23 +8,26 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from .._host import END_OF_TEXT
 from ..decoding.plan import Plan
 from ..decoding.prompt_ids import EncodedPrompt
 from ..decoding.request import Request, StepRecord
 from ..decoding.start_state import recorded_bytes
 from ..decoding.text_stream import TextPieces
+from ..decoding.tracing import byte_step
 from ..vocab.vocabulary import Vocabulary
 from .errors import ApiError
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token of a text, of which no stop string takes anything back any more."""
+    """One token of a text, of which no stop string takes anything back any more; with exact boundaries one byte."""
 
     token_id: int | None
-    """The primary's; None for the end of the text."""
+    """The primary's, or the byte's number; None for the end of the text."""
     data: bytes
     record: StepRecord
+    is_byte: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,14 +127,30 @@ def settled_tokens(choice: Choice, request: Request, vocabularies: Sequence[Voca
     """
     end = request.settled_length()
     found: list[Token] = []
-    while choice.tokens_sent < len(request.records):
-        n = choice.tokens_sent
-        token_id = request.ids[n] if n < len(request.ids) else None
-        record = request.records[n]
-        data = b"" if token_id is None else recorded_bytes(record, vocabularies, primary, token_id)
-        if not request.finish_reason and (token_id is None or choice.bytes_sent + len(data) > end):
+    while choice.tokens_sent < num_tokens(request):
+        token = recorded_token(request, choice.tokens_sent, vocabularies, primary)
+        if not request.finish_reason and (token.token_id is None or choice.bytes_sent + len(token.data) > end):
             break
-        found.append(Token(token_id, data, record))
+        found.append(token)
         choice.tokens_sent += 1
-        choice.bytes_sent += len(data)
+        choice.bytes_sent += len(token.data)
     return found
+
+
+def num_tokens(request: Request) -> int:
+    """How many tokens a request has a record of, or with exact boundaries bytes; with the end of the text."""
+    return len(request.byte_records or request.records)
+
+
+def recorded_token(request: Request, n: int, vocabularies: Sequence[Vocabulary], primary: int) -> Token:
+    """The n-th of them."""
+    if request.byte_records:
+        own = request.byte_records[n]
+        symbol = own.symbols[own.winner]
+        ends = symbol == END_OF_TEXT
+        step = byte_step(own, len(vocabularies))
+        return Token(None if ends else symbol, b"" if ends else bytes([symbol]), step, is_byte=True)
+    token_id = request.ids[n] if n < len(request.ids) else None
+    record = request.records[n]
+    data = b"" if token_id is None else recorded_bytes(record, vocabularies, primary, token_id)
+    return Token(token_id, data, record)

@@ -23,6 +23,7 @@ _FIELDS = {
     "k": "unite.k",
     "members": "unite.k",  # members * k
     "weights": "unite.weights",
+    "boundaries": "unite.boundaries",
     "method": "unite.method",
     "do_sample": "temperature",
     "json_schema": "response_format",
@@ -82,10 +83,10 @@ class Preparer:
         ------
         ApiError
         """
-        generation = self._generation(body)
         try:
             step = self._with_step(body.unite)
-            plan = self._ensemble.plan({**generation, "method": step.method})
+            generation = self._generation(body, exact=step.step.boundaries == "exact")
+            plan = self._ensemble.plan({**generation, "method": step.method, "boundaries": step.step.boundaries})
         except (TypeError, ValueError) as error:
             raise _bad_request(error) from error
         return replace(step, generation=plan.generation)
@@ -95,7 +96,8 @@ class Preparer:
         name = self._options.methods[0] if asked.method is None else asked.method
         check_choice("method", name, self._options.methods)
         plan = self.plans[name]
-        step = {field: value for field in ("k", "weights") if (value := getattr(asked, field)) is not None}
+        fields = ("k", "weights", "boundaries")
+        step = {field: value for field in fields if (value := getattr(asked, field)) is not None}
         if not step:
             return plan
         if plan.method.is_large:
@@ -103,8 +105,8 @@ class Preparer:
         given: dict[str, object] = {} if name == self._ensemble.method else {"method": name}
         return self._ensemble.plan({**given, **step})
 
-    def _generation(self, body: Sampling) -> dict[str, object]:
-        """The options of a generation that a body asks for."""
+    def _generation(self, body: Sampling, *, exact: bool) -> dict[str, object]:
+        """The options of a generation that a body asks for; `exact` is said of its boundaries."""
         limit = self._options.max_tokens
         if isinstance(body, ChatBody):
             asked = body.max_completion_tokens or body.max_tokens or limit
@@ -121,7 +123,7 @@ class Preparer:
             "do_sample": samples,
             "temperature": temperature if samples else 1.0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
-            "speculate": False if samples else self._options.speculate,
+            "speculate": False if samples or exact else self._options.speculate,
             "json_schema": None if body.response_format is None else body.response_format.json_schema_asked,
             "regex": body.unite.regex,
             "grammar": body.unite.grammar,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -156,6 +157,7 @@ class CompletionReply(Reply):
         super().__init__(job, details, model)
         self._top = body.logprobs
         self._offsets = [0] * len(job.choices)
+        self._decoders = [codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in job.choices]
 
     def check(self, whole: dict[str, object]) -> None:
         """See `Reply.check`."""
@@ -184,7 +186,7 @@ class CompletionReply(Reply):
             shown["top_logprobs"].append({other.text: other.logprob for other in others})
             shown["text_offset"].append(self._offsets[choice.index])
             # Characters that end here: what begins one counts it when it is whole, as the text does.
-            self._offsets[choice.index] += len(token.data.decode("utf-8", errors="ignore"))
+            self._offsets[choice.index] += len(self._decoders[choice.index].decode(token.data))
         return shown
 
 

@@ -159,6 +159,8 @@ class UniteFields(Body):
     """How many tokens every member proposes per step."""
     weights: list[float] | None = Field(default=None, min_length=1, max_length=64)
     """One per member."""
+    boundaries: Literal["plain", "exact"] | None = None
+    """Whether members vote on tokens or on bytes; logprobs and traces are then those of bytes."""
     method: str | None = None
     """What decides a step, one of those that the server was started with."""
     trace: bool = False

@@ -7,14 +7,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .._host import END_OF_TEXT
 from ..decoding.plan import Plan
 from ..decoding.request import Request, StepRecord
 from ..decoding.start_state import pieces_along, recorded_bytes
-from ..decoding.tracing import id_text, shown_options, spelled, token_text, trace_step
+from ..decoding.tracing import (
+    byte_length,
+    end_name,
+    id_text,
+    shown_options,
+    spelled,
+    symbol_text,
+    token_text,
+    trace_step,
+)
 from ..members.base import BaseMember
 from ..members.names import short_names
 from ..vocab.alignment import VocabAlignment
-from .jobs import Token
+from .jobs import Token, num_tokens, recorded_token
 
 NEVER = -9999.0
 """The logarithm of 0 as OpenAI writes it."""
@@ -46,16 +56,20 @@ class TokenDetails:
         self.primary = primary
         self.names = [member.name for member in members]
         self._token_bytes = self.vocabularies[primary].token_bytes
+        self.end = end_name(members[primary], self.vocabularies[primary])
         self._eos = frozenset(self.vocabularies[primary].eos_token_ids)
 
     def of_request(self, request: Request) -> list[Token]:
         """The tokens of a text that is whole, without those that a stop string cut off entirely."""
-        tokens = [Token(i, self.data(record, i), record) for i, record in zip(request.ids, request.records)]
+        tokens = [recorded_token(request, n, self.vocabularies, self.primary) for n in range(num_tokens(request))]
         return self.kept(tokens, request)
 
     def kept(self, tokens: Sequence[Token], request: Request) -> list[Token]:
         """The last tokens of a text that is whole, as far as its text goes, without the end of the text."""
-        before = sum(map(len, pieces_along(request, self.primary, self._token_bytes, request.ids, at=0)))
+        if request.byte_records:
+            before = sum(r.symbols[r.winner] != END_OF_TEXT for r in request.byte_records)
+        else:
+            before = sum(map(len, pieces_along(request, self.primary, self._token_bytes, request.ids, at=0)))
         start = before - sum(len(token.data) for token in tokens)
         found = []
         for token in tokens:
@@ -71,18 +85,18 @@ class TokenDetails:
         """
         probs = emission_probs(token.record, self.primary)
         order = sorted(probs, key=lambda i: -probs[i])[:top]
-        record = token.record
-        return self._logprob(record, token.token_id or 0, probs), [self._logprob(record, i, probs) for i in order]
+        return self._logprob(token, token.token_id or 0, probs), [self._logprob(token, i, probs) for i in order]
 
-    def data(self, record: StepRecord, token_id: int) -> bytes:
-        """What an id of the primary adds to the text in a step."""
-        return recorded_bytes(record, self.vocabularies, self.primary, token_id)
-
-    def _logprob(self, record: StepRecord, token_id: int, probs: dict[int, float]) -> Logprob:
+    def _logprob(self, token: Token, token_id: int, probs: dict[int, float]) -> Logprob:
         value = math.log(probs[token_id]) if probs[token_id] > 0 else NEVER
-        if token_id in self._eos:
+        if token.is_byte:
+            if token_id == END_OF_TEXT:
+                return Logprob(self.end, value, None)
+            data = bytes([token_id])
+        elif token_id in self._eos:
             return Logprob(self.members[self.primary].token_name(token_id), value, None)
-        data = self.data(record, token_id)
+        else:
+            data = recorded_bytes(token.record, self.vocabularies, self.primary, token_id)
         return Logprob(token_text(data), value, data)
 
 
@@ -118,17 +132,22 @@ class TraceFeed:
             last = ended is not None and n + 1 == len(tokens)
             self._start += len(token.data)
             pieces = self._kept.decode(token.data[:room], last), self._cut.decode(token.data[room:], last)
-            lengths = spelled(token.record, self._details.vocabularies)
+            lengths = byte_length if token.is_byte else spelled(token.record, self._details.vocabularies)
             steps.append(vars(trace_step(token.record, self._details.primary, *pieces, lengths)))
             for ids in token.record.union_ids:
-                self._name(ids, new_names)
+                self._name(ids, new_names, token.is_byte)
         return {"steps": steps, "tokens": new_names}
 
-    def _name(self, ids: Sequence[int], names: list[dict[int, str]]) -> None:
+    def _name(self, ids: Sequence[int], names: list[dict[int, str]], are_bytes: bool) -> None:
+        own = self._details
         for m, token_id in enumerate(ids):
             if token_id >= 0 and token_id not in self._named[m]:
                 self._named[m].add(token_id)
-                names[m][token_id] = id_text(self._details.vocabularies[m], self._details.members[m], token_id)
+                names[m][token_id] = (
+                    symbol_text(token_id, own.end)
+                    if are_bytes
+                    else id_text(own.vocabularies[m], own.members[m], token_id)
+                )
 
 
 def trace_head(details: TokenDetails, plan: Plan) -> dict[str, object]:
@@ -137,5 +156,7 @@ def trace_head(details: TokenDetails, plan: Plan) -> dict[str, object]:
         "members": short_names(details.names),
         "primary": details.primary,
         "options": shown_options(plan),
-        "eos_token_ids": [sorted(v.eos_token_ids) for v in details.vocabularies],
+        "eos_token_ids": [
+            [END_OF_TEXT] if plan.step.boundaries == "exact" else sorted(v.eos_token_ids) for v in details.vocabularies
+        ],
     }
