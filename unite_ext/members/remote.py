@@ -87,8 +87,6 @@ class Question:
 
     def read(self, backend: Backend, count: int) -> None:
         """List the `count` best ids."""
-        if self.whole or count <= self.asked:
-            return
         listing = backend.best(list(self.ids), count)
         self.listed, self.asked, self.whole = listing.log_probs, count, listing.whole
 
