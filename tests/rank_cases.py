@@ -166,7 +166,10 @@ CASES: dict[str, Callable[[UniteEnsemble], Any]] = {
     "arrivals": arrivals,
     "out of memory": out_of_memory,
 }
-OF_THREE = ("plain", "probs", "own seed", "gate of the other", "drafts of the other", "full likelihood", "arrivals")
+OF_THREE = (
+    "plain", "probs", "own seed", "gate of the other", "drafts of the other", "full likelihood", "start state",
+    "arrivals",
+)  # fmt: skip
 """Those that are run with three members as well."""
 LED = (
     "plain", "start state", "own seed", "gate", "auto drafts", "voting", "full likelihood", "arrivals", "out of memory",
