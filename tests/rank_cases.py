@@ -120,23 +120,27 @@ def start_state(ensemble: UniteEnsemble) -> Any:
     return found
 
 
-def out_of_memory(ensemble: UniteEnsemble) -> Any:
+def out_of_memory(**options: Any) -> Callable[[UniteEnsemble], Any]:
     """The last member runs out of memory in its third pass: half of the requests read their prompts again."""
-    model = getattr(ensemble.members[-1], "model", None)  # of this process, or of another
-    passes = []
 
-    def fail(*_: object) -> None:
-        passes.append(0)
-        if len(passes) == 3:
-            raise torch.OutOfMemoryError("as a test wants it")
+    def run(ensemble: UniteEnsemble) -> Any:
+        model = getattr(ensemble.members[-1], "model", None)  # of this process, or of another
+        passes = []
 
-    handle = None if model is None else model.register_forward_pre_hook(fail)
-    try:
-        return generated(trace=False)(ensemble)
-    finally:
-        if handle is not None:
-            assert len(passes) > 3
-            handle.remove()
+        def fail(*_: object) -> None:
+            passes.append(0)
+            if len(passes) == 3:
+                raise torch.OutOfMemoryError("as a test wants it")
+
+        handle = None if model is None else model.register_forward_pre_hook(fail)
+        try:
+            return generated(trace=False, **options)(ensemble)
+        finally:
+            if handle is not None:
+                assert len(passes) > 3
+                handle.remove()
+
+    return run
 
 
 CASES: dict[str, Callable[[UniteEnsemble], Any]] = {
@@ -164,7 +168,9 @@ CASES: dict[str, Callable[[UniteEnsemble], Any]] = {
     "full likelihood": scored(likelihood="full"),
     "start state": start_state,
     "arrivals": arrivals,
-    "out of memory": out_of_memory,
+    "out of memory": out_of_memory(),
+    "out of memory, its scores being changed": out_of_memory(repetition_penalty=1.3, primary=1),
+    "out of memory in a gate": out_of_memory(gate=0.3, primary=1),
 }
 OF_THREE = (
     "plain", "probs", "own seed", "gate of the other", "drafts of the other", "full likelihood", "start state",
