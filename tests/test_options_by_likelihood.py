@@ -20,6 +20,8 @@ PROBLEMS = [
     {"question": "What cuts paper?", "A": "A spoon", "B": "Scissors", "answer": "B"},
     {"question": "What is cold?", "A": "Ice", "B": "Fire and flame", "answer": "A"},
 ]
+EMPTY = {"question": "Which?", "A": "", "B": "", "C": "", "D": "", "answer": "2"}
+"""As the authors' file has those of ARC whose options were numbered."""
 FOUR = {"question": "Which is a colour?", "A": "Red", "B": "Two", "C": "Loud", "D": None, "answer": "A"}
 
 
@@ -37,7 +39,7 @@ def test_a_single_member_scores_the_options_as_its_own_model(tmp_path):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     data = tmp_path / "data"
-    for name, rows in {"piqa/validation.jsonl": PROBLEMS, "arc_challenge/test.jsonl": [FOUR]}.items():
+    for name, rows in {"piqa/validation.jsonl": PROBLEMS, "arc_challenge/test.jsonl": [EMPTY, FOUR]}.items():
         (data / name).parent.mkdir(parents=True)
         (data / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["--model", str(tmp_path / "model"), "--benchmarks", str(data), "--output", str(tmp_path / "results")]

@@ -45,6 +45,16 @@ def piqa(benchmarks: str | None = None, **_: object) -> dict[str, datasets.Datas
     return _dataset([{**row, "prompt": _choices(row)} for row in _read("piqa/validation.jsonl", benchmarks)])
 
 
+def piqa_options(benchmarks: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
+    """PIQA, for `options`."""
+    return _with_options(_read("piqa/validation.jsonl", benchmarks))
+
+
+def arc_challenge_options(benchmarks: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
+    """ARC-Challenge, for `options`."""
+    return _with_options(_read("arc_challenge/test.jsonl", benchmarks))
+
+
 def mmlu(benchmarks: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
     """MMLU, all subjects: 5 examples from a subject's dev file, then the question."""
     rows = []
@@ -117,6 +127,11 @@ def _open_questions(name: str, benchmarks: str | None) -> dict[str, datasets.Dat
             for row in _read(f"{name}/test.jsonl", benchmarks)
         ]
     )
+
+
+def _with_options(rows: list[Problem]) -> dict[str, datasets.Dataset]:
+    """Without problems whose options are empty, as those are of ARC whose answers were numbered."""
+    return _dataset([row for row in rows if row.get(row["answer"])])
 
 
 def _letters(row: Problem) -> list[str]:
