@@ -138,22 +138,29 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while not self._ending:
-                self._take_commands()
-                if self._engine.has_work:
-                    self._step()
-        except BaseException as error:
-            self._closing = True
-            if self._ensemble.ranks is not None and isinstance(error, Exception):
-                self._lose(error)
-                return
+                try:
+                    self._take_commands()
+                    if self._has_work:
+                        self._step()
+                except Exception as error:
+                    if self._ensemble.ranks is None:
+                        raise
+                    self._lose(error)
+        except BaseException:
             logger.exception("the engine's thread has ended")
+            self._closing = True
             self._fail_all(internal)
             raise
 
+    @property
+    def _has_work(self) -> bool:
+        return self.lost is None and self._engine.has_work
+
     def _lose(self, error: Exception) -> None:
         """End with the other processes: one that fails in a step cannot join them again."""
-        self.lost = error
-        self._fail_all(shutting_down)
+        self.lost = self.lost or error
+        self._closing = True
+        self._abort()
         if self.when_lost is not None:
             self.when_lost()
 
@@ -168,7 +175,7 @@ class EngineThread:
         """Do what was asked since the last step; without work wait for it."""
         try:
             while True:
-                self._inbox.get(block=not self._engine.has_work and not self._ending)()
+                self._inbox.get(block=not self._has_work and not self._ending)()
         except Empty:
             return
 
