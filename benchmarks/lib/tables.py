@@ -262,6 +262,53 @@ def bits_per_byte() -> str:
     return markdown(["texts: members", "each alone", "byte by byte", "`exact`", "`repeat`", "`drop`"], table, note)
 
 
+def code_prompts() -> str:
+    """Code that real models write, alone and by the rules of a step; where either member led, both figures."""
+    measured = records.read_rows(RESULTS / "code_prompts.csv")
+    rows = [r for r in {(r["half"], r["members"], r["rule"]): r for r in measured}.values() if r["half"] == "first"]
+    groups: dict[tuple[frozenset[str], str], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((frozenset(row["members"].split("+")), row["rule"]), []).append(row)
+    order = {rule: n for n, rule in enumerate(("alone", "repeat", "drop", "exact"))}
+    sizes = {members: n for n, members in enumerate(sorted(dict.fromkeys(m for m, _ in groups), key=len))}
+    table = []
+    for (_, rule), own in sorted(groups.items(), key=lambda item: (sizes[item[0][0]], order[item[0][1]])):
+        figures = [", ".join(r[name] for r in own) for name in ("compile", "regular", "lines", "blank")]
+        table.append(
+            [f"{own[0]['members'].replace('+', ' + ')}, `{rule}`" if rule != "alone" else own[0]["members"], *figures]
+        )
+    some = rows[0]
+    note = (
+        f"Of {some['prompts']} prompts; two figures: either member leading. {some['dtype']}, commit {some['commit']}."
+    )
+    return markdown(["members, rule", "compile", "indented by fours", "lines", "blank lines"], table, note)
+
+
+def real_models_eval() -> str:
+    """Benchmarks with the real models: percent right, and the standard error; the last run of a case counts."""
+    measured = records.read_rows(RESULTS / "real_models_eval.csv")
+    shown = {"unite_gsm8k": "exact_match", "unite_piqa_likelihood": "acc", "unite_arc_challenge_likelihood": "acc_norm"}
+    rows = {(r["members"], r["boundaries"], r["task"]): r for r in measured if shown[r["task"]] == r["metric"]}
+    cases = sorted({case[:2] for case in rows}, key=lambda case: (case[0].count("+"), case))
+
+    def cell(case: tuple[str, str], task: str) -> str:
+        row = rows.get((*case, task))
+        if row is None:
+            return "-"
+        return f"{100 * float(row['value']):.1f} ± {100 * float(row['stderr']):.1f} ({row['problems']})"
+
+    table = [
+        [
+            members.replace("+", " + ") + (", `exact`" if boundaries == "exact" else ""),
+            *(cell((members, boundaries), t) for t in shown),
+        ]
+        for members, boundaries in cases
+    ]
+    some = next(iter(rows.values()))
+    note = f"Percent right, one standard error, and how many problems. {some['dtype']}, k = {some['k']}."
+    return markdown(["members", "GSM8K, 4-shot", "PIQA", "ARC-Challenge"], table, note)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -280,6 +327,8 @@ TABLES: dict[str, Callable[[], str]] = {
         scoring,
         trace_page,
         bits_per_byte,
+        code_prompts,
+        real_models_eval,
     )
 }
 
