@@ -189,26 +189,29 @@ def main() -> None:
     clients = CLIENTS[:2] if arguments.quick else CLIENTS
     members = " + ".join(Path(name).name for name in names)
     facts = machine() | {"members": members}
-    rows: list[dict[str, float | str]] = []
-    with serving([*options, "--log-level", "warning"], log) as server:
-        alone(ensemble, prompts[:16], 8)  # warms up
-        asyncio.run(closed_loop(server.port, prompts[:16], 8, "unite"))
-        before = round(server.memory)
-        for number in clients:
-            rows += measure(server, ensemble, prompts, number, 1 if arguments.quick else 3)
-            for row in rows[-3:]:
-                row |= {"memory_before_mb": before, "memory_after_mb": round(server.memory)}
-                print(_line(row), flush=True)
-    if arguments.transformers:
-        for row in beside_transformers(arguments.transformers, prompts, clients, log):
-            rows.append(row | {"members": Path(arguments.transformers).name})
-            print(_line(row), flush=True)
     fields = (
         "case", "clients", "requests", "requests_per_s", "tokens_per_s", "ratio", "first_p50_ms", "first_p99_ms",
         "token_p50_ms", "token_p99_ms", "memory_before_mb", "memory_after_mb",
     )  # fmt: skip
     empty = dict.fromkeys(fields, "")
-    append_csv(arguments.out or RESULTS / "serve_cpu.csv", [facts | empty | row for row in rows])
+
+    def keep(rows: Sequence[dict[str, float | str]]) -> None:
+        """Write rows as they come: a run takes half an hour."""
+        for row in rows:
+            print(_line(row), flush=True)
+        append_csv(arguments.out or RESULTS / "serve_cpu.csv", [facts | empty | row for row in rows])
+
+    with serving([*options, "--log-level", "warning"], log) as server:
+        alone(ensemble, prompts[:16], 8)  # warms up
+        asyncio.run(closed_loop(server.port, prompts[:16], 8, "unite"))
+        before = round(server.memory)
+        for number in clients:
+            rows = measure(server, ensemble, prompts, number, 1 if arguments.quick else 3)
+            memory = {"memory_before_mb": before, "memory_after_mb": round(server.memory)}
+            keep([row | memory for row in rows])
+    if arguments.transformers:
+        name = {"members": Path(arguments.transformers).name}
+        keep([row | name for row in beside_transformers(arguments.transformers, prompts, clients, log)])
 
 
 def _line(row: dict[str, float | str]) -> str:

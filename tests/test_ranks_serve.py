@@ -22,7 +22,7 @@ import httpx
 
 from unite_ext import UniteEnsemble
 
-TIMEOUT = 6.0
+TIMEOUT = 4.0
 LONG = 500
 PROMPTS = ["Once upon a time", "2024 was", "A", "def main():\n"]
 
@@ -69,8 +69,20 @@ def complete(client: httpx.Client, prompt: str, **options: object) -> str:
     return answer.json()["choices"][0]["text"]
 
 
-def test_texts_of_one_process_whoever_asks_when(folders, ensemble, tmp_path):
-    """Several clients at once, sampling, a client that leaves, a structure; then nobody for longer than the timeout."""
+@pytest.fixture(scope="module")
+def long_one(ensemble):
+    """A prompt whose text does not end by itself, and that text."""
+    found = ensemble.generate(PROMPTS, max_new_tokens=LONG, return_dict=True)
+    return next((p, t) for p, t, why in zip(PROMPTS, found.texts, found.finish_reasons) if why == "length")
+
+
+def stream_of(client: httpx.Client, prompt: str) -> AbstractContextManager[httpx.Response]:
+    body = {"model": "unite", "prompt": prompt, "max_tokens": LONG, "stream": True}
+    return client.stream("POST", "/v1/completions", json=body)
+
+
+def test_texts_of_one_process_whoever_asks_when(folders, ensemble, long_one, tmp_path):
+    """Several clients at once, one that leaves; then nobody for longer than the timeout; sampling; a signal to all."""
     with serving(folders, tmp_path / "ranks") as (ranks, client):
         found: dict[str, str] = {}
         threads = [
@@ -92,37 +104,18 @@ def test_texts_of_one_process_whoever_asks_when(folders, ensemble, tmp_path):
         told = client.post("/v1/completions", json={"model": "unite", "prompt": "A", "unite": {"method": "gac"}})
         assert told.status_code == 400, told.text
 
-        for process in ranks.processes:  # as a launcher does, or Ctrl-C
-            os.kill(process.pid, signal.SIGTERM)
-        assert ranks.wait(60) == [0, 0], ranks.said(0) + ranks.said(1)
-        assert "error" not in ranks.said(0) + ranks.said(1)
-
-
-@pytest.fixture(scope="module")
-def long_one(ensemble):
-    """A prompt whose text does not end by itself, and that text."""
-    found = ensemble.generate(PROMPTS, max_new_tokens=LONG, return_dict=True)
-    return next((p, t) for p, t, why in zip(PROMPTS, found.texts, found.finish_reasons) if why == "length")
-
-
-def stream_of(client: httpx.Client, prompt: str) -> AbstractContextManager[httpx.Response]:
-    body = {"model": "unite", "prompt": prompt, "max_tokens": LONG, "stream": True}
-    return client.stream("POST", "/v1/completions", json=body)
-
-
-def test_what_runs_is_finished_after_a_signal(folders, long_one, tmp_path):
-    prompt, text = long_one
-    with serving(folders, tmp_path / "ranks") as (ranks, client):
+        prompt, text = long_one
         with stream_of(client, prompt) as stream:
             lines = stream.iter_lines()
             pieces = [next(lines)]
-            for process in ranks.processes:
+            for process in ranks.processes:  # as a launcher does, or Ctrl-C
                 os.kill(process.pid, signal.SIGTERM)
             pieces += [line for line in lines if line]
-        assert pieces.pop() == "data: [DONE]"
+        assert pieces.pop() == "data: [DONE]", "what runs is finished"
         told = [json.loads(piece.removeprefix("data: ")) for piece in pieces if piece]
         assert "".join(piece["choices"][0]["text"] for piece in told) == text
         assert ranks.wait(60) == [0, 0], ranks.said(0) + ranks.said(1)
+        assert "error" not in ranks.said(0) + ranks.said(1)
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a step"])

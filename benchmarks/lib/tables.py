@@ -233,6 +233,31 @@ def demo() -> str:
     return markdown(["members", "right", "95 % interval", "tokens per step"], table, note)
 
 
+def serve_cpu() -> str:
+    """The server under clients that ask again when they are answered, and under arrivals at random."""
+    rows = newest("serve_cpu")
+    members = rows[0]["members"]
+    found = {(r["case"], int(r["clients"])): r for r in rows if r["members"] == members}
+    table = []
+    for clients in sorted({clients for _, clients in found}):
+        engine, closed, poisson = (found[case, clients] for case in ("engine alone", "closed loop", "Poisson at 0.8"))
+        table.append(
+            [
+                str(clients), engine["tokens_per_s"], closed["tokens_per_s"], closed["ratio"],
+                f"{closed['first_p50_ms']}, {closed['first_p99_ms']}",
+                f"{closed['token_p50_ms']}, {closed['token_p99_ms']}",
+                f"{poisson['first_p50_ms']}, {poisson['first_p99_ms']}",
+            ]
+        )  # fmt: skip
+    header = ["clients", "engine alone", "server", "ratio", "first token", "per token", "first token, arrivals"]
+    some = rows[0]
+    note = (
+        f"Tokens per second; milliseconds p50, p99. {members}, {some['requests']} requests a run, memory "
+        f"{some['memory_before_mb']} to {rows[-1]['memory_after_mb']} MB. {measured_on(rows)}"
+    )
+    return markdown(header, table, note)
+
+
 def bits_per_byte() -> str:
     """Real texts under real models: every member alone, byte by byte together, and by the rules of a step."""
     measured = records.read_rows(RESULTS / "bits_per_byte.csv")
@@ -326,6 +351,7 @@ TABLES: dict[str, Callable[[], str]] = {
         speculation,
         scoring,
         trace_page,
+        serve_cpu,
         bits_per_byte,
         code_prompts,
         real_models_eval,

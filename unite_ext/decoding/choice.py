@@ -219,23 +219,16 @@ class Chooser:
         self, step: StepResult, requests: Sequence[Request], winners: Sequence[int], starts: tuple[bool, ...]
     ) -> Sequence[StepRecord | None]:
         """Per row its record where its request keeps them."""
-        if not any(request.keeps_records for request in requests):
-            return [None] * len(requests)
-        union_ids, averages, members = (t.tolist() for t in (step.union_ids, step.union_probs, step.member_probs))
-        sizes = step.union_size.tolist()
-        return [
-            StepRecord(
-                union_ids[r][:n],
-                averages[r][:n],
-                members[r][:n],
-                winners[r],
-                starts=starts,
-                missing=tuple(sorted(request.missing)),
-            )
-            if request.keeps_records
-            else None
-            for r, (request, n) in enumerate(zip(requests, sizes))
-        ]
+        records: list[StepRecord | None] = [None] * len(requests)
+        kept = [r for r, request in enumerate(requests) if request.keeps_records]
+        if not kept:
+            return records
+        rows = torch.tensor(kept, device=step.union_size.device)
+        shown = (step.union_ids, step.union_probs, step.member_probs, step.union_size)
+        for r, ids, averages, members, n in zip(kept, *(t[rows].tolist() for t in shown)):
+            missing = tuple(sorted(requests[r].missing))
+            records[r] = StepRecord(ids[:n], averages[:n], members[:n], winners[r], starts=starts, missing=missing)
+        return records
 
     def _failure(self, status: int, request: Request) -> ValueError:
         where = f"prompt {request.index}, step {request.num_steps + 1}"
