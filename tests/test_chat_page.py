@@ -146,6 +146,19 @@ def test_settings_are_those_of_the_request(browser, show, server):
     assert len(all_of(browser, ".answer")) == 1
 
 
+def test_members_may_vote_on_bytes(browser, show, server):
+    show(server)
+    one(browser, "#settings").click()
+    one(browser, "#boundaries option[value='exact']").click()
+    one(browser, "#max-tokens").send_keys("4")
+    ask(browser, QUESTION)
+    trace = traced(server, max_tokens=4, unite={"boundaries": "exact"})
+    assert text_of(browser, ".answer .tokens") == trace["text"]
+    assert len(all_of(browser, ".token")) == len(trace["steps"]) >= len(trace["text"].encode())
+    all_of(browser, ".token")[0].click()
+    assert one(browser, "#panel h2").text.startswith("Byte 1 of ")
+
+
 def test_stop_keeps_what_is_there_and_frees_the_server(browser, show, talker):
     show(talker)
     ask(browser, "Go on.", until_done=False)

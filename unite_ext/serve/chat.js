@@ -74,6 +74,7 @@ function settings() {
   const ranges = [...$("weights").querySelectorAll("input")];
   if (ranges.some((range) => range.dataset.changed)) unite.weights = ranges.map((range) => Number(range.value));
   if ($("k").value) unite.k = Number($("k").value);
+  if ($("boundaries").value) unite.boundaries = $("boundaries").value;
   const asked = { unite };
   if ($("temperature").value) asked.temperature = Number($("temperature").value);
   if ($("max-tokens").value) asked.max_tokens = Number($("max-tokens").value);
