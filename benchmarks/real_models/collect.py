@@ -36,7 +36,6 @@ def rows_of(file: Path) -> list[dict[str, object]]:
         {
             "task": task, **head, "metric": metric, "problems": found["n-samples"][task]["effective"],
             "value": round(values[f"{metric},none"], 4), "stderr": round(values[f"{metric}_stderr,none"], 4),
-            "seconds": round(float(found["total_evaluation_time_seconds"])),
         }
         for task, values in found["results"].items()
         for metric in METRICS
