@@ -34,6 +34,7 @@ from unite_ext import UniteEnsemble
 from unite_ext.demo import COMPARABLE, load_member
 from unite_ext.demo.problems import problem_set
 from unite_ext.demo.run import DEV_SEED
+from unite_ext.serve.engine_thread import REST
 
 KEY = "sk-of-the-soak"
 CLIENTS = 64
@@ -228,6 +229,7 @@ def main() -> None:
             soak = run(server, asked, count, arguments.seed + part)
             wrong += soak.wrong
             found = asyncio.run(idle(server))
+            time.sleep(2 * REST)  # then it has given back what it does not need
             memory = server.memory
             print(
                 f"{count} requests, {time.perf_counter() - start:.0f} s, {memory:.0f} MB: {dict(soak.counts)}; "

@@ -18,6 +18,7 @@ import openai
 import pytest
 from running_server import PROMPT, demo_ensemble, running
 
+from unite_ext.serve import engine_thread
 from unite_ext.serve.jobs import Job
 from unite_ext.serve.stream import EventStream, with_errors
 
@@ -299,3 +300,18 @@ def test_a_port_in_use_is_said_before_models_are_loaded(tmp_path):
     assert result.returncode == 1
     assert "must name a free address of this machine" in result.stderr
     assert "Loading" not in result.stderr
+
+
+def test_memory_is_given_back_once_when_nobody_asks_any_more(monkeypatch):
+    given_back = []
+    monkeypatch.setattr(engine_thread, "give_back", lambda: given_back.append(time.monotonic()))
+    monkeypatch.setattr(engine_thread, "REST", 0.2)
+    with running() as own:
+        time.sleep(0.5)
+        assert not given_back, "nothing has run yet"
+        for asked in (1, 2):
+            assert own.post("/v1/completions", LONG | {"max_tokens": 3}).status_code == 200
+            ended = time.monotonic()
+            time.sleep(1.0)
+            assert len(given_back) == asked
+            assert given_back[-1] >= ended + 0.1

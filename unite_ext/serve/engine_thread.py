@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from queue import Empty, SimpleQueue
 
+from .._memory import give_back
 from ..decoding.engine import Advanced, Engine, Event
 from ..decoding.ensemble import UniteEnsemble
 from ..decoding.plan import Plan
@@ -24,6 +25,8 @@ from .timed_context import TimedContext
 logger = logging.getLogger(__name__)
 
 _MAX_RETRY_AFTER = 60
+REST = 3.0
+"""Seconds without work after which memory is given back."""
 
 
 class EngineThread:
@@ -62,6 +65,7 @@ class EngineThread:
         self._closing = False
         self._aborted = False
         self._ending = False
+        self._has_worked = False  # since memory was given back
         self.lost: Exception | None = None
         self.when_lost: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._run, name="unite-engine", daemon=True)
@@ -172,12 +176,18 @@ class EngineThread:
         self._ending = True
 
     def _take_commands(self) -> None:
-        """Do what was asked since the last step; without work wait for it."""
-        try:
-            while True:
-                self._inbox.get(block=not self._has_work and not self._ending)()
-        except Empty:
-            return
+        """Do what was asked since the last step; without work wait for it, and after a while give memory back."""
+        while True:
+            idle = not self._has_work and not self._ending
+            try:
+                command = self._inbox.get(block=idle, timeout=REST if self._has_worked else None)
+            except Empty:
+                if not idle:
+                    return
+                give_back()
+                self._has_worked = False
+            else:
+                command()
 
     def _start(self, job: Job) -> None:
         if self._aborted:
@@ -197,6 +207,7 @@ class EngineThread:
             self._choices[request.key] = (job, choice)
 
     def _step(self) -> None:
+        self._has_worked = True
         try:
             events = self._engine.step()
         except Exception:
