@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,8 @@ from unite_ext.demo.problems import prompt_of
 from unite_ext.serve.app import Service
 from unite_ext.serve.options import ServeOptions
 from unite_ext.serve.server import make_server
+from unite_ext.trace import Trace
+from unite_ext.trace.files import from_json
 
 QUESTION = "Mia has 12 pens, finds 18 more and then loses 5. How many pens does Mia have now?"
 PROMPT = prompt_of(QUESTION)
@@ -29,6 +31,24 @@ CHAT = [{"role": "user", "content": QUESTION}]
 def demo_ensemble() -> UniteEnsemble:
     """Two of the bundled models."""
     return UniteEnsemble([load_member(name, chat_template=CHAT_TEMPLATE) for name in COMPARABLE[:2]])
+
+
+def streamed_trace(chunks: Iterable[Any], whole: Trace) -> Trace:
+    """The trace that a stream's chunks make together; what they do not say of the text is taken from the whole one."""
+    head: dict[str, Any] = {}
+    steps: list[Any] = []
+    names: list[dict[str, str]] = [{} for _ in whole.members]
+    for chunk in chunks:
+        if not chunk.choices:
+            head = chunk.unite
+        elif (part := getattr(chunk.choices[0], "unite", None)) is not None:
+            steps += part["steps"]
+            for own, new in zip(names, part["tokens"], strict=True):
+                own |= new
+    text = {"prompt": whole.prompt, "text": whole.text, "finish_reason": whole.finish_reason}
+    record = {**head, **text, "steps": steps, "tokens": names}
+    [trace] = from_json({"format": "unite-trace", "version": 1, "traces": [record]}, "the stream", Trace)
+    return trace
 
 
 @dataclass

@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
-from running_server import CHAT, PROMPT, QUESTION, demo_ensemble, running
+from running_server import CHAT, PROMPT, QUESTION, demo_ensemble, running, streamed_trace
 
 from unite_ext import UniteEnsemble
 from unite_ext.trace import Trace
@@ -193,18 +193,8 @@ def test_traces_whole_and_in_pieces(ensemble, client, options):
     expected = ensemble.trace(CHAT, max_new_tokens=40, **offline)
     assert (trace.text, trace.steps, trace.tokens) == (expected.text, expected.steps, expected.tokens)
     assert trace.members == ["qwen2", "mistral"]
-    head, steps, names = {}, [], [{}, {}]
-    for chunk in client.chat.completions.create(stream=True, **given):
-        if not chunk.choices:
-            head = chunk.unite
-        elif (part := getattr(chunk.choices[0], "unite", None)) is not None:
-            steps += part["steps"]
-            for own, new in zip(names, part["tokens"]):
-                own |= new
-    record = {**head, "prompt": CHAT, "text": trace.text, "finish_reason": trace.finish_reason, "steps": steps}
-    pieces = {"format": "unite-trace", "version": 1, "traces": [{**record, "tokens": names}]}
-    assert from_json(pieces, "the stream", Trace)[0].steps == expected.steps
-    assert from_json(pieces, "the stream", Trace)[0].tokens == expected.tokens
+    joined = streamed_trace(client.chat.completions.create(stream=True, **given), trace)
+    assert (joined.steps, joined.tokens) == (expected.steps, expected.tokens)
 
 
 def test_characters_of_several_tokens_are_not_torn(client):

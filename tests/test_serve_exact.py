@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from running_server import CHAT, PROMPT, demo_ensemble, running
+from running_server import CHAT, PROMPT, demo_ensemble, running, streamed_trace
 
 from unite_ext.trace import Trace
 from unite_ext.trace.files import from_json
@@ -62,17 +62,7 @@ def test_logprobs_and_traces_are_of_bytes(ensemble, client, options):
     for top, step in zip(found.top_logprobs, steps):
         assert list(top.values()) == pytest.approx([math.log(p) for p in step.averages[:3]], abs=1e-5)
 
-    head, streamed, names = {}, [], [{}, {}]
-    for chunk in client.completions.create(stream=True, **given):
-        if not chunk.choices:
-            head = chunk.unite
-        elif (part := getattr(chunk.choices[0], "unite", None)) is not None:
-            streamed += part["steps"]
-            for own, new in zip(names, part["tokens"]):
-                own |= new
-    record = {**head, "prompt": PROMPT, "text": trace.text, "finish_reason": trace.finish_reason, "steps": streamed}
-    pieces = {"format": "unite-trace", "version": 1, "traces": [{**record, "tokens": names}]}
-    [joined] = from_json(pieces, "the stream", Trace)
+    joined = streamed_trace(client.completions.create(stream=True, **given), trace)
     assert (joined.steps, joined.tokens) == (expected.steps, expected.tokens)
     assert joined.eos_token_ids == expected.eos_token_ids
 
