@@ -13,6 +13,7 @@ from toy_models import toy_model
 from unite_ext import UniteEnsemble
 from unite_ext.decoding.paths import Path
 from unite_ext.demo import COMPARABLE, model_folder
+from unite_ext.members.context import TransformersContext
 
 QUESTIONS = [
     "Mia has 12 pens, finds 18 more and then loses 5. How many pens does Mia have now?\n",
@@ -68,15 +69,20 @@ def test_unlikely_texts_have_the_same_probability(three):
     assert scored(three, texts, ahead=True)[0] == pytest.approx(scored(three, texts, ahead=False)[0], abs=2e-3)
 
 
-def test_given_texts_are_scored_in_few_passes():
-    """Members that have learned something: a pass over the whole text, and a few more."""
+def test_given_texts_are_scored_in_few_passes(monkeypatch):
+    """Members that have learned something: a pass over the whole text, and a few more. Branches that count stay."""
     ens = UniteEnsemble.from_pretrained([str(model_folder(name)) for name in COMPARABLE], boundaries="exact")
     texts = [(question, ens.generate(question, max_new_tokens=40).encode()) for question in QUESTIONS]
     plain, slow = scored(ens, texts, ahead=False)
     ahead, fast = scored(ens, texts, ahead=True)
     assert ahead == pytest.approx(plain, abs=2e-3)  # the float32 logits of other passes
     assert fast.count < 0.75 * slow.count
-    assert fast.ids < 1.15 * slow.ids  # the text is read once, whatever hangs from it
+    assert fast.ids < 1.5 * slow.ids  # the text is read once, whatever hangs from it
+    monkeypatch.setattr(TransformersContext, "hold", lambda *_: None)
+    again, anew = scored(ens, texts, ahead=False)
+    assert again == pytest.approx(plain, abs=2e-3)
+    assert anew.count == slow.count
+    assert slow.ids < 0.8 * anew.ids
 
 
 def test_what_is_foreseen_changes_no_text(three, monkeypatch):

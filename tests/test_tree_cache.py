@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
+from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 import toy_tokenizers
@@ -16,7 +16,7 @@ from unite_ext.members.base import JoinedScores
 from unite_ext.members.cache_probe import probe_reuse, probe_trees
 from unite_ext.members.context import LogitScores, TransformersContext
 from unite_ext.members.kv_cache import RaggedCache
-from unite_ext.members.token_tree import TokenTree, tree_mask
+from unite_ext.members.token_tree import RowTree, is_chain, tree_mask
 from unite_ext.members.tree_cache import TreeCache, layer_windows
 
 
@@ -30,34 +30,82 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-4 * float(expected.std()) + 1e-5)
 
 
+@contextmanager
+def fed_ids(model):
+    """What a model is fed, pass by pass."""
+    fed: list = []
+    handle = model.register_forward_pre_hook(
+        lambda _, __, keywords: fed.append(keywords["input_ids"].tolist()), with_kwargs=True
+    )
+    try:
+        yield fed
+    finally:
+        handle.remove()
+
+
 def test_a_tree_holds_every_path_once():
-    tree = TokenTree(3)
-    ends = [tree.add(path) for path in ([7, 8, 9], [7, 8], [7, 5], [6])]
-    assert ends == [2, 1, 3, 4]
-    assert tree.tokens == [7, 8, 9, 5, 6]
-    assert tree.parents == [-1, 0, 1, 0, -1]
-    assert tree.depths == [3, 4, 5, 4, 3]
-    assert not tree.is_chain
-    assert tree.follow([7, 5, 1]) == [0, 3]
-    assert tree.follow([1]) == []
-    assert tree.ancestors().astype(int).tolist() == [
-        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 1],
+    tree = RowTree()
+    ends = [tree.add(3, path, 1) for path in ([7, 8, 9], [7, 8], [7, 5], [6])]
+    assert [node.token for node in tree.fresh] == [7, 8, 9, 5, 6]
+    assert [node.depth for node in tree.fresh] == [3, 4, 5, 4, 3]
+    assert ends == [tree.fresh[n] for n in (2, 1, 3, 4)]
+    assert [node.parent in tree.fresh and tree.fresh.index(node.parent) for node in tree.fresh] == [
+        False, 0, 1, 0, False
     ]  # fmt: skip
+    assert not is_chain(tree.fresh, 3)
+    assert is_chain(tree.fresh[:3], 3)
+    assert not is_chain(tree.fresh[:3], 4)
+
+
+def test_a_cached_place_is_fed_again_and_the_branch_stays():
+    tree = RowTree()
+    for column, node in enumerate([tree.add(2, [7], 1), tree.add(2, [7, 8], 1)], 10):
+        node.column = column
+    tree.fed()
+    again = tree.add(2, [7], 2)
+    assert tree.add(2, [7], 2) is again
+    assert [(node.token, node.depth, node.column) for node in tree.fresh] == [(7, 2, -1)]
+    assert sorted(tree.columns()) == [10, 11]
+    tree.prune(2)  # nobody has gone through the 8
+    assert tree.columns() == [10]
+
+
+def test_ids_become_a_branch_and_a_branch_becomes_ids():
+    """Ids 1 2 3 4 in columns 0 to 3, with branches after the 2 and the 4, become 1 2 9, and change back."""
+    tree = RowTree()
+    for column, (depth, ids) in enumerate([(2, [9]), (4, [5]), (4, [5, 6])], 4):
+        tree.add(depth, ids, 1).column = column
+    tree.fed()
+    tree.give(2, [3, 4], [2, 3])
+    assert sorted(tree.columns()) == [2, 3, 4, 5, 6]
+    assert tree.take(2, [9, 8]) == [4]
+    assert tree.take(3, [8]) == []
+    tree.give(2, [9], [4])
+    assert tree.take(2, [3, 4, 5, 7]) == [2, 3, 5]
+    assert sorted(tree.columns()) == [4, 6]
+    tree.cut(2)
+    assert tree.columns() == [4]
+    assert tree
 
 
 def test_masks_by_hand():
-    """Two cached ids with a hole between them, then a fork; the other row only fills up."""
-    fork, other = TokenTree(2), TokenTree(1)
-    fork.add([7, 8])
-    fork.add([7, 5])
-    other.add([4])
-    mask = np.array([[True, False, True], [True, False, False]])
-    allowed = tree_mask([fork, other], mask, [[0, 2], [0]], 3, None).astype(int).tolist()
+    """Two cached ids with a hole between them, then a fork; the other row only fills up, and has a cached branch."""
+    fork, other = RowTree(), RowTree()
+    other.add(0, [6], 1).column = 1
+    other.fed()
+    for tree, paths in ((fork, [(2, [7, 8]), (2, [7, 5])]), (other, [(0, [6, 4])])):
+        for depth, ids in paths:
+            tree.add(depth, ids, 2)
+        for column, node in enumerate(tree.fresh, 6 - len(tree.fresh)):
+            node.column = column
+    fresh = [fork.fresh, other.fresh]
+    allowed = tree_mask(fresh, [[0, 2], [0]], 3, 3, None).astype(int).tolist()
     assert allowed[0] == [[1, 0, 1, 1, 0, 0], [1, 0, 1, 1, 1, 0], [1, 0, 1, 1, 0, 1]]
-    assert allowed[1] == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, 1]]
+    assert allowed[1] == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 1]]
     # A window of two positions, itself included: ids 0 and 1 stand in columns 0 and 2, the nodes at 2 and 3.
-    narrow = tree_mask([fork, other], mask, [[0, 2], [0]], 3, 2).astype(int).tolist()
+    narrow = tree_mask(fresh, [[0, 2], [0]], 3, 3, 2).astype(int).tolist()
     assert narrow[0] == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 0, 1]]
+    assert narrow[1] == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 1]]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -72,6 +120,7 @@ def test_any_places_give_the_logits_of_each_alone(models, kind, rows):
     expected = [[rng.randrange(1, 200) for _ in range(rng.randint(2, 18))] for _ in range(rows)]
     for r, ids in enumerate(expected):
         cache.edit(r, 0, ids)
+    asked: list = []  # some of the last places, which need not be where they were any more, are held
     for step in range(14):
         places = []
         for r, ids in enumerate(expected):
@@ -80,7 +129,9 @@ def test_any_places_give_the_logits_of_each_alone(models, kind, rows):
                 drop = min(drop, len(ids) - 1)
                 places.append((r, drop, [rng.randrange(1, 4) for _ in range(rng.randint(0, 5))]))
         if places and step % 4 != 3:
-            got = cache.place_logits(places)
+            held = rng.sample(asked, min(len(asked), 3)) if step % 2 else []
+            got = cache.place_logits(places, held)
+            asked = places
             for (r, drop, append), row in zip(places, got):
                 assert_close(row, alone(model, expected[r][: len(expected[r]) - drop] + append))
             r, drop, append = rng.choice(places)  # one row goes on along one of its paths
@@ -98,6 +149,7 @@ def test_any_places_give_the_logits_of_each_alone(models, kind, rows):
         if step == 7 and len(expected) > 1:
             cache.select([2, 0])
             expected = [expected[2], expected[0]]
+        asked = [(r, drop, append) for r, drop, append in asked if r < len(expected) and drop < len(expected[r])]
 
 
 def test_the_path_that_was_taken_is_not_fed_again(models):
@@ -106,16 +158,10 @@ def test_the_path_that_was_taken_is_not_fed_again(models):
     cache.place_logits([(0, 0, [5]), (0, 0, [5, 6, 7]), (0, 0, [9])])
     cache.edit(0, 0, [5, 6, 8])
     assert cache.computed(0) == 6
-    assert not cache.trees
-    fed = []
-    handle = models["llama"].register_forward_pre_hook(
-        lambda _, __, keywords: fed.append(keywords["input_ids"].tolist()), with_kwargs=True
-    )
-    try:
+    with fed_ids(models["llama"]) as fed:
         got = cache.next_logits()
-    finally:
-        handle.remove()
     assert fed == [[[8]]]
+    assert not cache.trees[0]
     assert_close(got[0], alone(models["llama"], [1, 2, 3, 4, 5, 6, 8]))
 
 
@@ -126,22 +172,60 @@ def test_what_a_place_drops_stays_cached(models):
     ids = [1, 2, 3, 4, 5, 6, 7, 8]
     cache.edit(0, 0, ids)
     cache.next_logits()
-    fed = []
-    handle = model.register_forward_pre_hook(
-        lambda _, __, keywords: fed.append(keywords["input_ids"].tolist()), with_kwargs=True
-    )
-    try:
+    with fed_ids(model) as fed:
         places = [(0, 3, [9]), (0, 3, [9, 10]), (0, 6, [11]), (0, 5, []), (0, 0, [12])]
         got = cache.place_logits(places)
         cache.edit(0, 0, [12, 13])
         assert cache.computed(0) == len(ids) + 1
         after = cache.next_logits()[0]
-    finally:
-        handle.remove()
     assert fed == [[[9, 10, 11, 3, 12]], [[13]]]
     for (_, drop, append), row in zip(places, got):
         assert_close(row, alone(model, ids[: len(ids) - drop] + append))
     assert_close(after, alone(model, [*ids, 12, 13]))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral-window"])
+def test_held_branches_are_not_fed_again(models, kind):
+    """Two ways of reading a text side by side: each is fed its new id, whichever the row stands on, holes or not."""
+    model = models[kind]
+    cache = TreeCache(model, 1, reuse=probe_reuse(model))
+    ids = [1, 2, 3, 4]
+    cache.edit(0, 0, ids)
+    one, other = [5, 6], [7, 8, 9]
+    cache.place_logits([(0, 0, one), (0, 0, other)])
+    found = []
+    with fed_ids(model) as fed:
+        for step in range(4):
+            one.append(20 + step)
+            [got] = cache.place_logits([(0, 0, one)], held=[(0, 0, other)])
+            found.append((got, ids + one))
+        other.append(10)
+        [got] = cache.place_logits([(0, 0, other)], held=[(0, 0, one)])
+        found.append((got, ids + other))
+        cache.edit(0, 0, one)
+        one.append(30)
+        [got] = cache.place_logits([(0, 0, [30])], held=[(0, len(one) - 1, other)])
+        found.append((got, ids + one))
+        cache.edit(0, len(one) - 1, other)  # the row stands on the other one now, and keeps what it has left
+        cache.compact()
+        other.append(11)
+        got, own = cache.place_logits([(0, 0, [11]), (0, len(other) - 1, [*one, 31])])
+        found += [(got, ids + other), (own, [*ids, *one, 31])]
+    assert fed == [[[20]], [[21]], [[22]], [[23]], [[10]], [[30]], [[11, 31]]]
+    for got, path in found:
+        assert_close(got, alone(model, path))
+
+
+def test_only_held_branches_stay(models):
+    cache = TreeCache(models["llama"], 1, reuse="holes")
+    cache.edit(0, 0, [1, 2, 3, 4])
+    cache.place_logits([(0, 0, [5, 6]), (0, 0, [7, 8]), (0, 0, [7, 9])])
+    cache.place_logits([(0, 0, [5, 6, 1])], held=[(0, 0, [7, 9])])
+    assert len(cache.trees[0].columns()) == 3 + 2
+    cache.place_logits([(0, 0, [2])])
+    assert len(cache.trees[0].columns()) == 1
+    cache.next_logits()
+    assert not cache.trees[0].columns()
 
 
 def test_one_place_that_drops_takes_nothing_from_the_cache(models):

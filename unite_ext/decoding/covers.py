@@ -45,6 +45,8 @@ class WalkLimits:
     Above 1 every byte is one, and nothing is guessed."""
     max_lag: int = 64
     """How many bytes behind the end of the text a cover may lie that waits; longer than nearly every token."""
+    held_share: float = 1e-4
+    """The least share of a cover from which the member is likely to be asked about longer ones."""
     kept_share: float = 1e-7
     """The least share for which a cover is remembered."""
     max_covers: int = 32
@@ -136,6 +138,11 @@ class MemberCovers:
         if cover.sums is not None or not since or min(since) < self.limits.unlikely_byte:
             return cover.share
         return cover.share * math.prod(since)
+
+    def likely_paths(self) -> list[Path]:
+        """The paths of the covers from which longer ones that count are likely to come."""
+        least = self.limits.held_share
+        return [cover.path for cover in [*self.known, *self.waiting] if self.likely_share(cover) >= least]
 
     def restart(self, path: Path) -> None:
         """Forget all covers but this path, for a text that the member cannot have written."""

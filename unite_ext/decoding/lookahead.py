@@ -87,11 +87,18 @@ class Lookahead:
             self._run(m, [request for request, _ in branching], [paths for _, paths in branching])
 
     def _run(self, m: int, requests: Sequence[Request], paths: Sequence[Sequence[Path]]) -> None:
-        """One pass over several paths of every request."""
+        """One pass over several paths of every request. What else may count is kept by the member."""
         places: list[list[Place]] = [
             [(request.key, *_covers(request, m).standing.change_to(path)) for path in own]
             for request, own in zip(requests, paths)
         ]
+        self.contexts[m].hold(
+            [
+                (request.key, *_covers(request, m).standing.change_to(path))
+                for request in requests
+                for path in _covers(request, m).likely_paths()
+            ]
+        )
         logits = self.evaluator.place_scores(m, requests, places).logits
         if logits is None:
             raise ValueError(f"{self.evaluator.members[m].name} must have its logits at hand for boundaries='exact'")

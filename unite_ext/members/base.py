@@ -147,6 +147,12 @@ class Context(ABC):
             The engine then lets requests leave and join again: nothing of a context's state needs to be kept.
         """
 
+    def hold(self, places: Sequence[Place]) -> None:  # noqa: B027  # most kinds have nothing to hold
+        """Say which texts will be gone on from: what has been read of them is kept beside the requests' own ids.
+
+        It holds for the next call of `evaluate_places`, at which everything else that no request needs may go.
+        """
+
     def evaluate_places(self, places: Sequence[Place]) -> Scores:
         """Scores for the next token after each of several texts, one row each, in this order.
 

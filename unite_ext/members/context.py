@@ -108,6 +108,7 @@ class TransformersContext(Context):
         self._row_of: dict[int, int] = {}  # of those that have not left
         self._newcomers: dict[int, _Newcomer] = {}
         self._unread: set[int] = set()  # newcomers that may run at once because nobody is kept waiting
+        self._held: list[Place] = []
 
     def join(self, key: int, ids: Sequence[int]) -> None:
         """See `Context.join`."""
@@ -231,13 +232,24 @@ class TransformersContext(Context):
             return scores
         return scores.select([self._row_of[key] for key in keys])
 
+    def hold(self, places: Sequence[Place]) -> None:
+        """See `Context.hold`."""
+        self._held = list(places)
+
     def evaluate_places(self, places: Sequence[Place]) -> Scores:
         """See `Context.evaluate_places`. In one pass where the model gives trees."""
         batch = self._batch
         if not isinstance(batch, TreeCache):
             return super().evaluate_places(places)
         self._settle([key for key, _, _ in places])
-        return LogitScores(batch.place_logits([(self._row_of[key], drop, append) for key, drop, append in places]))
+        held, self._held = self._held, []
+        row_of = self._row_of
+        return LogitScores(
+            batch.place_logits(
+                [(row_of[key], drop, append) for key, drop, append in places],
+                held=[(row_of[key], drop, append) for key, drop, append in held if key in row_of],
+            )
+        )
 
     def _settle(self, keys: Sequence[int]) -> None:
         """Let go of those that have left, and take in newcomers that are asked for."""

@@ -242,7 +242,7 @@ class RaggedCache:
         for columns in self.columns:
             if columns and columns[-1] == last:
                 return
-        used = max((columns[-1] + 1 for columns in self.columns if columns), default=0)
+        used = max((columns[-1] + 1 for columns in map(self.held, range(len(self.ids))) if columns), default=0)
         if used < self.width:
             if used:
                 self._replace(lambda t: t[..., :used, :])
@@ -259,25 +259,40 @@ class RaggedCache:
                 columns and (columns[-1] != self.width - 1 or columns[0] != self.width - len(columns))
                 for columns in self.columns
             )
-        holes = self.width - max(map(len, self.columns))
+        return self.has_many_holes()
+
+    def has_many_holes(self) -> bool:
+        """Whether passes have read so many holes that moving the cache would have cost as much; asked once a pass."""
+        holes = self.width - max(len(self.held(row)) for row in range(len(self.ids)))
         self._read_in_vain += holes
         return holes > MIN_HOLES and self._read_in_vain > MOVE_COST * self.width
+
+    def held(self, row: int) -> list[int]:
+        """The columns that hold something of a row, ascending."""
+        return self.columns[row]
+
+    def renumber(self, row: int, first: int) -> None:
+        """What a row holds stands side by side from column `first` on."""
+        columns = self.columns[row]
+        columns[:] = range(first, first + len(columns))
+        self.mask[row, first : first + len(columns)] = True
 
     def compact(self) -> None:
         """Gather every row's columns to the right end."""
         self._read_in_vain = 0
-        width = max(map(len, self.columns))
+        held = [self.held(row) for row in range(len(self.ids))]
+        width = max(map(len, held))
         if width == 0:
             self._forget()
             return
-        index = torch.zeros(len(self.columns), width, dtype=torch.long, device="cpu")
-        for r, columns in enumerate(self.columns):
+        index = torch.zeros(len(held), width, dtype=torch.long, device="cpu")
+        for r, columns in enumerate(held):
             if columns:
                 index[r, width - len(columns) :] = torch.tensor(columns, device="cpu")
-        self.mask[:, :width] = False
-        for r, columns in enumerate(self.columns):
-            columns[:] = range(width - len(columns), width)
-            self.mask[r, width - len(columns) : width] = True
+        firsts = [width - len(columns) for columns in held]
+        self.mask[:, : self.width] = False
+        for r, first in enumerate(firsts):
+            self.renumber(r, first)
 
         def gather(t: Tensor) -> Tensor:
             at = index.to(t.device)[:, None, :, None].expand(-1, t.shape[1], -1, t.shape[3])

@@ -50,6 +50,10 @@ class PassingContext(Context):
         """See `Context.evaluate`."""
         return self._inner.evaluate(keys)
 
+    def hold(self, places: Sequence[Place]) -> None:
+        """See `Context.hold`."""
+        self._inner.hold(places)
+
     def evaluate_places(self, places: Sequence[Place]) -> Scores:
         """See `Context.evaluate_places`."""
         return self._inner.evaluate_places(places)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .base import Place
 from .forward import uses_window
 from .kv_cache import RaggedCache, new_cache
-from .token_tree import TokenTree, tree_mask
+from .token_tree import Node, RowTree, is_chain, tree_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -22,92 +22,129 @@ class TreeCache(RaggedCache):
     """`RaggedCache` with `place_logits`: the ids of all places form a tree, and every node is fed once.
 
     What was fed stays in the cache until the next pass: if a row has then grown along a path of the tree, its nodes on
-    that path are kept, and the others become holes.
+    that path are its own, and the others become holes. So do ids that a row has dropped. A branch of which the caller
+    says that it will be gone on from stays beside the row's own ids.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, *, reuse: str) -> None:
         super().__init__(model, rows, reuse=reuse)
-        self.trees: dict[int, TokenTree] = {}
+        self.trees = [RowTree() for _ in range(rows)]
+        self._passes = 0
 
     @torch.no_grad()
-    def place_logits(self, places: Sequence[Place]) -> Tensor:
+    def place_logits(self, places: Sequence[Place], held: Sequence[Place] = ()) -> Tensor:
         """[P, V]: the logits after each place, in the model's dtype and on its device. No row's ids change.
 
-        Rows are named by their number in place of a request's key.
+        Parameters
+        ----------
+        places : sequence of (row, drop, append)
+            Rows are named by their number in place of a request's key.
+        held : sequence of (row, drop, append)
+            What is cached of these stays so at least until the next pass.
         """
         self.adopt()
-        trees, ends = self._grow(places)
-        feed = max(len(tree.tokens) for tree in trees)
-        chained = self._as_chains(trees, feed)
-        if chained is not None:
-            ends = [(r, node + len(chained[r].tokens) - len(trees[r].tokens)) for r, node in ends]
-            trees = chained
-            for r, tree in enumerate(trees):
-                if tree.base < len(self.columns[r]):
-                    self.keep(r, tree.base)
+        ends = self._grow(places, held)
+        feed = max(len(tree.fresh) for tree in self.trees)
+        order = {node: n - len(tree.fresh) for tree in self.trees for n, node in enumerate(tree.fresh)}
+        at = [feed + order[node] for node in ends]
+        chained = self._make_chains(feed)
         self.trim()
         # Masks by position see through holes, which then only cost time; a 2-D mask of a window does not.
-        if (chained is not None or self.reuse == "holes") and self.has_to_move():
+        if self.has_to_move() if chained else self.has_many_holes():
             self.compact()
-        at = [feed - len(trees[r].tokens) + node for r, node in ends]
         kept = sorted(set(at))
-        logits = self._feed_trees(trees, feed, kept, masked=chained is None)
-        self.trees = dict(enumerate(trees))
-        place_of = {column: n for n, column in enumerate(kept)}
-        rows = torch.tensor([r for r, _ in ends], device=logits.device)
-        return logits[rows, torch.tensor([place_of[column] for column in at], device=logits.device)]
+        logits = self._feed_trees(feed, kept, masked=not chained)
+        index = {column: n for n, column in enumerate(kept)}
+        rows = torch.tensor([r for r, _, _ in places], device=logits.device)
+        return logits[rows, torch.tensor([index[column] for column in at], device=logits.device)]
 
     def adopt(self) -> None:
-        """Keep the nodes that rows have grown along since they were fed; let go of the others."""
-        if not self.trees:
+        """Take the nodes that rows have grown along since they were fed as the rows' own."""
+        for r, (tree, ids, columns) in enumerate(zip(self.trees, self.ids, self.columns)):
+            if tree and len(columns) < len(ids):
+                taken = tree.take(len(columns), ids[len(columns) :])
+                columns += taken
+                self.mask[r, taken] = True
+
+    def held(self, row: int) -> list[int]:
+        """See `RaggedCache.held`."""
+        tree = self.trees[row]
+        return sorted(self.columns[row] + tree.columns()) if tree else self.columns[row]
+
+    def renumber(self, row: int, first: int) -> None:
+        """See `RaggedCache.renumber`."""
+        if not self.trees[row]:
+            super().renumber(row, first)
             return
-        trees, self.trees = self.trees, {}
-        for r, tree in trees.items():
-            self.mask[r, tree.columns] = False
-            cached = len(self.columns[r])
-            kept = [tree.columns[node] for node in tree.follow(self.ids[r][cached:], cached)]
-            self.columns[r] += kept
-            self.mask[r, kept] = True
+        to = {column: n for n, column in enumerate(self.held(row), first)}
+        self.columns[row][:] = [to[column] for column in self.columns[row]]
+        self.mask[row, self.columns[row]] = True
+        self.trees[row].move(to)
 
-    def _grow(self, places: Sequence[Place]) -> tuple[list[TokenTree], list[tuple[int, int]]]:
-        """Every row's tree, and per place its row and last node. A row without a place feeds its last ids."""
-        # Where the last id has to be fed again, because it is cached and asked about, other paths go on from there.
-        beyond = {r for r, _, _ in places} - {r for r, drop, append in places if not drop and not append}
-        trees = [
-            TokenTree(len(columns) if r in beyond else min(len(columns), len(ids) - 1))
-            for r, (columns, ids) in enumerate(zip(self.columns, self.ids))
-        ]
-        ends = [(r, self._add(r, trees[r], drop, append)) for r, drop, append in places]
-        for r, tree in enumerate(trees):
-            if not tree.tokens:
-                self._add(r, tree, 0, [])
-        return trees, ends
+    def edit(self, row: int, drop: int, append: Sequence[int]) -> None:
+        """See `RaggedCache.edit`."""
+        ids = self.ids[row]
+        left = len(ids) - drop
+        if left < len(self.columns[row]):
+            self.trees[row].give(left, ids[left:], self.columns[row][left:])
+        super().edit(row, drop, append)
 
-    def _add(self, r: int, tree: TokenTree, drop: int, append: Sequence[int]) -> int:
-        """Add a place to a row's tree: what is not cached of its ids, the last one in any case. Returns its node."""
+    def _grow(self, places: Sequence[Place], held: Sequence[Place]) -> list[Node]:
+        """Let every row's tree grow by the places; returns the last node of each. Branches without a place go.
+
+        A row without a place feeds its last ids.
+        """
+        self._passes += 1
+        for r, drop, append in places:
+            if not drop and not append:  # the last id has to be fed again if it is cached: others go on from there
+                self._release(r, min(len(self.columns[r]), len(self.ids[r]) - 1))
+        ends = [self.trees[r].add(*self._path(r, drop, append), self._passes) for r, drop, append in places]
+        for r, drop, append in held:
+            self.trees[r].keep(*self._path(r, drop, append), self._passes)
+        for r, tree in enumerate(self.trees):
+            if not tree.fresh:
+                self._release(r, min(len(self.columns[r]), len(self.ids[r]) - 1))
+                tree.add(*self._path(r, 0, ()), self._passes)
+            tree.prune(self._passes)
+        return ends
+
+    def _path(self, r: int, drop: int, append: Sequence[int]) -> tuple[int, list[int]]:
+        """Where a place leaves a row's own cached ids, and its ids from there on, one at least."""
         ids = self.ids[r]
         kept = len(ids) - drop
-        depth = min(tree.base, kept if append else kept - 1)
-        return tree.add([*ids[depth:kept], *append], depth)
+        depth = min(len(self.columns[r]), kept if append else kept - 1)
+        return depth, [*ids[depth:kept], *append]
 
-    def _as_chains(self, trees: Sequence[TokenTree], feed: int) -> list[TokenTree] | None:
-        """The same paths, all of one length, which need no mask of their own: shorter ones begin earlier.
+    def _release(self, r: int, count: int) -> None:
+        """Let go of a row's columns after the first `count`, and of what branches off behind."""
+        self.keep(r, count)
+        self.trees[r].cut(count)
 
-        None where a row's tree is no single path from the end of its cached ids or the last of them, or too short.
+    def _make_chains(self, feed: int) -> bool:
+        """Whether all rows feed one path of the same length at their end, which needs no mask of its own.
+
+        Shorter ones are made to begin earlier, where no branch stands in the way.
         """
-        chains = []
-        for r, tree in enumerate(trees):
-            first = tree.depths[0]
-            lack = feed - len(tree.tokens)
-            if not tree.is_chain or first < len(self.columns[r]) - 1 or lack > first:
-                return None
-            chain = TokenTree(first - lack)
-            chain.add([*self.ids[r][first - lack : first], *tree.tokens])
-            chains.append(chain)
-        return chains
+        branched = any(tree.columns() for tree in self.trees)
+        if branched and self.reuse != "holes":
+            return False
+        lacks = []
+        for tree, columns in zip(self.trees, self.columns):
+            lack = feed - len(tree.fresh)
+            if not is_chain(tree.fresh, len(columns)) or lack > (0 if branched else len(columns)):
+                return False
+            lacks.append(lack)
+        for r, lack in enumerate(lacks):
+            if lack:
+                first = len(self.columns[r]) - lack
+                path = [node.token for node in self.trees[r].fresh]
+                self.keep(r, first)
+                self.trees[r].clear()
+                self.trees[r].add(first, [*self.ids[r][first : first + lack], *path], self._passes)
+        return True
 
-    def _feed_trees(self, trees: Sequence[TokenTree], feed: int, kept: Sequence[int], *, masked: bool) -> Tensor:
-        """One pass over all nodes, which stand at the right end of the new columns.
+    def _feed_trees(self, feed: int, kept: Sequence[int], *, masked: bool) -> Tensor:
+        """One pass over all fresh nodes, which stand at the right end of the new columns.
 
         Returns
         -------
@@ -117,23 +154,24 @@ class TreeCache(RaggedCache):
         past, width = self.width, self.width + feed
         if width > self.mask.shape[1]:
             self.mask = np.pad(self.mask, ((0, 0), (0, max(width, 64))))
+        self.mask[:, past:width] = False
         input_ids, positions = [], []
-        for r, tree in enumerate(trees):
-            padding = [0] * (feed - len(tree.tokens))
-            input_ids.append(padding + tree.tokens)
-            positions.append(padding + tree.depths)
-            tree.columns = list(range(past + len(padding), width))
-            self.mask[r, past:width] = False
+        for tree in self.trees:
+            padding = [0] * (feed - len(tree.fresh))
+            input_ids.append(padding + [node.token for node in tree.fresh])
+            positions.append(padding + [node.depth for node in tree.fresh])
+            for column, node in enumerate(tree.fresh, past + len(padding)):
+                node.column = column
         arguments: dict[str, Any] = {
             "input_ids": self.to_device(input_ids),
             "position_ids": self.to_device(positions),
         }
         if masked:
-            arguments["attention_mask"] = self._tree_masks(trees, feed)
+            arguments["attention_mask"] = self._tree_masks(feed)
         elif any(len(columns) + feed < width for columns in self.columns):
-            for r, tree in enumerate(trees):
-                self.mask[r, tree.columns] = True
-            arguments["attention_mask"] = self.to_device(self.mask[:, :width])
+            mask = self.mask[:, :width].copy()
+            mask[:, past:] = True
+            arguments["attention_mask"] = self.to_device(mask)
         if self.kv is None:
             self.kv = new_cache()
         arguments[self.cache_name] = self.kv
@@ -141,14 +179,17 @@ class TreeCache(RaggedCache):
         wanted = torch.tensor(kept, device=self.device) if len(kept) < feed else feed
         logits = self.model(**arguments, use_cache=True, logits_to_keep=wanted).logits
         self.width = width
+        for tree in self.trees:
+            tree.fed()
         return logits
 
-    def _tree_masks(self, trees: Sequence[TokenTree], feed: int) -> Tensor | dict[str, Tensor]:
+    def _tree_masks(self, feed: int) -> Tensor | dict[str, Tensor]:
         """The model's masks, one per type of its layers where it has several."""
         windows = layer_windows(self.model.config)
         masks: dict[int | None, Tensor] = {}
+        fresh = [tree.fresh for tree in self.trees]
         for window in set(windows.values()):
-            allowed = tree_mask(trees, self.mask[:, : self.width], self.columns, feed, window)
+            allowed = tree_mask(fresh, self.columns, self.width, feed, window)
             masks[window] = self._as_model_mask(torch.from_numpy(allowed)[:, None])
         if len(windows) == 1:
             return next(iter(masks.values()))
@@ -163,19 +204,25 @@ class TreeCache(RaggedCache):
         return torch.zeros(allowed.shape, dtype=self.model.dtype, device=allowed.device).masked_fill(~allowed, lowest)
 
     def next_logits(self) -> Tensor:
-        """See `RaggedCache.next_logits`."""
+        """See `RaggedCache.next_logits`. No branch stays."""
         self.adopt()
+        for tree in self.trees:
+            tree.clear()
         return super().next_logits()
 
     def select(self, rows: list[int]) -> None:
         """See `RaggedCache.select`."""
         self.adopt()
         super().select(rows)
+        self.trees = [self.trees[r] for r in rows]
 
     def absorb(self, other: RaggedCache) -> None:
-        """See `RaggedCache.absorb`."""
+        """See `RaggedCache.absorb`. No branch stays."""
         self.adopt()
+        for tree in self.trees:
+            tree.clear()
         super().absorb(other)
+        self.trees += [RowTree() for _ in other.ids]
 
     def take(self, row: int, count: int) -> RaggedCache:
         """See `RaggedCache.take`."""
