@@ -17,29 +17,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, to find lib
 
 from lib import records
+from lib.markdown import RESULTS, markdown, measured_on, newest
+from lib.real_models_tables import bits_per_byte, code_prompts, real_models_eval, skill_gap, tokens_per_step
 from lib.records import Rows, duration
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def newest(name: str) -> Rows:
-    """The last rows of a CSV file in results/ that were measured together."""
-    return records.pick_measurement(records.read_rows(RESULTS / f"{name}.csv"))
-
-
-def markdown(header: list[str], rows: list[list[str]], rows_are: str) -> str:
-    """A table whose first column is text and whose others are figures."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" + "---:|" * (len(header) - 1)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + f"\n\n{rows_are}\n"
-
-
-def measured_on(rows: Rows) -> str:
-    """The line under a table: where its figures come from."""
-    return f"Medians. {records.measured_on(rows)}."
 
 
 def step_cpu() -> str:
@@ -259,82 +243,6 @@ def serve_cpu() -> str:
     return markdown(header, table, note)
 
 
-def bits_per_byte() -> str:
-    """Real texts under real models: every member alone, byte by byte together, and by the rules of a step."""
-    measured = records.read_rows(RESULTS / "bits_per_byte.csv")
-    # No timings: what one machine has measured stands beside what another one has. The last of a case counts.
-    rows = list({(r["set"], r["members"], r["rule"]): r for r in measured if r["half"] == "first"}.values())
-
-    def found(kind: str, rule: str, *orders: tuple[str, ...]) -> str:
-        wanted = ["+".join(order) for order in orders]
-        bits = [r["bits_per_byte"] for r in rows if (r["set"], r["rule"]) == (kind, rule) and r["members"] in wanted]
-        return ", ".join(f"{float(b):.3f}" for b in bits) or "-"
-
-    together = dict.fromkeys((r["set"], r["members"]) for r in rows if r["rule"] == "repeat")
-    done: set[tuple[str, frozenset[str]]] = set()
-    table = []
-    for kind, members in together:
-        names = tuple(members.split("+"))
-        if (kind, frozenset(names)) in done:
-            continue
-        done.add((kind, frozenset(names)))
-        orders = (names, names[::-1])
-        alone = ", ".join(found(kind, "alone", (name,)) for name in names)
-        by_rule = [found(kind, rule, *orders) for rule in ("average", "exact", "repeat", "drop")]
-        table.append([f"{kind}: {' + '.join(names)}", alone, *by_rule])
-    sizes = [f"{kind} {r['texts']} texts of {r['bytes']} bytes" for kind, r in {r["set"]: r for r in rows}.items()]
-    commits = " and ".join(dict.fromkeys(r["commit"] for r in rows))
-    note = f"Bits per byte; {', '.join(sizes)}; two figures: either member leading. Commits {commits}."
-    return markdown(["texts: members", "each alone", "byte by byte", "`exact`", "`repeat`", "`drop`"], table, note)
-
-
-def code_prompts() -> str:
-    """Code that real models write, alone and by the rules of a step; where either member led, both figures."""
-    measured = records.read_rows(RESULTS / "code_prompts.csv")
-    rows = [r for r in {(r["half"], r["members"], r["rule"]): r for r in measured}.values() if r["half"] == "first"]
-    groups: dict[tuple[frozenset[str], str], list[dict[str, str]]] = {}
-    for row in rows:
-        groups.setdefault((frozenset(row["members"].split("+")), row["rule"]), []).append(row)
-    order = {rule: n for n, rule in enumerate(("alone", "repeat", "drop", "exact"))}
-    sizes = {members: n for n, members in enumerate(sorted(dict.fromkeys(m for m, _ in groups), key=len))}
-    table = []
-    for (_, rule), own in sorted(groups.items(), key=lambda item: (sizes[item[0][0]], order[item[0][1]])):
-        figures = [", ".join(r[name] for r in own) for name in ("compile", "regular", "lines", "blank")]
-        table.append(
-            [f"{own[0]['members'].replace('+', ' + ')}, `{rule}`" if rule != "alone" else own[0]["members"], *figures]
-        )
-    some = rows[0]
-    note = (
-        f"Of {some['prompts']} prompts; two figures: either member leading. {some['dtype']}, commit {some['commit']}."
-    )
-    return markdown(["members, rule", "compile", "indented by fours", "lines", "blank lines"], table, note)
-
-
-def real_models_eval() -> str:
-    """Benchmarks with the real models: percent right, and the standard error; the last run of a case counts."""
-    measured = records.read_rows(RESULTS / "real_models_eval.csv")
-    shown = {"unite_gsm8k": "exact_match", "unite_piqa_likelihood": "acc", "unite_arc_challenge_likelihood": "acc_norm"}
-    rows = {(r["members"], r["boundaries"], r["task"]): r for r in measured if shown[r["task"]] == r["metric"]}
-    cases = sorted({case[:2] for case in rows}, key=lambda case: (case[0].count("+"), case))
-
-    def cell(case: tuple[str, str], task: str) -> str:
-        row = rows.get((*case, task))
-        if row is None:
-            return "-"
-        return f"{100 * float(row['value']):.1f} ± {100 * float(row['stderr']):.1f} ({row['problems']})"
-
-    table = [
-        [
-            members.replace("+", " + ") + (", `exact`" if boundaries == "exact" else ""),
-            *(cell((members, boundaries), t) for t in shown),
-        ]
-        for members, boundaries in cases
-    ]
-    some = next(iter(rows.values()))
-    note = f"Percent right, one standard error, and how many problems. {some['dtype']}, k = {some['k']}."
-    return markdown(["members", "GSM8K, 4-shot", "PIQA", "ARC-Challenge"], table, note)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -356,6 +264,8 @@ TABLES: dict[str, Callable[[], str]] = {
         bits_per_byte,
         code_prompts,
         real_models_eval,
+        tokens_per_step,
+        skill_gap,
     )
 }
 
