@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -84,11 +85,17 @@ def test_bytes_of_one_character(client):
     assert [found.text_offset[n] for n in starts] == list(range(len(choice.text)))
 
 
-def test_what_goes_not_together_is_refused(client):
-    with pytest.raises(openai.BadRequestError, match="regex must be None with boundaries='exact'"):
-        client.chat.completions.create(
-            model="unite", messages=CHAT, extra_body={"unite": {"boundaries": "exact", "regex": "a+"}}
-        )
+def test_answers_follow_an_expression(client):
+    given = {
+        "model": "unite",
+        "messages": CHAT,
+        "extra_body": {"unite": {"boundaries": "exact", "regex": r"\d{1,3} pens"}},
+    }
+    [choice] = client.chat.completions.create(**given).choices
+    assert re.fullmatch(r"\d{1,3} pens", choice.message.content)
+
+
+def test_other_boundaries_are_refused(client):
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="unite", messages=CHAT, extra_body={"unite": {"boundaries": "none"}})
     assert refused.value.param == "unite.boundaries"

@@ -176,10 +176,10 @@ def _apply_by(apply, wanted, logits, bits, **options):
 # Texts
 
 
-def requests_of(ensemble: UniteEnsemble, schemas, max_new_tokens: int, rng: random.Random):
+def requests_of(ensemble: UniteEnsemble, schemas, max_new_tokens: int, rng: random.Random, boundaries: str):
     """Every schema's request, all in one engine: greedy or sampled."""
     engine = Engine(ensemble.members, ensemble.alignment, max_requests=64)
-    method = Unite(ensemble.alignment, ensemble.members, StepOptions(k=5))
+    method = Unite(ensemble.alignment, ensemble.members, StepOptions(k=5, boundaries=boundaries))
     for index, schema in enumerate(schemas):
         kind = rng.choice([{}, {"do_sample": True, "temperature": 1.3}])
         options = GenerationOptions(json_schema=schema, max_new_tokens=max_new_tokens, **kind)
@@ -187,12 +187,12 @@ def requests_of(ensemble: UniteEnsemble, schemas, max_new_tokens: int, rng: rand
     return sorted(engine.run(), key=lambda request: request.index)
 
 
-def assert_answers_follow(count: int, seed: int) -> None:
+def assert_answers_follow(count: int, seed: int, boundaries: str = "plain") -> None:
     rng = random.Random(seed)
     valid = 0
     while valid < count:
         schemas = [random_schema(rng) for _ in range(min(200, count))]
-        requests = requests_of(demo(), schemas, 400, rng)
+        requests = requests_of(demo(), schemas, 400, rng, boundaries)
         for schema, request in zip(schemas, requests, strict=True):
             text = request.text.decode("utf-8")
             if request.finish_reason == "eos":
@@ -204,13 +204,15 @@ def assert_answers_follow(count: int, seed: int) -> None:
         assert valid > len(schemas) // 2
 
 
-def test_answers_follow_random_schemas():
-    assert_answers_follow(20, seed=1)
+@pytest.mark.parametrize("boundaries", ["plain", "exact"])
+def test_answers_follow_random_schemas(boundaries):
+    assert_answers_follow(20, 1, boundaries)
 
 
 @pytest.mark.full
-def test_a_thousand_answers_follow_random_schemas():
-    assert_answers_follow(1000, seed=2)
+@pytest.mark.parametrize("boundaries", ["plain", "exact"])
+def test_a_thousand_answers_follow_random_schemas(boundaries):
+    assert_answers_follow(1000, 2, boundaries)
 
 
 @pytest.mark.parametrize("primary", [0, 1, 2])

@@ -186,8 +186,6 @@ def check_boundaries(step: StepOptions, generation: GenerationOptions) -> None:
         return
     if step.combine != "mean":
         raise ValueError(f"combine must be 'mean' with boundaries='exact', got {step.combine!r}")
-    if generation.structure is not None:
-        raise ValueError(f"{generation.structure.kind} must be None with boundaries='exact'")
     if generation.gate is not None:
         raise ValueError("gate must be None with boundaries='exact', where all members vote on every byte")
     if generation.speculate:

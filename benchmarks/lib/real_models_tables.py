@@ -50,10 +50,8 @@ def code_prompts() -> str:
         table.append(
             [f"{own[0]['members'].replace('+', ' + ')}, `{rule}`" if rule != "alone" else own[0]["members"], *figures]
         )
-    some = rows[0]
-    note = (
-        f"Of {some['prompts']} prompts; two figures: either member leading. {some['dtype']}, commit {some['commit']}."
-    )
+    some, commits = rows[0], " and ".join(dict.fromkeys(r["commit"] for r in rows))
+    note = f"Of {some['prompts']} prompts; two figures: either member leading. {some['dtype']}, commits {commits}."
     return markdown(["members, rule", "compile", "indented by fours", "lines", "blank lines"], table, note)
 
 

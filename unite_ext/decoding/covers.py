@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._host import END_OF_TEXT
+from ..structured.text_masks import TextMasks
 from ..vocab.byte_order import ByteOrder
 from ..vocab.text_sync import TextSync
 from .paths import Path
@@ -270,6 +271,8 @@ class ExactState:
     weights: list[float]
     forced: list[int] | None = None
     """The symbols of the targets, which are taken whatever the members say."""
+    masks: TextMasks | None = None
+    """What a grammar allows along the text."""
     foreseen: bytes = b""
     """What may follow a text without targets: members are asked about places along it ahead of time."""
     min_share: float = 0.0

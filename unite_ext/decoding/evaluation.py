@@ -144,7 +144,7 @@ class Evaluator:
                     request.options,
                     len(request.ids) + n,
                     partial(self._place_ids, m, place),
-                    request.constraint,
+                    request.constraint if request.exact is None else request.exact.masks,
                     n,
                     request.starts[m] and len(self._place_ids(m, place)) == len(request.prompt_ids[m]),
                 )

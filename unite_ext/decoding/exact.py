@@ -19,6 +19,8 @@ import torch
 
 from .._host import END_OF_TEXT, walk
 from ..members.base import Context
+from ..structured.constraint import StructureError
+from ..structured.text_masks import TextMasks
 from ..vocab.alignment import VocabAlignment
 from ..vocab.byte_order import byte_order
 from ..vocab.text_sync import TextSync
@@ -70,6 +72,8 @@ class ExactRunner:
             TextSync(vocabularies[self.primary], leads[self.primary]),
             list(weights),
         )
+        if (structure := request.options.structure) is not None:
+            state.masks = TextMasks(structure, vocabularies, request.starts)
         if request.targets is not None:
             eos = vocabularies[self.primary].eos_token_ids
             pieces = zip(request.targets, self._target_pieces(request))
@@ -211,7 +215,10 @@ class ExactRunner:
                 append, ended = append[: len(append) + room], False
                 piece = text[len(state.sync.lead) + len(request.text) :]
                 request.finish_reason = "length"
-            request.edit(drop, append, piece)
+            try:
+                request.edit(drop, append, piece)
+            except StructureError as error:
+                request.error = error
         if ended and not request.finish_reason:
             request.finish_reason = "eos"
         if state.forced is not None and len(state.log_probs) >= len(state.forced):

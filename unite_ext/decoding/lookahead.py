@@ -92,6 +92,10 @@ class Lookahead:
             [(request.key, *_covers(request, m).standing.change_to(path)) for path in own]
             for request, own in zip(requests, paths)
         ]
+        for request, own in zip(requests, paths):
+            if (masks := _state(request).masks) is not None:
+                text, lead = bytes(request.text) + _state(request).foreseen, len(_covers(request, m).lead)
+                masks.places = [text[: max(0, path.end - lead)] for path in own]
         self.contexts[m].hold(
             [
                 (request.key, *_covers(request, m).standing.change_to(path))

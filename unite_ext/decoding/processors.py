@@ -13,7 +13,7 @@ from torch import Tensor
 from ..members.base import Scores
 from ..members.context import LogitScores
 from ..options import GenerationOptions
-from ..structured.constraint import Constraint
+from ..structured.masks import Masks
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class ScoredRow:
     """How many tokens of the text are there."""
     ids: Callable[[], list[int]]
     """All that the member has read."""
-    constraint: Constraint | None = None
+    constraint: Masks | None = None
     """What keeps the text within a grammar."""
     place: int = 0
     """How many pieces the row is ahead of the text."""
@@ -76,7 +76,7 @@ class Processors:
             logits[torch.tensor(rows, device=logits.device)[:, None], eos[None]] = -torch.inf
 
 
-def apply_masks(member: int, logits: Tensor, rows: Sequence[tuple[int, Constraint, int, bool]]) -> None:
+def apply_masks(member: int, logits: Tensor, rows: Sequence[tuple[int, Masks, int, bool]]) -> None:
     """Set a member's logits that grammars forbid to -inf, in place.
 
     Parameters
@@ -84,7 +84,7 @@ def apply_masks(member: int, logits: Tensor, rows: Sequence[tuple[int, Constrain
     member : int
     logits : Tensor [N, V]
     rows : sequence of (row, constraint, place, at_start)
-        See `Constraint.fill`.
+        See `Masks.fill`.
     """
     from xgrammar import apply_token_bitmask_inplace
 

@@ -156,9 +156,11 @@ class Request:
         self._grow(data)
 
     def edit(self, drop: int, append: Sequence[int], data: bytes) -> None:
-        """Append bytes, for which the primary's ids change at their end; cut the text where a stop string begins."""
+        """Append bytes, for which the primary's ids change at their end; otherwise as `emit`."""
         del self.ids[len(self.ids) - drop :]
         self.ids += append
+        if self.constraint is not None:
+            self.constraint.accept(data)
         self._grow(data)
 
     def _grow(self, data: bytes) -> None:

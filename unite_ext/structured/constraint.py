@@ -8,25 +8,19 @@ one that the grammar allows. Masks are exact: a token is allowed if and only if 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..vocab.vocabulary import Vocabulary
-from .compiled import Structure, compiler_of, import_xgrammar
-
-if TYPE_CHECKING:
-    import xgrammar
-
-_LEAD = b"\xed"  # of the characters from U+D000, and of the halves of surrogate pairs
+from .compiled import Structure
+from .masks import Masks, Walker, bit
 
 
 class StructureError(ValueError):
     """A text came where its grammar allows nothing that the primary could write."""
 
 
-class Constraint:
+class Constraint(Masks):
     """The state of one request under a structure.
 
     Parameters
@@ -54,13 +48,8 @@ class Constraint:
     def __init__(
         self, structure: Structure, vocabularies: Sequence[Vocabulary], primary: int, starts: Sequence[bool] = ()
     ) -> None:
-        at_start = {m: vocabularies[m].start for m, starting in enumerate(starts) if starting}
-        distinct = list(dict.fromkeys([*vocabularies, *at_start.values()]))
-        self._walkers = [_Walker(g, v, structure.kind) for g, v in zip(structure.compile(distinct), distinct)]
-        self._of_member = [self._walkers[distinct.index(v)] for v in vocabularies]
-        self._at_start = {m: self._walkers[distinct.index(v)] for m, v in at_start.items()}
-        self._silent = {m: v.silent for m, v in at_start.items()}
-        self._primary = self._of_member[primary]
+        super().__init__(structure, vocabularies, starts)
+        self._primary = self.of_member[primary]
         self._eos = vocabularies[primary].eos_token_ids
         self._kind = structure.kind
         self._ahead: list[bytes] = []
@@ -80,7 +69,7 @@ class Constraint:
             The grammar does not allow them.
         """
         self.look_ahead(())
-        for walker in self._walkers:
+        for walker in self.walkers:
             if data and not walker.append(data):
                 raise StructureError(f"the text must follow its {self._kind}, got {data!r}")
             walker.commit()
@@ -92,37 +81,19 @@ class Constraint:
         same = 0
         while same < min(len(pieces), len(self._ahead)) and pieces[same] == self._ahead[same]:
             same += 1
-        for walker in self._walkers:
+        for walker in self.walkers:
             walker.go_back(min(same, walker.ahead))
         self._ahead = list(pieces)
         allowed = self._walk(self._primary, len(pieces))
         del self._ahead[allowed:]
         return allowed
 
-    def fill(self, member: int, place: int, mask: NDArray[np.int32], at_start: bool = False) -> None:
-        """Set the bits of a member's ids that are allowed after so many pieces of what is ahead.
-
-        Parameters
-        ----------
-        member : int
-        place : int
-            0 where the text ends.
-        mask : int32 [words]
-            Bit i of word w is id 32 * w + i.
-        at_start : bool
-            Whether the member takes its first step in the start state. Then the space alone is allowed as well.
-        """
-        walker = (self._at_start if at_start else self._of_member)[member]
+    def go_to(self, walker: Walker, place: int) -> bytes:
+        """See `Masks.go_to`: a place is so many pieces of what is ahead, 0 where the text ends."""
         self._walk(walker, place)
-        walker.fill(mask, self._ahead[place - 1][-1:] if place else self._last)
-        for i in self._silent[member] if at_start else ():
-            mask[i >> 5] |= _bit(i)
+        return self._ahead[place - 1][-1:] if place else self._last
 
-    def words(self, member: int) -> int:
-        """How many words a member's mask has."""
-        return self._of_member[member].words
-
-    def _walk(self, walker: _Walker, place: int) -> int:
+    def _walk(self, walker: Walker, place: int) -> int:
         """Bring a walker to a place; returns how far it came."""
         if walker.ahead > place:
             walker.go_back(place)
@@ -135,54 +106,7 @@ class Constraint:
         mask = np.zeros(self._primary.words, np.int32)
         self._primary.fill(mask, self._last)
         for i in self._eos:
-            mask[i >> 5] &= ~_bit(i)
+            mask[i >> 5] &= ~bit(i)
         if not mask.any():
             self.ended = self._primary.completed
             self.stuck = not self.ended
-
-
-class _Walker:
-    """Where one vocabulary's matcher stands: at the end of the text, or some pieces ahead of it."""
-
-    def __init__(self, grammar: xgrammar.CompiledGrammar, vocabulary: Vocabulary, kind: str) -> None:
-        module = import_xgrammar(kind)
-        self._matcher = module.GrammarMatcher(grammar)
-        self._compiler = compiler_of(vocabulary, kind)
-        self._size = vocabulary.size
-        self.words: int = module.get_bitmask_shape(1, vocabulary.size)[1]
-        self.ahead = 0
-
-    @property
-    def completed(self) -> bool:
-        """Whether the text may end here."""
-        return bool(self._matcher.is_completed())
-
-    def append(self, data: bytes) -> bool:
-        """Go a piece further, if the grammar allows it."""
-        if not self._matcher.accept_string(data):
-            return False
-        self.ahead += 1
-        return True
-
-    def go_back(self, place: int) -> None:
-        """Go back to a place ahead of the text, 0 for its end."""
-        if self.ahead > place:
-            self._matcher.rollback(self.ahead - place)
-            self.ahead = place
-
-    def commit(self) -> None:
-        """Take where it stands as the end of the text."""
-        self.ahead = 0
-
-    def fill(self, mask: NDArray[np.int32], last: bytes) -> None:
-        """Set the bits of the allowed ids."""
-        self._matcher.fill_next_token_bitmask(mask[None])
-        if self._size % 32:  # the last word has bits of no id
-            mask[-1] &= np.int32((1 << self._size % 32) - 1)
-        if last == _LEAD:
-            for i in self._compiler.second_halves:
-                mask[i >> 5] &= ~_bit(i)
-
-
-def _bit(i: int) -> np.int32:
-    return np.uint32(1 << (i & 31)).astype(np.int32)

@@ -1,0 +1,126 @@
+"""Structured output with exact boundaries: members vote on bytes, each within the grammar, and the text follows it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+import start_cases
+import torch
+import toy_tokenizers
+from test_exact import LOADERS, NOTHING_LEFT_OUT, PROMPTS
+from test_structured import GRAMMAR, PROMPT, is_beginning, oracle
+from toy_models import toy_model
+
+from unite_ext import UniteEnsemble, reference_exact
+from unite_ext.structured.compiled import Structure
+from unite_ext.structured.text_masks import TextMasks
+
+xgrammar = pytest.importorskip("xgrammar")
+
+EXACT = {"boundaries": "exact"}
+PATTERNS = [r"\d{1,3} (pens|apples)\.", "(é|日本|🙂){2}", "a{3,9}b?"]
+
+
+@pytest.fixture(scope="module")
+def three():
+    loaders = [*LOADERS, ("mistral-window", toy_tokenizers.sentencepiece)]
+    models = [toy_model(kind, load(), seed=i) for i, (kind, load) in enumerate(loaders)]
+    return UniteEnsemble(models, [load() for _, load in loaders], boundaries="exact")
+
+
+def constrained_members(ens: UniteEnsemble, prompt: str, kind: str, source: str) -> list[reference_exact.ExactMember]:
+    """The members as the reference wants them: every path is run anew, and a matcher of bytes says what may follow."""
+    found = []
+    for member, vocabulary in zip(ens.members, ens.alignment.vocabularies):
+        prompt_ids = member.encode_prompt(prompt)
+
+        @cache
+        def next_probs(path, member=member, prompt_ids=prompt_ids, vocabulary=vocabulary):
+            text = b"".join(vocabulary.token_bytes[i] for i in path)
+            matcher = oracle(kind, source, text)
+            allowed = torch.zeros(vocabulary.size, dtype=torch.bool)
+            for i, data in enumerate(vocabulary.token_bytes):
+                if i in vocabulary.eos_token_ids:
+                    allowed[i] = matcher.is_completed()
+                elif vocabulary.eligible[i] and data and is_beginning(text + data) and matcher.accept_string(data):
+                    matcher.rollback(1)
+                    allowed[i] = True
+            with torch.no_grad():
+                logits = member.model(input_ids=torch.tensor([[*prompt_ids, *path]]), use_cache=False).logits[0, -1]
+            return logits[: vocabulary.size].double().masked_fill(~allowed, -torch.inf).softmax(dim=0).tolist()
+
+        found.append(
+            reference_exact.ExactMember(
+                vocabulary.token_bytes, vocabulary.eos_token_ids, next_probs, vocabulary.representatives()
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("prompt", PROMPTS[:2])
+@pytest.mark.parametrize(("kind", "source"), [("grammar", GRAMMAR), ("regex", "(the|then|there) [a-d]{2,4}")])
+def test_every_byte_has_the_probability_of_the_plain_rule(three, kind, source, prompt):
+    """Greedy, nothing left out."""
+    plan = three.plan({kind: source, "max_new_tokens": 30})
+    engine = three.new_engine(plan, max_requests=1)
+    engine.runner.exact.limits = NOTHING_LEFT_OUT
+    engine.submit(prompt, plan.token_method, plan.generation, keeps_records=True)
+    [request] = engine.run()
+    members, data, at = constrained_members(three, prompt, kind, source), bytes(request.text), 0
+    assert request.finish_reason == "eos"
+    assert oracle(kind, source, data).is_completed()
+    while at < len(data):
+        for symbol, p in reference_exact.walk(
+            members, data[:at], max_ended=0.0, min_share=1e-7, forced=list(data[at:])
+        ):
+            record = request.byte_records[at]
+            assert record.symbols[record.winner] == symbol == data[at]
+            assert record.probs[record.winner] == pytest.approx(p, abs=1e-4)
+            at += 1
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 3.0, "seed": 5}], ids=["greedy", "drawn"])
+def test_expressions_match_the_whole_text(three, pattern, options):
+    options |= {"regex": pattern, "max_new_tokens": 40}
+    together = three.generate(PROMPTS, **options)
+    assert all(re.fullmatch(pattern, text) for text in together)
+    assert together == [
+        three.generate_each([prompt], indices=[n], **options).__next__().decoded() for n, prompt in enumerate(PROMPTS)
+    ]
+    assert "".join(three.stream(PROMPTS[0], **options)) == together[0]
+
+
+def test_the_space_of_the_start_state_is_no_part_of_the_text():
+    ens = start_cases.ensemble(("byte_level", "direct"), ("sentencepiece", "direct"), **EXACT)
+    for pattern in ("The [a-z]{2,5}", " ?4[0-9]"):
+        assert re.fullmatch(pattern, ens.generate(start_cases.HI, regex=pattern, max_new_tokens=20))
+
+
+def test_masks_of_any_beginning_are_those_of_its_bytes(three):
+    """In any order, along other continuations too."""
+    structure = Structure("grammar", GRAMMAR)
+    masks = TextMasks(structure, three.alignment.vocabularies, ())
+    masks.places = ["é12 日".encode(), b"", "é1 pe".encode(), "é12 日".encode()[:7], "é1".encode(), "é1 pens.".encode()]
+    for place, text in enumerate(masks.places):
+        for m, vocabulary in enumerate(three.alignment.vocabularies):
+            mask = torch.zeros(masks.words(m), dtype=torch.int32)
+            masks.fill(m, place, mask.numpy())
+            matcher = oracle(structure.kind, structure.source, text)
+            for i, data in enumerate(vocabulary.token_bytes):
+                expected = matcher.is_completed() if i in vocabulary.eos_token_ids else False
+                if data and is_beginning(text + data) and matcher.accept_string(data):
+                    matcher.rollback(1)
+                    expected = True
+                assert bool(mask[i >> 5] >> (i & 31) & 1) == expected
+    masks.places = ["é1x".encode()]
+    with pytest.raises(ValueError, match="the text must follow its structure"):
+        masks.fill(0, 0, torch.zeros(masks.words(0), dtype=torch.int32).numpy())
+
+
+def test_the_end_is_where_nothing_else_may_follow(three):
+    [request] = three.generate_each([PROMPT], regex="yes|no", max_new_tokens=20, min_new_tokens=9)
+    assert request.decoded() in ("yes", "no")
+    assert request.finish_reason == "eos"

@@ -1,0 +1,46 @@
+"""Which tokens a grammar allows anywhere along a text, for steps that read it in several ways."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..vocab.vocabulary import Vocabulary
+from .compiled import Structure
+from .masks import Masks, Walker
+
+
+class TextMasks(Masks):
+    """The masks of one request at beginnings of its text, and of what may follow it.
+
+    Parameters
+    ----------
+    structure : Structure
+    vocabularies : sequence of Vocabulary
+        One per member.
+    starts : sequence of bool
+        As `Masks`.
+
+    Attributes
+    ----------
+    places : sequence of bytes
+        The texts that `fill` speaks of. A text behind which nothing is allowed has an empty mask.
+    """
+
+    def __init__(self, structure: Structure, vocabularies: Sequence[Vocabulary], starts: Sequence[bool]) -> None:
+        super().__init__(structure, vocabularies, starts)
+        self.places: Sequence[bytes] = ()
+        self._texts = {walker: bytearray() for walker in self.walkers}
+
+    def go_to(self, walker: Walker, place: int) -> bytes:
+        """See `Masks.go_to`."""
+        text, own = self.places[place], self._texts[walker]
+        same = 0
+        while same < min(len(own), len(text)) and own[same] == text[same]:
+            same += 1
+        walker.go_back(same)
+        del own[same:]
+        for at in range(same, len(text)):  # a byte is a piece, so that it can be gone back to
+            if not walker.append(text[at : at + 1]):
+                raise ValueError(f"the text must follow its structure, got {text!r}")
+            own.append(text[at])
+        return text[-1:]
