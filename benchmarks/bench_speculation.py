@@ -1,4 +1,4 @@
-"""Speculation and scoring: against plain decoding, and against a step per token.
+"""Speculation against plain decoding.
 
     python benchmarks/bench_speculation.py --models FOLDER      appended to results/speculation_cpu.csv
 
@@ -7,8 +7,6 @@ qwen25-coder) on word problems and code, with two and three members. Plain decod
 over the same prompts; their ids are compared, up to the first near-tie. Besides tokens per second: passes of a member
 other than the primary per token, drafted and accepted tokens, and what the gain would be if a pass over several places
 cost no more than one over a single place, from the passes alone.
-
-Scoring: the continuations of yes-or-no questions, in one pass and by a step per token.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ import torch
 from lib.measure import RESULTS, append_csv, machine
 
 from unite_ext import Member, UniteEnsemble
-from unite_ext.decoding.likelihood import score_continuations
 from unite_ext.demo import COMPARABLE, load_member
 from unite_ext.demo.problems import problem_set
 from unite_ext.demo.run import DEV_SEED
@@ -40,13 +37,6 @@ WORD_PROBLEMS = (
     "Question: A train goes 60 miles an hour for 3 hours. How far does it go?\nAnswer: The train",
     "Question: Ann reads 15 pages a day. How many days does she need for 120 pages?\nAnswer: She needs",
     "Question: A shirt costs 20 dollars and is 25 percent off. What does it cost now?\nAnswer: The",
-)
-SENTENCES = (
-    "To open a jar that is stuck,", "To keep bread fresh,", "To dry wet shoes,", "To clean a window,",
-)  # fmt: skip
-ENDINGS = (
-    " hold it under warm water for a minute, and then turn the lid with a dry cloth.",
-    " put it into the oven at the highest temperature and wait until it begins to melt.",
 )
 
 
@@ -122,50 +112,6 @@ def measure_texts(name: str, ensemble: UniteEnsemble, prompts: list[str], batch:
     return rows
 
 
-def measure_scoring(name: str, ensemble: UniteEnsemble, rounds: int) -> list:
-    """Scoring continuations in one pass, and by generating one token per step."""
-    encode = ensemble.alignment.encode_continuation
-    requests = [(s, encode(0, e.encode())) for s in SENTENCES for e in ENDINGS]
-    tokens = sum(len(ids) for _, ids in requests)
-    times: dict[str, list[float]] = {"one pass": [], "a step per token": []}
-    for _ in range(rounds):
-        start = time.perf_counter()
-        whole = {f.index: f.log_prob for f in score_continuations(ensemble, requests, batch_size=8)}
-        times["one pass"].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        steps = step_per_token(ensemble, requests)
-        times["a step per token"].append(time.perf_counter() - start)
-        if max(abs(whole[i] - steps[i]) for i in whole) > 1e-2:
-            raise SystemExit(f"{name}: the two ways of scoring differ")
-    gain = median(a / b for a, b in zip(times["a step per token"], times["one pass"]))
-    rows = []
-    for kind, found in times.items():
-        figure = gain if kind == "one pass" else 1.0
-        rows.append(
-            {
-                "case": f"{name}, scoring", "members": len(ensemble.members), "batch": 8, "draft": kind,
-                "tokens_per_s": round(tokens / median(found), 2), "gain": round(figure, 3), "passes_per_token": "",
-                "drafted": "", "accepted": "", "free_places_gain": "",
-            }
-        )  # fmt: skip
-        print(f"{name:22} scoring, {kind}: {tokens / median(found):.2f} tokens/s, {figure:.2f}x", flush=True)
-    return rows
-
-
-def step_per_token(ensemble: UniteEnsemble, requests: list) -> dict[int, float]:
-    """Log-probabilities with one target at a time: every token is a step of its own."""
-    plan = ensemble.plan({})
-    engine = ensemble.new_engine(plan, max_requests=8)
-    engine.runner.targets.max_places = 1
-    made = [
-        engine.submit(prompt, plan.token_method, plan.generation, index=i, targets=ids)
-        for i, (prompt, ids) in enumerate(requests)
-    ]
-    for _ in engine.run():
-        pass
-    return {request.index: sum(score.log_prob for score in request.scores) for request in made}
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -185,7 +131,6 @@ def main() -> None:
     problems = [problem.prompt for problem in problem_set("dev", DEV_SEED, 360)[:8]]
     for batch in (1, 4):
         save(measure_texts("bundled, problems", demo, problems, batch, 90, arguments.rounds))
-    save(measure_scoring("bundled", demo, arguments.rounds))
     if arguments.models:
         loaded = {
             name: Member.from_pretrained(str(arguments.models / name), dtype=torch.float32)
@@ -196,7 +141,6 @@ def main() -> None:
             for case, prompts in (("real, word problems", WORD_PROBLEMS), ("real, code", CODE)):
                 for batch in (1, 4):
                     save(measure_texts(case, ensemble, list(prompts), batch, arguments.length, arguments.real_rounds))
-            save(measure_scoring("real", ensemble, arguments.real_rounds))
 
 
 if __name__ == "__main__":

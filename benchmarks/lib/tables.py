@@ -138,7 +138,7 @@ def engine_prompt() -> str:
 
 def speculation() -> str:
     """Gain of every kind of draft over plain decoding, and how many passes a token takes."""
-    rows = [r for r in newest("speculation_cpu") if r["passes_per_token"]]
+    rows = [r for r in newest("speculation_cpu") if r["passes_per_token"]]  # older files hold scoring as well
     kinds = list(dict.fromkeys(r["draft"] for r in rows if r["draft"] != "none"))
     cases: dict[tuple[str, str, str], Rows] = {}
     for r in rows:
@@ -154,17 +154,18 @@ def speculation() -> str:
 
 
 def scoring() -> str:
-    """Given continuations: one pass against a step per token."""
-    rows = [r for r in newest("speculation_cpu") if not r["passes_per_token"]]
+    """Given continuations: one pass against a step per token, and against the harness."""
+    rows = newest("scoring_cpu")
+    ways = list(dict.fromkeys(r["way"] for r in rows))
+    found = {
+        (r["case"], r["members"], r["way"]): f"{float(r['tokens_per_s']):.0f} ({float(r['gain']):.1f}×)" for r in rows
+    }
     table = [
-        [
-            f"{r['case'].split(',')[0]}, {r['members']} members, {r['draft']}",
-            r["tokens_per_s"],
-            f"{float(r['gain']):.1f}×",
-        ]
-        for r in rows
+        [f"{case}, {members} members", *(found[case, members, way] for way in ways)]
+        for case, members in dict.fromkeys((r["case"], r["members"]) for r in rows)
     ]
-    return markdown(["", "tokens/s", ""], table, measured_on(rows))
+    note = f"Tokens per second, and how many times a step per token's. {measured_on(rows)}"
+    return markdown(["", *ways], table, note)
 
 
 def trace_page() -> str:
