@@ -77,6 +77,21 @@ def scored(**options: Any) -> Callable[[UniteEnsemble], Any]:
     return run
 
 
+_KEPT: list[Any] = []
+
+
+def kept_engine(ensemble: UniteEnsemble) -> Any:
+    """An engine that some process keeps when the others have let go of it is nobody else's affair."""
+    plan = ensemble.plan({"max_new_tokens": 4})
+    engine = ensemble.new_engine(plan, max_requests=1)
+    engine.submit("A", plan.token_method, plan.generation)
+    texts = [request.decoded() for request in engine.run()]
+    if ensemble.ranks is not None and ensemble.ranks.group.rank:
+        _KEPT.append(engine)
+    del engine
+    return [*texts, ensemble.generate("James met", max_new_tokens=4)]
+
+
 def arrivals(ensemble: UniteEnsemble) -> Any:
     """Requests that come late, one of them long, and some that are cancelled, waiting or running; k differs."""
     plan, other = ensemble.plan({}), ensemble.plan({"k": 3, "weights": [1.0] * (len(ensemble.members) - 1) + [2.0]})
@@ -168,6 +183,7 @@ CASES: dict[str, Callable[[UniteEnsemble], Any]] = {
     "full likelihood": scored(likelihood="full"),
     "start state": start_state,
     "arrivals": arrivals,
+    "engines of different lives": kept_engine,
     "out of memory": out_of_memory(),
     "out of memory, its scores being changed": out_of_memory(repetition_penalty=1.3, primary=1),
     "out of memory in a gate": out_of_memory(gate=0.3, primary=1),

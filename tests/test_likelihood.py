@@ -168,6 +168,31 @@ def test_long_continuations_are_scored_in_pieces(ensemble, room, monkeypatch):
         assert found[one.index].is_greedy == one.is_greedy
 
 
+def test_texts_of_alike_lengths_run_side_by_side(ensemble):
+    """In whatever order they are given: the longest first, and those with one prompt together."""
+    texts = [(prompt, " the quick fox" * n) for n, prompt in enumerate(["A", "James met", "The"], 1) for _ in range(2)]
+    requests = [(prompt, encode(ensemble, text)) for prompt, text in texts]
+    fed: list[tuple[int, int]] = []
+    handles = [
+        member.model.register_forward_pre_hook(
+            lambda _, __, given: fed.append(tuple(given["input_ids"].shape)), with_kwargs=True
+        )
+        for member in ensemble.members
+    ]
+    mixed = [0, 4, 2, 5, 1, 3]
+    try:
+        sorted_first = {f.index: f.log_prob for f in score_continuations(ensemble, requests, batch_size=2)}
+        first, fed[:] = list(fed), []
+        given = [requests[i] for i in mixed]
+        found = {mixed[f.index]: f.log_prob for f in score_continuations(ensemble, given, batch_size=2)}
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert found == pytest.approx(sorted_first, abs=1e-4)
+    assert fed == first
+    assert [shape[1] for shape in fed[::2]] == sorted({shape[1] for shape in fed[::2]}, reverse=True)
+
+
 def test_a_context_that_is_too_short(ensemble):
     tokenizer = toy_tokenizers.byte_level()
     short = UniteEnsemble([toy_model("llama", tokenizer, context=8)], [tokenizer])

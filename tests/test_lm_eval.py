@@ -161,9 +161,9 @@ def test_loglikelihood(model, ensemble):
     encode = ensemble.alignment.encode_continuation
     requests = [request("A", " the"), request("James met ", "Jam"), request("", "The")]
     got = model.loglikelihood(requests)
-    first, second = score_continuations(
-        ensemble, [("A", encode(0, b" the")), ("James met", encode(0, b" Jam"))], batch_size=1, likelihood="full"
-    )
+    pairs = [("A", encode(0, b" the")), ("James met", encode(0, b" Jam"))]
+    scored = score_continuations(ensemble, pairs, batch_size=1, likelihood="full")
+    first, second = sorted(scored, key=lambda own: own.index)
     assert got[0] == (pytest.approx(first.log_prob, abs=1e-4), first.is_greedy)
     assert got[1] == (pytest.approx(second.log_prob, abs=1e-4), second.is_greedy)
     # Llama's BOS, Mistral's BOS: the same as an empty prompt through each tokenizer.

@@ -197,7 +197,7 @@ class Engine:
             check_constrains(method, options.structure)
         if targets is not None and not targets:
             raise ValueError("targets must hold at least one id, got none")
-        encoded = self._encoded(prompt)
+        encoded = self.encoded(prompt)
         if (given := len(encoded.ids)) != len(self.members):
             raise ValueError(f"prompt must hold one list of ids per member, {len(self.members)}, got {given}")
         constraint = None
@@ -230,7 +230,8 @@ class Engine:
         self._link.submitted(request, seed)
         return request
 
-    def _encoded(self, prompt: Prompt | Sequence[Sequence[int]] | EncodedPrompt) -> EncodedPrompt:
+    def encoded(self, prompt: Prompt | Sequence[Sequence[int]] | EncodedPrompt) -> EncodedPrompt:
+        """A prompt as `submit` takes it, in every member's ids."""
         if isinstance(prompt, EncodedPrompt):
             return prompt
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], list):

@@ -94,9 +94,23 @@ def score_continuations(
     longest = max((len(ids) for _, ids in requests), default=1)
     engine = ensemble.new_engine(plan, max_requests=batch_size or max(1, len(requests)))
     wanted = GenerationOptions(max_new_tokens=longest + 1)
-    for i, (prompt, ids) in enumerate(requests):
-        engine.submit(prompt, plan.token_method, wanted, index=i, targets=list(ids), full=likelihood == "full")
+    encoded = [engine.encoded(prompt) for prompt, _ in requests]
+    for i in _longest_first([(prompt.ids[primary], len(ids)) for prompt, (_, ids) in zip(encoded, requests)]):
+        targets = list(requests[i][1])
+        engine.submit(encoded[i], plan.token_method, wanted, index=i, targets=targets, full=likelihood == "full")
     return (_found(request) for request in engine.run(progress=progress))
+
+
+def _longest_first(texts: Sequence[tuple[Sequence[int], int]]) -> list[int]:
+    """An order in which texts of alike lengths run side by side, and those with one prompt share it.
+
+    Every text is its prompt's ids and how many follow. Rows of a pass are filled up to its longest.
+    """
+    together: dict[tuple[int, ...], list[int]] = {}
+    for n, (prompt, _) in enumerate(texts):
+        together.setdefault(tuple(prompt), []).append(n)
+    groups = sorted(together.items(), key=lambda group: -len(group[0]) - max(texts[n][1] for n in group[1]))
+    return [n for _, group in groups for n in group]
 
 
 def default_likelihood(ensemble: UniteEnsemble) -> str:

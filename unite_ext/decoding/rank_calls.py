@@ -175,7 +175,8 @@ class Ranks:
         if self.follows:
             return NO_LINK
         number = next(self.numbers)
-        weakref.finalize(engine, self.ended.append, number)
+        if self.group.led:  # elsewhere each process lets go of its own, when it does
+            weakref.finalize(engine, self.ended.append, number)
         tell(self.group, OPEN, number, {**settings, "alone": self.alone})
         return RankLink(self.group, number, self.ended)
 

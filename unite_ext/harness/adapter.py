@@ -151,10 +151,9 @@ class UniteLM(LM):
                 raise ValueError(f"a continuation must not be empty, got one after {context[-40:]!r}")
             encoded = self._encoded(prompt) if prompt else self._empty_prompt()
             pairs.append((encoded, self._targets(encoded, continuation.encode())))
-        order = sorted(range(len(pairs)), key=lambda i: -len(requests[i].args[0]))
         results: list[Any] = [None] * len(pairs)
-        for found in self._score([pairs[i] for i in order]):
-            i = order[found.index]
+        for found in self._score(pairs):
+            i = found.index
             results[i] = (found.log_prob, found.is_greedy)
             self.cache_hook.add_partial("loglikelihood", requests[i].args, results[i])
         return results
