@@ -83,9 +83,8 @@ def test_ids_become_a_branch_and_a_branch_becomes_ids():
     tree.give(2, [9], [4])
     assert tree.take(2, [3, 4, 5, 7]) == [2, 3, 5]
     assert sorted(tree.columns()) == [4, 6]
-    tree.cut(2)
-    assert tree.columns() == [4]
-    assert tree
+    assert tree.has_after(4)
+    assert not tree.has_after(5)
 
 
 def test_masks_by_hand():
@@ -214,6 +213,26 @@ def test_held_branches_are_not_fed_again(models, kind):
     assert fed == [[[20]], [[21]], [[22]], [[23]], [[10]], [[30]], [[11, 31]]]
     for got, path in found:
         assert_close(got, alone(model, path))
+
+
+def test_rows_that_are_not_asked_keep_their_branches(models):
+    """They feed their last id again, whatever follows it."""
+    model = models["llama"]
+    cache = TreeCache(model, 2, reuse="holes")
+    cache.edit(0, 0, [1, 2, 3])
+    cache.edit(1, 0, [4, 5])
+    cache.next_logits()
+    cache.place_logits([(0, 0, [6, 7]), (1, 0, [8])])
+    held = [(0, 0, [6, 7])]
+    cache.place_logits([(1, 0, [8, 9])], held)
+    again, other = cache.place_logits([(0, 0, []), (1, 0, [8, 9, 1])], held)
+    with fed_ids(model) as fed:
+        [got] = cache.place_logits([(0, 0, [6, 7, 10])])
+    assert [row[-1] for row in fed[0]] == [10, 5]
+    assert len(fed[0][0]) == 1
+    assert_close(got, alone(model, [1, 2, 3, 6, 7, 10]))
+    assert_close(again, alone(model, [1, 2, 3]))
+    assert_close(other, alone(model, [4, 5, 8, 9, 1]))
 
 
 def test_only_held_branches_stay(models):

@@ -162,9 +162,9 @@ class RowTree:
             parent.children[token] = node
             parent = node
 
-    def cut(self, depth: int) -> None:
-        """Let go of what branches off after more than `depth` of the row's ids."""
-        self._roots = {own: root for own, root in self._roots.items() if own <= depth}
+    def has_after(self, depth: int) -> bool:
+        """Whether anything branches off after more than `depth` of the row's ids."""
+        return any(own > depth for own in self._roots)
 
     def move(self, to: dict[int, int]) -> None:
         """Note that the cache's columns have moved."""

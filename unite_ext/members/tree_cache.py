@@ -96,14 +96,14 @@ class TreeCache(RaggedCache):
         """
         self._passes += 1
         for r, drop, append in places:
-            if not drop and not append:  # the last id has to be fed again if it is cached: others go on from there
-                self._release(r, min(len(self.columns[r]), len(self.ids[r]) - 1))
+            if not drop and not append:
+                self._release_last(r)
         ends = [self.trees[r].add(*self._path(r, drop, append), self._passes) for r, drop, append in places]
         for r, drop, append in held:
             self.trees[r].keep(*self._path(r, drop, append), self._passes)
         for r, tree in enumerate(self.trees):
             if not tree.fresh:
-                self._release(r, min(len(self.columns[r]), len(self.ids[r]) - 1))
+                self._release_last(r)
                 tree.add(*self._path(r, 0, ()), self._passes)
             tree.prune(self._passes)
         return ends
@@ -115,10 +115,11 @@ class TreeCache(RaggedCache):
         depth = min(len(self.columns[r]), kept if append else kept - 1)
         return depth, [*ids[depth:kept], *append]
 
-    def _release(self, r: int, count: int) -> None:
-        """Let go of a row's columns after the first `count`, and of what branches off behind."""
-        self.keep(r, count)
-        self.trees[r].cut(count)
+    def _release_last(self, r: int) -> None:
+        """Let go of a row's last id, which is fed again, unless something that is cached follows it."""
+        last = len(self.ids[r]) - 1
+        if last < len(self.columns[r]) and not self.trees[r].has_after(last):
+            self.keep(r, last)
 
     def _make_chains(self, feed: int) -> bool:
         """Whether all rows feed one path of the same length at their end, which needs no mask of its own.
