@@ -223,9 +223,9 @@ def test_rows_that_are_not_asked_keep_their_branches(models):
     cache.edit(1, 0, [4, 5])
     cache.next_logits()
     cache.place_logits([(0, 0, [6, 7]), (1, 0, [8])])
-    held = [(0, 0, [6, 7])]
-    cache.place_logits([(1, 0, [8, 9])], held)
-    again, other = cache.place_logits([(0, 0, []), (1, 0, [8, 9, 1])], held)
+    cache.place_logits([(1, 0, [8, 9])])
+    cache.place_logits([(1, 0, [8, 9, 2])], held=[(1, 0, [8, 9])])
+    again, other = cache.place_logits([(0, 0, []), (1, 0, [8, 9, 1])], held=[(0, 0, [6, 7])])
     with fed_ids(model) as fed:
         [got] = cache.place_logits([(0, 0, [6, 7, 10])])
     assert [row[-1] for row in fed[0]] == [10, 5]

@@ -90,9 +90,9 @@ class TreeCache(RaggedCache):
         super().edit(row, drop, append)
 
     def _grow(self, places: Sequence[Place], held: Sequence[Place]) -> list[Node]:
-        """Let every row's tree grow by the places; returns the last node of each. Branches without a place go.
+        """Let every row's tree grow by its places; returns the last node of each. Its branches without a place go.
 
-        A row without a place feeds its last ids.
+        A row without any place keeps all its branches, and feeds its last ids.
         """
         self._passes += 1
         for r, drop, append in places:
@@ -102,10 +102,11 @@ class TreeCache(RaggedCache):
         for r, drop, append in held:
             self.trees[r].keep(*self._path(r, drop, append), self._passes)
         for r, tree in enumerate(self.trees):
-            if not tree.fresh:
+            if tree.fresh:
+                tree.prune(self._passes)
+            else:
                 self._release_last(r)
                 tree.add(*self._path(r, 0, ()), self._passes)
-            tree.prune(self._passes)
         return ends
 
     def _path(self, r: int, drop: int, append: Sequence[int]) -> tuple[int, list[int]]:
