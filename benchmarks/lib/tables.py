@@ -168,6 +168,26 @@ def scoring() -> str:
     return markdown(["", *ways], table, note)
 
 
+def ranks() -> str:
+    """A step of two members: in one process, on two ranks, and with whole vocabularies exchanged."""
+    rows = [*newest("ranks_cpu"), *(r for r in newest("hosts_cpu") if r["network"] != "none")]
+    found = {(r["network"], r["call"], r["batch"]): r for r in rows}
+
+    def cell(r: dict[str, str]) -> str:
+        return f"{duration(float(r['p10_us']))}, {duration(float(r['p50_us']))}, {duration(float(r['p90_us']))}"
+
+    table = [
+        [
+            call if call == "one process" else f"{call}, {network}",
+            *(cell(found[network, call, batch]) for batch in ("1", "32")),
+            *(f"{int(found[network, call, batch]['sent_bytes']):,}" for batch in ("1", "32")),
+        ]
+        for network, call in dict.fromkeys((r["network"], r["call"]) for r in rows)
+    ]
+    header = ["", "B = 1: p10, p50, p90", "B = 32: p10, p50, p90", "bytes sent, B = 1", "B = 32"]
+    return markdown(header, table, f"A step, and what each rank sends in it. {records.measured_on(rows)}.")
+
+
 def trace_page() -> str:
     """The page of a long trace."""
     rows = newest("trace_page")
@@ -260,6 +280,7 @@ TABLES: dict[str, Callable[[], str]] = {
         engine_prompt,
         speculation,
         scoring,
+        ranks,
         trace_page,
         serve_cpu,
         bits_per_byte,
