@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from rank_cases import CASES, LED, OF_THREE, load, run_all, run_rank, save_members
 from rank_processes import Ranks
 from typer.testing import CliRunner
 
 from unite_ext import UniteEnsemble
 from unite_ext.cli import app
+from unite_ext.decoding.evaluation import MemberOutOfMemory
+from unite_ext.decoding.ranks import RankExchange
 
 RANKS = ((2, 2), (3, 3), (2, 3))  # processes, members
 
@@ -151,3 +155,17 @@ def test_more_processes_than_members_are_refused(folders, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="ranks must be at most one per member, 2, got 3 processes"):
         UniteEnsemble.from_pretrained([str(folder) for folder in folders[:2]], ranks="auto")
+
+
+def test_of_two_members_that_lack_memory_the_first_is_named():
+    """Both of this process: its number travels, and its error is the cause."""
+    group = SimpleNamespace(rank=0, size=1, gather=lambda sent: sent[None])
+    exchange = RankExchange(group, [0, 0])
+    first, second = torch.OutOfMemoryError("first"), torch.OutOfMemoryError("second")
+    exchange.lacks(1, first)
+    exchange.lacks(0, second)
+    with pytest.raises(MemberOutOfMemory) as lacking:
+        exchange.agreed([True])
+    assert lacking.value.member == 1
+    assert lacking.value.__cause__ is first
+    assert exchange.agreed([True, False]) == [True, False]
