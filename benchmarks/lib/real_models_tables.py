@@ -35,10 +35,10 @@ def bits_per_byte() -> str:
     return markdown(["texts: members", "each alone", "byte by byte", "`exact`", "`repeat`", "`drop`"], table, note)
 
 
-def code_prompts() -> str:
+def code_prompts(half: str = "first") -> str:
     """Code that real models write, alone and by the rules of a step; where either member led, both figures."""
     measured = records.read_rows(RESULTS / "code_prompts.csv")
-    rows = [r for r in {(r["half"], r["members"], r["rule"]): r for r in measured}.values() if r["half"] == "first"]
+    rows = [r for r in {(r["half"], r["members"], r["rule"]): r for r in measured}.values() if r["half"] == half]
     groups: dict[tuple[frozenset[str], str], list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault((frozenset(row["members"].split("+")), row["rule"]), []).append(row)
@@ -53,6 +53,11 @@ def code_prompts() -> str:
     some, commits = rows[0], " and ".join(dict.fromkeys(r["commit"] for r in rows))
     note = f"Of {some['prompts']} prompts; two figures: either member leading. {some['dtype']}, commits {commits}."
     return markdown(["members, rule", "compile", "indented by fours", "lines", "blank lines"], table, note)
+
+
+def code_prompts_second() -> str:
+    """The same for the prompts that were kept until the defaults had been decided."""
+    return code_prompts("second")
 
 
 def real_models_eval() -> str:

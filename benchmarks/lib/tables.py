@@ -18,7 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, to
 
 from lib import records
 from lib.markdown import RESULTS, markdown, measured_on, newest
-from lib.real_models_tables import bits_per_byte, code_prompts, real_models_eval, skill_gap, tokens_per_step
+from lib.real_models_tables import (
+    bits_per_byte,
+    code_prompts,
+    code_prompts_second,
+    real_models_eval,
+    skill_gap,
+    tokens_per_step,
+)
 from lib.records import Rows, duration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -285,6 +292,7 @@ TABLES: dict[str, Callable[[], str]] = {
         serve_cpu,
         bits_per_byte,
         code_prompts,
+        code_prompts_second,
         real_models_eval,
         tokens_per_step,
         skill_gap,
