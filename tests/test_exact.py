@@ -43,18 +43,22 @@ def three():
     return UniteEnsemble(models, [load() for _, load in loaders], boundaries="exact")
 
 
-def plain_members(ens: UniteEnsemble, prompt: str) -> list[reference_exact.ExactMember]:
-    """The ensemble's members as the reference wants them: every path is run anew."""
+def plain_members(ens: UniteEnsemble, prompt: str, allowed=None) -> list[reference_exact.ExactMember]:
+    """The ensemble's members as the reference wants them: every path is run anew.
+
+    `allowed` says of a vocabulary and a path which ids may follow, bool [V]; all that are eligible by default.
+    """
     found = []
     for member, vocabulary in zip(ens.members, ens.alignment.vocabularies):
         prompt_ids = member.encode_prompt(prompt)
         eligible = torch.from_numpy(vocabulary.eligible)
 
         @cache
-        def next_probs(path, member=member, prompt_ids=prompt_ids, eligible=eligible):
+        def next_probs(path, member=member, prompt_ids=prompt_ids, eligible=eligible, vocabulary=vocabulary):
+            own = eligible if allowed is None else eligible & allowed(vocabulary, path)
             with torch.no_grad():
                 logits = member.model(input_ids=torch.tensor([[*prompt_ids, *path]]), use_cache=False).logits[0, -1]
-            return logits[: len(eligible)].double().masked_fill(~eligible, -torch.inf).softmax(dim=0).tolist()
+            return logits[: len(own)].double().masked_fill(~own, -torch.inf).softmax(dim=0).tolist()
 
         found.append(
             reference_exact.ExactMember(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 
 import pytest
 import start_cases
 import torch
 import toy_tokenizers
-from test_exact import LOADERS, NOTHING_LEFT_OUT, PROMPTS
+from test_exact import LOADERS, NOTHING_LEFT_OUT, PROMPTS, plain_members
 from test_structured import GRAMMAR, PROMPT, is_beginning, oracle
 from toy_models import toy_model
 
 from unite_ext import UniteEnsemble, reference_exact
 from unite_ext.structured.compiled import Structure
 from unite_ext.structured.text_masks import TextMasks
+from unite_ext.vocab.vocabulary import Vocabulary
 
 xgrammar = pytest.importorskip("xgrammar")
 
@@ -30,33 +30,17 @@ def three():
     return UniteEnsemble(models, [load() for _, load in loaders], boundaries="exact")
 
 
-def constrained_members(ens: UniteEnsemble, prompt: str, kind: str, source: str) -> list[reference_exact.ExactMember]:
-    """The members as the reference wants them: every path is run anew, and a matcher of bytes says what may follow."""
-    found = []
-    for member, vocabulary in zip(ens.members, ens.alignment.vocabularies):
-        prompt_ids = member.encode_prompt(prompt)
-
-        @cache
-        def next_probs(path, member=member, prompt_ids=prompt_ids, vocabulary=vocabulary):
-            text = b"".join(vocabulary.token_bytes[i] for i in path)
-            matcher = oracle(kind, source, text)
-            allowed = torch.zeros(vocabulary.size, dtype=torch.bool)
-            for i, data in enumerate(vocabulary.token_bytes):
-                if i in vocabulary.eos_token_ids:
-                    allowed[i] = matcher.is_completed()
-                elif vocabulary.eligible[i] and data and is_beginning(text + data) and matcher.accept_string(data):
-                    matcher.rollback(1)
-                    allowed[i] = True
-            with torch.no_grad():
-                logits = member.model(input_ids=torch.tensor([[*prompt_ids, *path]]), use_cache=False).logits[0, -1]
-            return logits[: vocabulary.size].double().masked_fill(~allowed, -torch.inf).softmax(dim=0).tolist()
-
-        found.append(
-            reference_exact.ExactMember(
-                vocabulary.token_bytes, vocabulary.eos_token_ids, next_probs, vocabulary.representatives()
-            )
-        )
-    return found
+def may_follow(vocabulary: Vocabulary, kind: str, source: str, text: bytes) -> torch.Tensor:
+    """Which ids a matcher of bytes allows after a text, bool [V]."""
+    matcher = oracle(kind, source, text)
+    allowed = torch.zeros(vocabulary.size, dtype=torch.bool)
+    for i, data in enumerate(vocabulary.token_bytes):
+        if i in vocabulary.eos_token_ids:
+            allowed[i] = matcher.is_completed()
+        elif data and is_beginning(text + data) and matcher.accept_string(data):
+            matcher.rollback(1)
+            allowed[i] = True
+    return allowed
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[:2])
@@ -68,7 +52,11 @@ def test_every_byte_has_the_probability_of_the_plain_rule(three, kind, source, p
     engine.runner.exact.limits = NOTHING_LEFT_OUT
     engine.submit(prompt, plan.token_method, plan.generation, keeps_records=True)
     [request] = engine.run()
-    members, data, at = constrained_members(three, prompt, kind, source), bytes(request.text), 0
+
+    def allowed(vocabulary, path):
+        return may_follow(vocabulary, kind, source, b"".join(vocabulary.token_bytes[i] for i in path))
+
+    members, data, at = plain_members(three, prompt, allowed), bytes(request.text), 0
     assert request.finish_reason == "eos"
     assert oracle(kind, source, data).is_completed()
     while at < len(data):
@@ -84,11 +72,11 @@ def test_every_byte_has_the_probability_of_the_plain_rule(three, kind, source, p
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 3.0, "seed": 5}], ids=["greedy", "drawn"])
 def test_expressions_match_the_whole_text(three, pattern, options):
-    options |= {"regex": pattern, "max_new_tokens": 40}
+    options = {**options, "regex": pattern, "max_new_tokens": 40}
     together = three.generate(PROMPTS, **options)
     assert all(re.fullmatch(pattern, text) for text in together)
     assert together == [
-        three.generate_each([prompt], indices=[n], **options).__next__().decoded() for n, prompt in enumerate(PROMPTS)
+        next(three.generate_each([prompt], indices=[n], **options)).decoded() for n, prompt in enumerate(PROMPTS)
     ]
     assert "".join(three.stream(PROMPTS[0], **options)) == together[0]
 
@@ -108,13 +96,8 @@ def test_masks_of_any_beginning_are_those_of_its_bytes(three):
         for m, vocabulary in enumerate(three.alignment.vocabularies):
             mask = torch.zeros(masks.words(m), dtype=torch.int32)
             masks.fill(m, place, mask.numpy())
-            matcher = oracle(structure.kind, structure.source, text)
-            for i, data in enumerate(vocabulary.token_bytes):
-                expected = matcher.is_completed() if i in vocabulary.eos_token_ids else False
-                if data and is_beginning(text + data) and matcher.accept_string(data):
-                    matcher.rollback(1)
-                    expected = True
-                assert bool(mask[i >> 5] >> (i & 31) & 1) == expected
+            bits = [bool(mask[i >> 5] >> (i & 31) & 1) for i in range(vocabulary.size)]
+            assert bits == may_follow(vocabulary, structure.kind, structure.source, text).tolist()
     masks.places = ["é1x".encode()]
     with pytest.raises(ValueError, match="the text must follow its structure"):
         masks.fill(0, 0, torch.zeros(masks.words(0), dtype=torch.int32).numpy())

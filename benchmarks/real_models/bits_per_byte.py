@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
 import sys
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to find lib
 
 from lib.measure import RESULTS, append_csv, machine
-from lib.real_models import ensembles, load, orders
+from lib.real_models import ensembles, interval, load, orders
 
 from unite_ext import Member, UniteEnsemble
 from unite_ext.decoding.covers import WalkLimits
@@ -104,17 +103,6 @@ def averaged(alone: list[Measured]) -> Measured:
         for texts in zip(*(own.byte_log_probs for own in alone))
     ]
     return Measured([-math.fsum(own) / math.log(2) for own in by_byte], sum(map(len, by_byte)), by_byte)
-
-
-def interval(bits: list[float], sizes: list[int]) -> tuple[float, float]:
-    """95 % of the bits per byte of texts drawn with replacement."""
-    draw = random.Random(0)
-    found = []
-    for _ in range(2000):
-        chosen = [draw.randrange(len(bits)) for _ in bits]
-        found.append(sum(bits[i] for i in chosen) / sum(sizes[i] for i in chosen))
-    found.sort()
-    return found[49], found[1949]
 
 
 def main() -> None:

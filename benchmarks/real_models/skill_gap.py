@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to find lib
 
 import torch
 from lib.measure import RESULTS, append_csv, machine
-from lib.real_models import FOLDERS
+from lib.real_models import FOLDERS, interval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unite_ext import Member, UniteEnsemble
@@ -76,17 +75,6 @@ def score(members: list[Member], problems: list[tuple[str, list[str], int]]) -> 
         [pair[right] > pair[1 - right] for pair, (_, _, right) in zip(pairs, problems)],
         [-pair[right] / math.log(2) for pair, (_, _, right) in zip(pairs, problems)],
     )
-
-
-def interval(differences: list[float], sizes: list[int]) -> tuple[float, float]:
-    """95 % of the mean difference per unit of size, for problems drawn with replacement."""
-    draw = random.Random(0)
-    found = []
-    for _ in range(2000):
-        chosen = [draw.randrange(len(sizes)) for _ in sizes]
-        found.append(sum(differences[i] for i in chosen) / sum(sizes[i] for i in chosen))
-    found.sort()
-    return found[49], found[1949]
 
 
 def main() -> None:

@@ -68,8 +68,8 @@ class TreeCache(RaggedCache):
 
     def held(self, row: int) -> list[int]:
         """See `RaggedCache.held`."""
-        tree = self.trees[row]
-        return sorted(self.columns[row] + tree.columns()) if tree else self.columns[row]
+        branches = self.trees[row].columns()
+        return sorted(self.columns[row] + branches) if branches else self.columns[row]
 
     def renumber(self, row: int, first: int) -> None:
         """See `RaggedCache.renumber`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _LEAD = b"\xed"  # of the characters from U+D000, and of the halves of surrogate pairs
 
 
-class Masks:
+class Masks(ABC):
     """The members' matchers under a structure; a subclass knows at which text they stand.
 
     Parameters
@@ -64,9 +65,9 @@ class Masks:
         for i in self._silent[member] if at_start else ():
             mask[i >> 5] |= bit(i)
 
+    @abstractmethod
     def go_to(self, walker: Walker, place: int) -> bytes:
         """Bring a walker to a place; returns the last byte before it."""
-        raise NotImplementedError
 
 
 class Walker:
@@ -113,4 +114,5 @@ class Walker:
 
 
 def bit(i: int) -> np.int32:
+    """An id's bit in its word of a mask."""
     return np.uint32(1 << (i & 31)).astype(np.int32)

@@ -10,15 +10,7 @@ from .masks import Masks, Walker
 
 
 class TextMasks(Masks):
-    """The masks of one request at beginnings of its text, and of what may follow it.
-
-    Parameters
-    ----------
-    structure : Structure
-    vocabularies : sequence of Vocabulary
-        One per member.
-    starts : sequence of bool
-        As `Masks`.
+    """The masks of one request at beginnings of its text, and of what may follow it. Made as `Masks`.
 
     Attributes
     ----------
@@ -34,9 +26,9 @@ class TextMasks(Masks):
     def go_to(self, walker: Walker, place: int) -> bytes:
         """See `Masks.go_to`."""
         text, own = self.places[place], self._texts[walker]
-        same = 0
-        while same < min(len(own), len(text)) and own[same] == text[same]:
-            same += 1
+        same = min(len(own), len(text))
+        while own[:same] != text[:same]:  # texts differ at their ends
+            same -= 1
         walker.go_back(same)
         del own[same:]
         for at in range(same, len(text)):  # a byte is a piece, so that it can be gone back to
