@@ -87,6 +87,17 @@ def test_ids_become_a_branch_and_a_branch_becomes_ids():
     assert not tree.has_after(5)
 
 
+def test_what_follows_an_id_that_was_fed_again_stays():
+    """The row's own id 3 in column 2, and once more in column 5 with a 4 behind it, become one branch."""
+    tree = RowTree()
+    for column, ids in ((5, [3]), (6, [3, 4])):
+        tree.add(2, ids, 1).column = column
+    tree.fed()
+    tree.give(2, [3], [2])
+    assert sorted(tree.columns()) == [2, 6]
+    assert tree.take(2, [3, 4]) == [2, 6]
+
+
 def test_masks_by_hand():
     """Two cached ids with a hole between them, then a fork; the other row only fills up, and has a cached branch."""
     fork, other = RowTree(), RowTree()
@@ -191,7 +202,8 @@ def test_held_branches_are_not_fed_again(models, kind):
     ids = [1, 2, 3, 4]
     cache.edit(0, 0, ids)
     one, other = [5, 6], [7, 8, 9]
-    cache.place_logits([(0, 0, one), (0, 0, other)])
+    cache.place_logits([(0, 0, one), (0, 0, other), (0, 0, [40, 41, 42])])
+    cache.place_logits([(0, 0, [43])], held=[(0, 0, one), (0, 0, other)])  # 40 to 42 leave holes
     found = []
     with fed_ids(model) as fed:
         for step in range(4):
