@@ -12,6 +12,7 @@ from test_kv_cache import alone
 from toy_models import KINDS, toy_model
 
 from unite_ext.members import kv_cache, tree_cache
+from unite_ext.members.attention import GROUPED, use_grouped_attention
 from unite_ext.members.base import JoinedScores
 from unite_ext.members.cache_probe import probe_reuse, probe_trees
 from unite_ext.members.context import LogitScores, TransformersContext
@@ -311,9 +312,12 @@ def test_a_chain_needs_no_mask_of_its_own(models, monkeypatch):
         assert_close(got, alone(models["qwen2"], ids[r] + append))
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", GROUPED])
 def test_both_kinds_of_mask(implementation):
-    model = toy_model("mistral-window", toy_tokenizers.byte_level(), seed=5, attn_implementation=implementation)
+    original = "eager" if implementation == "eager" else "sdpa"
+    model = toy_model("mistral-window", toy_tokenizers.byte_level(), seed=5, attn_implementation=original)
+    if implementation == GROUPED:
+        use_grouped_attention(model)
     assert model.config._attn_implementation == implementation
     assert probe_trees(model, probe_reuse(model))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .attention import use_grouped_attention
 from .base import Variables
 from .cache_probe import embedding_rows, probe_reuse, probe_trees
 from .context import TransformersContext
@@ -70,6 +71,7 @@ class Member(TokenizedMember):
         self.eos_token_ids: list[int] = configured_eos(getattr(model, "generation_config", None))
         self.context_length: int | None = context_length(model.config)
         check_spelling(tokenizer, self.name)
+        use_grouped_attention(model)
         self.cache_reuse: str = probe_reuse(model, name=self.name)
 
     @classmethod

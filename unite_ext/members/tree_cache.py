@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .attention import TAKES_BOOL
 from .base import Place
 from .forward import uses_window
 from .kv_cache import RaggedCache, new_cache
@@ -200,7 +201,7 @@ class TreeCache(RaggedCache):
     def _as_model_mask(self, allowed: Tensor) -> Tensor:
         """[B, 1, Q, KV] on the model's device: bool for torch's attention, else 0 and the lowest number."""
         allowed = allowed.to(self.model.device, non_blocking=True)
-        if getattr(self.model.config, "_attn_implementation", "") == "sdpa":
+        if getattr(self.model.config, "_attn_implementation", "") in TAKES_BOOL:
             return allowed
         lowest = torch.finfo(self.model.dtype).min
         return torch.zeros(allowed.shape, dtype=self.model.dtype, device=allowed.device).masked_fill(~allowed, lowest)
