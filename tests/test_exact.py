@@ -210,7 +210,6 @@ def test_real_tokenizers():
     ("options", "message"),
     [
         ({"gate": 0.9}, "gate must be None"),
-        ({"speculate": 2}, "speculate must be False"),
         ({"method": "gac"}, "boundaries must be 'plain' with method 'gac'"),
         ({"boundaries": "bytes"}, "boundaries must be one of 'plain', 'exact', got 'bytes'"),
     ],

@@ -115,7 +115,8 @@ class GenerationOptions:
     """Draft some tokens, and ask all members about them in one pass each: the same text in fewer passes.
 
     True or "auto": what is measured to be fastest; a number: so many tokens by the primary; "ngram": what followed the
-    last tokens where they stood before; a member's name: by that one. False or None: no drafts.
+    last tokens where they stood before; a member's name: by that one. False or None: no drafts. With exact boundaries
+    texts that are drawn may be drafted as well, and "auto" is not to be had.
     """
 
     def __post_init__(self) -> None:
@@ -138,8 +139,6 @@ class GenerationOptions:
             check_integer("seed", self.seed, 0, 2**63 - 1)
         if self.speculate is not None and not isinstance(self.speculate, (bool, str)):
             check_integer("speculate", self.speculate, 1, MAX_DRAFT)
-        if self.speculate and self.do_sample:
-            raise ValueError("speculate must be False with do_sample: drafts are exact for greedy decoding only")
         if self.speculate and self.gate is not None:
             raise ValueError("speculate must be False with a gate, which leaves members out")
         if (schema_of := getattr(self.json_schema, "model_json_schema", None)) is not None:
@@ -181,15 +180,23 @@ MEMBER_FAILURES = ("stop", "drop")
 
 
 def check_boundaries(step: StepOptions, generation: GenerationOptions) -> None:
-    """Raise ValueError for what a generation cannot have with exact boundaries."""
+    """Raise ValueError for what a generation cannot have with its boundaries."""
     if step.boundaries == "plain":
+        if generation.speculate and generation.do_sample:
+            raise ValueError(
+                "speculate must be False with do_sample, where drafts change the draws of plain steps (those of "
+                "boundaries='exact' they do not)"
+            )
         return
+    if generation.speculate is True or generation.speculate == "auto":
+        raise ValueError(
+            "speculate must be a number, 'ngram' or a member with boundaries='exact', which does not measure what "
+            f"pays, got {generation.speculate!r}"
+        )
     if step.combine != "mean":
         raise ValueError(f"combine must be 'mean' with boundaries='exact', got {step.combine!r}")
     if generation.gate is not None:
         raise ValueError("gate must be None with boundaries='exact', where all members vote on every byte")
-    if generation.speculate:
-        raise ValueError("speculate must be False with boundaries='exact', which has no drafts")
 
 
 STEP_FIELDS = tuple(field.name for field in fields(StepOptions))

@@ -145,6 +145,16 @@ class MemberCovers:
         least = self.limits.held_share
         return [cover.path for cover in [*self.known, *self.waiting] if self.likely_share(cover) >= least]
 
+    def said(self, path: Path) -> tuple[NDArray[np.float64], float] | None:
+        """What the member says after a path, all of it; None where that is not at hand."""
+        if path in self.rows:
+            return self.rows[path]
+        whole = len(self.order) + 1
+        for cover in self.known:
+            if cover.path is path and cover.depth == 0 and cover.sums is not None and len(cover.sums) == whole:
+                return cover.sums, cover.eos
+        return None
+
     def restart(self, path: Path) -> None:
         """Forget all covers but this path, for a text that the member cannot have written."""
         self.known, self.waiting = [], [Cover(path, 1.0)]
@@ -273,8 +283,12 @@ class ExactState:
     """The symbols of the targets, which are taken whatever the members say."""
     masks: TextMasks | None = None
     """What a grammar allows along the text."""
-    foreseen: bytes = b""
-    """What may follow a text without targets: members are asked about places along it ahead of time."""
+    sure: bytes = b""
+    """What the members that are inside a token will say next."""
+    draft: bytes = b""
+    """What has been drafted and not yet come to pass."""
+    draft_sure: int = 0
+    """How much of its beginning was sure already."""
     min_share: float = 0.0
     """`WalkLimits.min_share`, or less while an unlikely target is looked at."""
     log_probs: list[float] = field(default_factory=list)
@@ -289,6 +303,16 @@ class ExactState:
         """The next symbols of the targets."""
         at = len(self.log_probs)
         return (self.forced or [])[at : at + count]
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether the draft says more than is sure, and nothing else."""
+        return len(self.draft) > len(self.sure) and self.draft.startswith(self.sure)
+
+    @property
+    def foreseen(self) -> bytes:
+        """What may follow a text without targets: members are asked about places along it ahead of time."""
+        return self.draft if self.has_draft else self.sure
 
     def expected_bytes(self, count: int) -> bytes:
         """What is expected to follow the text: targets up to an end of the text, or what has been foreseen."""

@@ -93,7 +93,7 @@ class Drafter:
         """What followed the text's last ids before, in the prompt or the text."""
         if request.ngrams is None:
             request.ngrams = Ngrams(request.prompt_ids[self._primary])
-        request.ngrams.extend(request.ids[len(request.ngrams.ids) - len(request.prompt_ids[self._primary]) :])
+        request.ngrams.extend(request.ids[request.ngrams.grown :])
         return request.ngrams.following(length)
 
     def _by_primary(self, requests: Sequence[Request], lengths: Sequence[int]) -> Drafts:

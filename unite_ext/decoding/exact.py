@@ -27,6 +27,7 @@ from ..vocab.text_sync import TextSync
 from ..vocab.vocabulary import SPACE
 from .covers import Cover, ExactState, MemberCovers, WalkLimits
 from .evaluation import Evaluator
+from .exact_drafts import ExactDrafter, follow
 from .lookahead import Lookahead
 from .request import ByteRecord, Request, TargetScore
 from .start_state import pieces_along
@@ -61,6 +62,7 @@ class ExactRunner:
         self.alignment = alignment
         self.primary = primary
         self.lookahead = Lookahead(evaluator, contexts, alignment, max_places)
+        self.drafter = ExactDrafter(evaluator, self.lookahead, alignment, primary, self._ask)
         self.limits = WalkLimits()
 
     def start(self, request: Request, weights: Sequence[float]) -> ExactState:
@@ -84,6 +86,7 @@ class ExactRunner:
         """Walk on with every request; those that end or fail say so."""
         for request in requests:
             _state(request).min_share = self.limits.min_share
+        self.drafter.draft(requests)
         asked = list(requests)
         while asked:
             for m in range(len(self.contexts)):
@@ -179,7 +182,8 @@ class ExactRunner:
         if request.keeps_records:
             request.byte_records += [_record(symbol, candidates) for symbol, *_, candidates in steps[:taken]]
         if not request.finish_reason and forced is None:
-            state.foreseen = self._foresee(request)
+            follow(request, piece)
+            state.sure = self._foresee(request)
         return True
 
     def _foresee(self, request: Request) -> bytes:

@@ -8,7 +8,7 @@ Nothing depends on the guess but how many passes there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,12 +72,13 @@ class Lookahead:
         for request in asked:
             own = wanted[request.key]
             text, paths = self._ahead(m, request, max(0, room // 2 - len(own)))
-            if _state(request).forced is not None and paths:
+            if paths and (_state(request).forced is not None or _state(request).has_draft):
                 fans.append((request, _Fan(text, paths)))
             own += [path for path in paths if path not in own and path not in _covers(request, m).rows]
         self._run(m, asked, [wanted[request.key] for request in asked])
         for request, fan in fans:
-            self._stand(m, request, fan.paths[-1])
+            if _state(request).forced is not None:
+                self._stand(m, request, fan.paths[-1])
         order = byte_order(self.alignment.vocabularies[m])
         for _ in range(_LEVELS):
             branching = [(request, fan.branches(_covers(request, m), order, room)) for request, fan in fans]
@@ -85,6 +86,28 @@ class Lookahead:
             if not branching:
                 return
             self._run(m, [request for request, _ in branching], [paths for _, paths in branching])
+
+    def tip(self, m: int, request: Request) -> Path | None:
+        """The path of member m along the text and what is foreseen; None where it cannot have written the text."""
+        covers, vocabulary = _covers(request, m), self.alignment.vocabularies[m]
+        start = covers.heaviest
+        if start is None:
+            return None
+        rest = covers.after(request.text, start.end) + _state(request).foreseen
+        return start.along(vocabulary.encode_continuation(rest), vocabulary.token_bytes)[-1] if rest else start
+
+    def said(self, m: int, paths: Mapping[Request, Path]) -> list[tuple[NDArray[np.float64], float]]:
+        """What member m says after one path of every request, see `MemberCovers.rows`; it is asked where it must be.
+
+        Raises
+        ------
+        MemberOutOfMemory
+        """
+        lacking = [request for request, path in paths.items() if _covers(request, m).said(path) is None]
+        if lacking:
+            self._run(m, lacking, [[paths[request]] for request in lacking])
+        found = [_covers(request, m).said(path) for request, path in paths.items()]
+        return [own for own in found if own is not None]
 
     def _run(self, m: int, requests: Sequence[Request], paths: Sequence[Sequence[Path]]) -> None:
         """One pass over several paths of every request. What else may count is kept by the member."""
@@ -100,7 +123,7 @@ class Lookahead:
             [
                 (request.key, *_covers(request, m).standing.change_to(path))
                 for request in requests
-                for path in _covers(request, m).likely_paths()
+                for path in self._staying(m, request)
             ]
         )
         logits = self.evaluator.place_scores(m, requests, places).logits
@@ -110,6 +133,13 @@ class Lookahead:
         found = zip([row.copy() for row in sums], eos.tolist())  # each is let go of by itself
         for request, own in zip(requests, paths):
             _covers(request, m).rows |= {path: next(found) for path in own}
+
+    def _staying(self, m: int, request: Request) -> list[Path]:
+        """The paths that are likely to be gone on from after this pass."""
+        paths = _covers(request, m).likely_paths()
+        if _state(request).has_draft and (tip := self.tip(m, request)) is not None:
+            paths.append(tip)
+        return paths
 
     def _stand(self, m: int, request: Request, path: Path) -> None:
         """Leave a member's context at a path that has been run, so that nothing of it is run again."""

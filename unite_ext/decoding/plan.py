@@ -77,7 +77,6 @@ def make_plan(
         Constraint(
             generation.structure, alignment.vocabularies, step.primary
         )  # compiles it, and raises where it allows no text
-    check_boundaries(step, generation)
     if step.boundaries == "exact" and not (isinstance(made, TokenMethod) and made.walks):
         raise ValueError(f"boundaries must be 'plain' with method {made.name!r}, got 'exact'")
     return Plan(step, made, own, generation)
@@ -86,7 +85,8 @@ def make_plan(
 def check_members(
     members: Sequence[BaseMember], method: str | Method, step: StepOptions, generation: GenerationOptions
 ) -> None:
-    """Raise ValueError for what some member cannot give: nobody has been asked anything yet."""
+    """Raise ValueError for what cannot be had together, or of some member: nobody has been asked anything yet."""
+    check_boundaries(step, generation)
     cls = type(method) if isinstance(method, Method) else method_class(method)
     drops = issubclass(cls, TokenMethod) and cls.drops_members
     if generation.on_member_failure != "stop" and not drops:

@@ -117,11 +117,11 @@ class Request:
     scores: list[TargetScore] = field(default_factory=list)
     """Of the targets so far."""
     rounds: int = 0
-    """Of speculation: how often all members were asked."""
+    """Of speculation: how often all members were asked; with exact boundaries how often a draft was begun."""
     drafted: int = 0
-    """Drafted tokens."""
+    """Drafted tokens; bytes with exact boundaries."""
     accepted: int = 0
-    """Drafted tokens that were taken."""
+    """Of these, how many were taken."""
     acceptance: Acceptance = field(default_factory=dict)
     """Of this text."""
     ngrams: Ngrams | None = None
@@ -224,9 +224,9 @@ class GenerateOutput:
     gated_steps: list[int]
     """Of these, how many the gate decided."""
     rounds: list[int]
-    """With `speculate`, how often all members were asked, else 0."""
+    """With `speculate`, how often all members were asked, else 0; with exact boundaries how often a draft was begun."""
     drafted: list[int]
-    """Drafted tokens."""
+    """Drafted tokens; bytes with exact boundaries."""
     accepted: list[int]
     """Of these, how many were taken."""
     records: list[list[StepRecord]]

@@ -116,6 +116,9 @@ class Preparer:
             raise ApiError(400, f"max_tokens must be from 1 to {limit}, got {asked}", param="max_tokens")
         temperature = self._options.temperature if body.temperature is None else body.temperature
         samples = temperature > 0
+        speculate = self._options.speculate
+        if exact and (speculate is True or speculate == "auto"):
+            speculate = False
         return {
             "max_new_tokens": asked,
             "stop": body.stop,
@@ -123,7 +126,7 @@ class Preparer:
             "do_sample": samples,
             "temperature": temperature if samples else 1.0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
-            "speculate": False if samples or exact else self._options.speculate,
+            "speculate": False if samples and not exact else speculate,
             "json_schema": None if body.response_format is None else body.response_format.json_schema_asked,
             "regex": body.unite.regex,
             "grammar": body.unite.grammar,

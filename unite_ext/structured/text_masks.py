@@ -25,7 +25,18 @@ class TextMasks(Masks):
 
     def go_to(self, walker: Walker, place: int) -> bytes:
         """See `Masks.go_to`."""
-        text, own = self.places[place], self._texts[walker]
+        text = self.places[place]
+        if self._follow(walker, text) < len(text):
+            raise ValueError(f"the text must follow its structure, got {text!r}")
+        return text[-1:]
+
+    def allowed(self, text: bytes) -> int:
+        """How many of these bytes, which begin with the request's text, may be one."""
+        return self._follow(self.walkers[0], text)
+
+    def _follow(self, walker: Walker, text: bytes) -> int:
+        """Let a walker stand behind this text, or as far along it as is allowed; returns how far."""
+        own = self._texts[walker]
         same = min(len(own), len(text))
         while own[:same] != text[:same]:  # texts differ at their ends
             same -= 1
@@ -33,6 +44,6 @@ class TextMasks(Masks):
         del own[same:]
         for at in range(same, len(text)):  # a byte is a piece, so that it can be gone back to
             if not walker.append(text[at : at + 1]):
-                raise ValueError(f"the text must follow its structure, got {text!r}")
+                return at
             own.append(text[at])
-        return text[-1:]
+        return len(text)

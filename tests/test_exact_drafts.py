@@ -1,0 +1,145 @@
+"""Drafts with exact boundaries change how many passes a text takes, and never the text, drawn or not."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import start_cases
+import toy_tokenizers
+from test_exact import LOADERS, PROMPTS
+from test_lookahead import QUESTIONS, Passes
+from toy_models import toy_model
+
+from unite_ext import UniteEnsemble
+from unite_ext.decoding.exact_drafts import ExactDrafter
+from unite_ext.demo import COMPARABLE, load_member
+
+DRAFTERS = [1, 4, 16, "ngram"]
+AGAIN = "the cat sat on the mat and the cat sat on the mat and the "
+DRAWN = {"do_sample": True, "temperature": 0.7, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def three():
+    loaders = [*LOADERS, ("mistral-window", toy_tokenizers.sentencepiece)]
+    models = [toy_model(kind, load(), seed=i) for i, (kind, load) in enumerate(loaders)]
+    return UniteEnsemble(models, [load() for _, load in loaders], boundaries="exact")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return UniteEnsemble([load_member(name) for name in COMPARABLE], boundaries="exact")
+
+
+def assert_same(ens: UniteEnsemble, prompts: list[str], speculate, **options) -> tuple[int, int]:
+    """Texts, ids and ends are those without drafts; returns how many bytes were drafted and accepted."""
+    plain = ens.generate(prompts, return_dict=True, **options)
+    fast = ens.generate(prompts, return_dict=True, speculate=speculate, **options)
+    for name in ("texts", "token_ids", "finish_reasons", "num_steps", "byte_records"):
+        found, expected = getattr(fast, name), getattr(plain, name)
+        if name == "byte_records":
+            found, expected = ([[(r.symbols[r.winner]) for r in own] for own in rows] for rows in (found, expected))
+        assert found == expected, name
+    assert all(rounds > 0 for rounds in fast.rounds)
+    assert plain.rounds == [0] * len(prompts)
+    assert all(0 <= accepted <= drafted for accepted, drafted in zip(fast.accepted, fast.drafted))
+    return sum(fast.drafted), sum(fast.accepted)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("speculate", [*DRAFTERS, "mistral"])
+def test_real_drafts(demo, speculate, batch_size):
+    drafted, accepted = assert_same(demo, [*QUESTIONS, "5 + 9 ="], speculate, max_new_tokens=40, batch_size=batch_size)
+    if speculate in (1, 4):
+        assert accepted > 0.3 * drafted > 10
+
+
+@pytest.mark.parametrize("options", [{}, DRAWN, {"primary": 2, "weights": [0.2, 0.5, 0.3]}])
+@pytest.mark.parametrize("speculate", DRAFTERS)
+def test_members_that_hardly_agree(three, speculate, options):
+    drafted, _ = assert_same(three, [*PROMPTS, AGAIN], speculate, max_new_tokens=12, **options)
+    assert drafted > 0
+
+
+@pytest.mark.parametrize("options", [{"stop": "e"}, {"min_new_tokens": 9}, {"repetition_penalty": 1.3}, DRAWN])
+def test_options(demo, options):
+    assert_same(demo, QUESTIONS, 4, max_new_tokens=30, **options)
+    assert_same(demo, QUESTIONS, "ngram", max_new_tokens=30, **options)
+
+
+@pytest.mark.parametrize("speculate", [4, "ngram"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_limits(three, speculate, limit):
+    assert_same(three, [*PROMPTS, AGAIN], speculate, max_new_tokens=limit, min_new_tokens=limit)
+
+
+@pytest.mark.parametrize("speculate", [4, "ngram", "mistral"])
+@pytest.mark.parametrize("regex", [r"\d{1,3} (pens|apples)\.", r"(the cat ){1,2}sat"])
+def test_structures(demo, regex, speculate):
+    """What is drafted is allowed."""
+    assert_same(demo, [*QUESTIONS, AGAIN], speculate, max_new_tokens=60, regex=regex)
+    text = demo.generate(QUESTIONS[0], max_new_tokens=60, regex=regex, speculate=speculate)
+    assert re.fullmatch(regex, text)
+
+
+def test_repetitions_are_drafted(three):
+    """The prompt's own bytes come again: all are foreseen."""
+    prompt, text = AGAIN, "cat sat on the mat and the cat sat on"
+    plain = three.generate([prompt], max_new_tokens=40, regex=re.escape(text), return_dict=True)
+    fast = three.generate([prompt], max_new_tokens=40, regex=re.escape(text), speculate="ngram", return_dict=True)
+    assert fast.texts == plain.texts == [text]
+    assert fast.accepted[0] > 0.6 * len(text)
+
+
+@pytest.mark.parametrize("speculate", [3, 1, "ngram"])
+def test_the_start_state(speculate):
+    ens = start_cases.ensemble(("sentencepiece", "spaced"), ("byte_level", "direct"), boundaries="exact")
+    assert_same(ens, [start_cases.HI, "Once"], speculate, max_new_tokens=8)
+    assert_same(ens, [start_cases.HI], speculate, max_new_tokens=8, regex="(quick |42)+")
+
+
+@pytest.mark.parametrize("speculate", [4, 16])
+def test_a_full_context_ends_the_text(speculate):
+    tokenizers = [toy_tokenizers.byte_level(), toy_tokenizers.byte_level_digits()]
+    models = [toy_model("llama", tokenizers[0], context=24), toy_model("qwen2", tokenizers[1], seed=1, context=200)]
+    ens = UniteEnsemble(models, tokenizers, boundaries="exact")
+    for primary in (0, 1):
+        assert_same(ens, ["James met Jam"], speculate, max_new_tokens=60, min_new_tokens=60, primary=primary)
+
+
+def test_the_others_take_fewer_passes(demo):
+    """The member that drafts says what it thinks on the way; the others are asked about all of it at once."""
+    demo.generate("A", max_new_tokens=1, speculate=1)  # what a model can do is found out first
+    counts = {}
+    for speculate in (False, 8, "mistral"):
+        passes = [Passes(demo.alone(m)) for m in range(3)]
+        demo.generate(QUESTIONS, max_new_tokens=40, speculate=speculate, batch_size=1)
+        counts[speculate] = [own.close() for own in passes]
+    plain = counts[False]
+    for m, most in ((1, 0.7), (2, 0.8)):
+        assert counts[8][m].count < most * plain[m].count
+    for m in (0, 2):
+        assert counts["mistral"][m].count < 0.85 * plain[m].count
+    for own in counts[8]:
+        assert own.ids < 1.5 * plain[0].ids  # what is drafted stays in the cache
+
+
+@pytest.mark.parametrize("guess", [b"zzzz qqqq", b"\xff\x80", " 中文".encode(), b" and the other\n"])
+def test_wrong_drafts_change_no_text(three, guess, monkeypatch):
+    plain = three.generate(PROMPTS, max_new_tokens=10)
+
+    def draft(_, requests):
+        for request in requests:
+            request.exact.draft = guess
+
+    monkeypatch.setattr(ExactDrafter, "draft", draft)
+    assert three.generate(PROMPTS, max_new_tokens=10, speculate=2) == plain
+
+
+def test_what_pays_is_not_measured(three):
+    for value in (True, "auto"):
+        with pytest.raises(ValueError, match="speculate must be a number, 'ngram' or a member with boundaries='exact'"):
+            three.generate("A", max_new_tokens=2, speculate=value)
+    with pytest.raises(ValueError, match="speculate must be False with do_sample"):
+        three.generate("A", max_new_tokens=2, boundaries="plain", speculate=2, do_sample=True)
