@@ -1,12 +1,13 @@
 """Speculation against plain decoding.
 
     python benchmarks/bench_speculation.py --models FOLDER      appended to results/speculation_cpu.csv
+    python benchmarks/bench_speculation.py --exact ...          with exact boundaries, to results/exact_drafts_cpu.csv
 
 Texts: the bundled models on the demo's development problems, and with --models real ones (folders smollm2, gemma3 and
 qwen25-coder) on word problems and code, with two and three members. Plain decoding and every kind of draft run in turn,
-over the same prompts; their ids are compared, up to the first near-tie. Besides tokens per second: passes of a member
-other than the primary per token, drafted and accepted tokens, and what the gain would be if a pass over several places
-cost no more than one over a single place, from the passes alone.
+over the same prompts; their ids are compared, up to the first near-tie. Besides tokens of the primary per second:
+passes of a member other than it per token, what was drafted and accepted, and what the gain would be if a pass over
+several places cost no more than one over a single place, from the passes alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from unite_ext import Member, UniteEnsemble
 from unite_ext.demo import COMPARABLE, load_member
 from unite_ext.demo.problems import problem_set
 from unite_ext.demo.run import DEV_SEED
+from unite_ext.members.names import short_names
 
 KINDS = (2, 4, 8, "auto", "ngram")
 CLEAR = 1e-5
@@ -60,7 +62,9 @@ class PassClock:
 
 
 def same_up_to_ties(plain, fast) -> bool:
-    """Whether all ids agree, up to each text's first step that is too close to compare."""
+    """Whether all ids agree, up to each text's first step that is too close to compare; with exact boundaries all."""
+    if any(plain.byte_records) or not any(plain.records):
+        return fast.texts == plain.texts
     for row, records in enumerate(plain.records):
         tops = [sorted(record.union_probs)[-2:] for record in records]
         clear = next((i for i, top in enumerate(tops) if len(top) == 2 and top[1] - top[0] < CLEAR), len(tops))
@@ -72,16 +76,20 @@ def same_up_to_ties(plain, fast) -> bool:
 def measure_texts(name: str, ensemble: UniteEnsemble, prompts: list[str], batch: int, length: int, rounds: int) -> list:
     """One row per kind of draft, plain decoding first."""
     plain = ensemble.generate(prompts, max_new_tokens=length, batch_size=batch, return_dict=True)
+    kinds = KINDS
+    if ensemble.plan({}).step.boundaries == "exact":
+        kinds = (2, 4, 8, "ngram", short_names([member.name for member in ensemble.members])[1])
     samples: dict[object, list[float]] = {}
     counted: dict[object, tuple] = {}
     for _ in range(rounds):
-        for kind in (False, *KINDS):
+        for kind in (False, *kinds):
             clock = PassClock(ensemble)
             start = time.perf_counter()
             output = ensemble.generate(
                 prompts, max_new_tokens=length, batch_size=batch, speculate=kind, return_dict=True
             )
-            samples.setdefault(kind, []).append(sum(output.num_steps) / (time.perf_counter() - start))
+            tokens = sum(len(ids[0]) for ids in output.token_ids)
+            samples.setdefault(kind, []).append(tokens / (time.perf_counter() - start))
             clock.close()
             if not same_up_to_ties(plain, output):
                 raise SystemExit(f"{name}: speculate={kind} changed a text")
@@ -90,7 +98,7 @@ def measure_texts(name: str, ensemble: UniteEnsemble, prompts: list[str], batch:
     members = len(ensemble.members)
     for kind, found in samples.items():
         output, passes = counted[kind]
-        steps, others = sum(output.num_steps), passes[1:] or passes
+        tokens, others = sum(len(ids[0]) for ids in output.token_ids), passes[1:] or passes
         _, plain_passes = counted[False]
         gain = median(a / b for a, b in zip(found, samples[False]))
         rows.append(
@@ -101,7 +109,7 @@ def measure_texts(name: str, ensemble: UniteEnsemble, prompts: list[str], batch:
                 "draft": "none" if kind is False else str(kind),
                 "tokens_per_s": round(median(found), 2),
                 "gain": round(gain, 3),
-                "passes_per_token": round(sum(others) / len(others) / steps, 3),
+                "passes_per_token": round(sum(others) / len(others) / tokens, 3),
                 "drafted": sum(output.drafted),
                 "accepted": sum(output.accepted),
                 "free_places_gain": round(sum(plain_passes) / sum(passes), 3),
@@ -118,16 +126,19 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder with smollm2, gemma3 and qwen25-coder")
     parser.add_argument("--rounds", type=int, default=3, help="of the bundled models")
     parser.add_argument("--real-rounds", type=int, default=3, help="of the real ones")
+    parser.add_argument("--exact", action="store_true", help="with exact boundaries")
     parser.add_argument("--length", type=int, default=96, help="tokens per text of the real models")
     parser.add_argument("--out", type=Path, help="CSV file to append to")
     arguments = parser.parse_args()
-    facts, out = machine(), arguments.out or RESULTS / "speculation_cpu.csv"
+    default = "exact_drafts_cpu.csv" if arguments.exact else "speculation_cpu.csv"
+    facts, out = machine(), arguments.out or RESULTS / default
+    boundaries = "exact" if arguments.exact else "plain"
 
     def save(rows: list) -> None:
         """Append a case as soon as it has been measured: what ends early loses the rest only."""
         append_csv(out, [facts | row for row in rows])
 
-    demo = UniteEnsemble([load_member(name) for name in COMPARABLE])
+    demo = UniteEnsemble([load_member(name) for name in COMPARABLE], boundaries=boundaries)
     problems = [problem.prompt for problem in problem_set("dev", DEV_SEED, 360)[:8]]
     for batch in (1, 4):
         save(measure_texts("bundled, problems", demo, problems, batch, 90, arguments.rounds))
@@ -137,7 +148,7 @@ def main() -> None:
             for name in ("qwen25-coder", "smollm2", "gemma3")
         }
         for names in (("qwen25-coder", "smollm2"), ("qwen25-coder", "smollm2", "gemma3")):
-            ensemble = UniteEnsemble([loaded[name] for name in names])
+            ensemble = UniteEnsemble([loaded[name] for name in names], boundaries=boundaries)
             for case, prompts in (("real, word problems", WORD_PROBLEMS), ("real, code", CODE)):
                 for batch in (1, 4):
                     save(measure_texts(case, ensemble, list(prompts), batch, arguments.length, arguments.real_rounds))

@@ -54,19 +54,26 @@ class ExactDrafter:
         self._ask = ask
 
     def draft(self, requests: Sequence[Request]) -> None:
-        """Give a draft to those of the requests that want one and have used theirs up."""
+        """Give a draft to those of the requests that want one and have used theirs up.
+
+        A member that writes for one of them also writes on for the others that it drafts for: the passes are the same.
+        """
         writers: dict[int, list[Request]] = {}
+        lacking: set[int | str] = set()
         for request in requests:
-            if request.drafter is None or _state(request).has_draft:
+            if request.drafter is None:
                 continue
-            request.rounds += 1
-            if request.drafter == NGRAM:
-                self._repeat(request)
-            else:
+            if request.drafter != NGRAM:
                 writers.setdefault(int(request.drafter), []).append(request)
+            if not _state(request).has_draft:
+                request.rounds += 1
+                lacking.add(request.drafter)
+                if request.drafter == NGRAM:
+                    self._repeat(request)
         for m, own in writers.items():
-            self._ask(m, own)
-            self._write(m, [request for request in own if request.error is None])
+            if m in lacking:
+                self._ask(m, own)
+                self._write(m, [request for request in own if request.error is None])
 
     def _repeat(self, request: Request) -> None:
         """What followed the last bytes before, in the prompt or the text."""
@@ -78,8 +85,8 @@ class ExactDrafter:
         draft = state.sure + bytes(request.ngrams.following(NGRAM_BYTES, state.sure))
         if state.masks is not None:
             draft = draft[: max(0, state.masks.allowed(bytes(request.text) + draft) - len(request.text))]
-        state.draft = draft
-        self._count(request)
+        state.draft, state.draft_sure = draft, min(len(draft), len(state.sure))
+        request.drafted += len(draft) - state.draft_sure
 
     def _write(self, m: int, requests: Sequence[Request]) -> None:
         """Let a member go on alone, greedily, from its likeliest way of reading the text; what it says is kept."""
@@ -87,12 +94,14 @@ class ExactDrafter:
         tips: dict[Request, Path] = {}
         left: dict[Request, int] = {}
         for request in requests:
-            _state(request).draft = _state(request).sure
-            path = self._lookahead.tip(m, request)
-            if path is not None:
+            state = _state(request)
+            if not state.has_draft:
+                state.draft, state.draft_sure = state.sure, len(state.sure)
+            path, start = self._lookahead.tip(m, request), state.members[m].heaviest
+            if path is not None and start is not None:
                 tips[request] = path
                 room = request.options.max_new_tokens - len(request.ids) - 1
-                left[request] = min(request.draft_length or TOKENS, room)
+                left[request] = min(request.draft_length or TOKENS, room) - (path.length - start.length)
         while tips:
             tips = {
                 request: path for request, path in tips.items() if left[request] > 0 and self._fits(m, request, path)
@@ -105,21 +114,15 @@ class ExactDrafter:
                     continue
                 data = token_bytes[int(order.ids[best])]
                 _state(request).draft += data
+                request.drafted += len(data)
                 following[request] = path.child(int(order.ids[order.tokens.find(data)[0]]), len(data))
                 left[request] -= 1
             tips = following
-        for request in requests:
-            self._count(request)
 
     def _fits(self, m: int, request: Request, path: Path) -> bool:
         """Whether a member's context has room behind a path."""
         limit = self._evaluator.members[m].context_length
         return limit is None or len(request.prompt_ids[m]) + path.length < limit
-
-    def _count(self, request: Request) -> None:
-        state = _state(request)
-        state.draft_sure = min(len(state.sure), len(state.draft))
-        request.drafted += len(state.draft) - state.draft_sure
 
 
 def follow(request: Request, piece: bytes) -> None:

@@ -1,0 +1,92 @@
+"""Time passes over a few ids beside a long cache, with and without copies of what query heads share.
+
+    python benchmarks/bench_attention.py            appended to results/attention_cpu.csv
+    python benchmarks/bench_attention.py --quick    fewer cases
+
+Models with random weights in the shapes of SmolLM2-135M and Qwen2.5-0.5B, float32. A pass feeds every row 1, 2 or 5 ids
+with a mask that has a hole, as ragged batches and drafts do. transformers' own attention ("sdpa") and that of members
+run in turn on copies of one cache; their logits are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from lib.measure import RESULTS, append_csv, machine
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel, Qwen2Config
+
+from unite_ext.members.attention import GROUPED, SDPA, use_grouped_attention
+from unite_ext.members.forward import cache_argument
+
+SHAPES = {
+    "SmolLM2-135M": LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, tie_word_embeddings=True,
+    ),
+    "Qwen2.5-0.5B": Qwen2Config(
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+CASES = [(rows, context, ids) for rows, context in ((1, 1000), (16, 200), (16, 1000)) for ids in (1, 2, 5)]
+
+
+def run(model: PreTrainedModel, cache: DynamicCache, rows: int, context: int, ids: int) -> tuple[float, torch.Tensor]:
+    """Seconds of one pass of `rows` rows that have read the same, and its logits."""
+    cache = copy.deepcopy(cache)
+    if rows > 1:
+        cache.batch_repeat_interleave(rows)
+    mask = torch.ones(rows, context + ids, dtype=torch.long)
+    mask[:, context // 2] = 0
+    fed = torch.arange(rows * ids).view(rows, ids)
+    positions = torch.arange(context, context + ids).expand(rows, ids)
+    start = time.perf_counter()
+    logits = model(
+        input_ids=fed, attention_mask=mask, position_ids=positions, logits_to_keep=1, **{cache_argument(model): cache}
+    ).logits
+    return time.perf_counter() - start, logits
+
+
+@torch.no_grad()
+def measure(model: PreTrainedModel, rows: int, context: int, ids: int, rounds: int) -> dict[str, float]:
+    """Milliseconds of both, medians of passes that alternate."""
+    cache = DynamicCache(config=model.config)
+    model(input_ids=torch.arange(context)[None], logits_to_keep=1, **{cache_argument(model): cache})
+    found: dict[str, list[float]] = {SDPA: [], GROUPED: []}
+    logits = {}
+    for turn in range(rounds + 1):
+        for name in found:
+            model.set_attn_implementation(name)
+            seconds, logits[name] = run(model, cache, rows, context, ids)
+            if turn:  # the first warms up
+                found[name].append(seconds)
+    torch.testing.assert_close(logits[SDPA], logits[GROUPED], rtol=0, atol=1e-3)
+    sdpa, grouped = (median(found[name]) for name in (SDPA, GROUPED))
+    return {"sdpa_ms": round(1000 * sdpa, 2), "ours_ms": round(1000 * grouped, 2), "ratio": round(sdpa / grouped, 2)}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one model and one case, one round")
+    parser.add_argument("--out", type=Path, help="CSV file to append to")
+    arguments = parser.parse_args()
+    facts, out = machine(), arguments.out or RESULTS / "attention_cpu.csv"
+    for name, config in list(SHAPES.items())[: 1 if arguments.quick else None]:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        use_grouped_attention(model)
+        for rows, context, ids in CASES[:1] if arguments.quick else CASES:
+            case = {"model": name, "rows": rows, "context": context, "ids": ids}
+            row = case | measure(model, rows, context, ids, 1 if arguments.quick else 5)
+            print(*(f"{key} {value}" for key, value in row.items()), flush=True)
+            append_csv(out, [facts | row])
+
+
+if __name__ == "__main__":
+    main()
