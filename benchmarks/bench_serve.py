@@ -1,7 +1,7 @@
 """Time `unite serve` under 1 to 64 clients, beside the engine alone.
 
     python benchmarks/bench_serve.py                               the bundled models
-    python benchmarks/bench_serve.py --model A --model B           others
+    python benchmarks/bench_serve.py --model A --model B           others, in float32
     python benchmarks/bench_serve.py --quick                       fewer requests and clients
     python benchmarks/bench_serve.py --transformers A              beside `transformers serve` of one model
 
@@ -9,7 +9,8 @@ Appended to results/serve_cpu.csv. The server runs in a process of its own, the 
 development problems are asked, every answer in a stream, and every text is compared with that of the engine alone.
 
 Closed loop: every client asks again as soon as it is answered. The engine alone runs the same prompts, as many side by
-side as there are clients, in the same minute; `ratio` is the server's tokens per second over the engine's. Poisson:
+side as there are clients, in the same minute; `ratio` is the server's tokens per second over the engine's, the median
+of the rounds. Poisson:
 requests arrive at random, at 0.8 of the rate that the engine alone finished; the time to the first token is from the
 moment a request arrives. Time per token is that of one text after its first piece. Memory is the server's, before the
 first request and after the last.
@@ -26,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 from bench_engine import poisson
@@ -39,7 +41,12 @@ from unite_ext.demo.run import DEV_SEED
 
 CLIENTS = (1, 8, 32, 64)
 POISSON = 0.8
+POISSON_RUNS = 3
 MAX_TOKENS = 64
+PER_CLIENT = 24
+"""Requests of one client in a run: more would only take longer."""
+LEAST = 48
+"""Requests of a run."""
 
 
 def alone(ensemble: UniteEnsemble, prompts: Sequence[str], rows: int) -> tuple[float, int, list[str]]:
@@ -119,6 +126,8 @@ def measure(
             own | {"ratio": round(own["tokens_per_s"] / base["tokens_per_s"], 3)}
         )
         check(answers, texts)
+        if turn >= POISSON_RUNS:
+            continue
         times = poisson(len(prompts), POISSON * len(prompts) / seconds, turn)
         start = time.perf_counter()
         answers = asyncio.run(arrivals(server.port, prompts, times, "unite"))
@@ -126,7 +135,9 @@ def measure(
         check(answers, texts)
     rows: list[dict[str, float | str]] = []
     for case, runs in found.items():
-        middle = sorted(runs, key=lambda run: run["tokens_per_s"])[rounds // 2]
+        middle = dict(sorted(runs, key=lambda run: run["tokens_per_s"])[len(runs) // 2])
+        if "ratio" in middle:
+            middle["ratio"] = median(run["ratio"] for run in runs)
         rows.append({"case": case, "clients": clients, "requests": len(prompts), **middle})
     return rows
 
@@ -170,7 +181,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="a member, once per member; the bundled three by default")
-    parser.add_argument("--requests", type=int, default=384, help="of every run")
+    parser.add_argument("--requests", type=int, default=384, help="of every run, at most")
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="64 requests, 1 and 8 clients, one round")
     parser.add_argument("--transformers", metavar="MODEL", help="measure `transformers serve` of this model as well")
     parser.add_argument("--out", type=Path, help="CSV file to append to")
@@ -179,14 +192,16 @@ def main() -> None:
     log = Path(tempfile.mkstemp(prefix="bench-serve-", suffix=".log")[1])
     names = arguments.model or list(COMPARABLE)
     if arguments.model:
-        ensemble = UniteEnsemble.from_pretrained(names)
+        ensemble = UniteEnsemble.from_pretrained(names, dtype="float32")
     else:
         ensemble = UniteEnsemble([load_member(name) for name in names])
-    options = [part for name in arguments.model or () for part in ("--model", name)] or ["--demo"]
+    options = ["--demo"]
+    if arguments.model:
+        options = ["--dtype", "float32", *(part for name in arguments.model for part in ("--model", name))]
     prompts = [problem.prompt for problem in problem_set("dev", DEV_SEED, 360)]
     count = 64 if arguments.quick else arguments.requests
     prompts = (prompts * (count // len(prompts) + 1))[:count]
-    clients = CLIENTS[:2] if arguments.quick else CLIENTS
+    clients = CLIENTS[:2] if arguments.quick else arguments.clients
     members = " + ".join(Path(name).name for name in names)
     facts = machine() | {"members": members}
     fields = (
@@ -206,7 +221,8 @@ def main() -> None:
         asyncio.run(closed_loop(server.port, prompts[:16], 8, "unite"))
         before = round(server.memory)
         for number in clients:
-            rows = measure(server, ensemble, prompts, number, 1 if arguments.quick else 3)
+            asked = prompts[: max(LEAST, PER_CLIENT * number)]
+            rows = measure(server, ensemble, asked, number, 1 if arguments.quick else arguments.rounds)
             memory = {"memory_before_mb": before, "memory_after_mb": round(server.memory)}
             keep([row | memory for row in rows])
     if arguments.transformers:

@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of the bundled models")
     parser.add_argument("--real-rounds", type=int, default=3, help="of the real ones")
     parser.add_argument("--exact", action="store_true", help="with exact boundaries")
+    parser.add_argument("--batch", type=int, nargs="+", default=(1, 4), help="texts side by side")
     parser.add_argument("--length", type=int, default=96, help="tokens per text of the real models")
     parser.add_argument("--out", type=Path, help="CSV file to append to")
     arguments = parser.parse_args()
@@ -140,7 +141,7 @@ def main() -> None:
 
     demo = UniteEnsemble([load_member(name) for name in COMPARABLE], boundaries=boundaries)
     problems = [problem.prompt for problem in problem_set("dev", DEV_SEED, 360)[:8]]
-    for batch in (1, 4):
+    for batch in arguments.batch:
         save(measure_texts("bundled, problems", demo, problems, batch, 90, arguments.rounds))
     if arguments.models:
         loaded = {
@@ -150,7 +151,7 @@ def main() -> None:
         for names in (("qwen25-coder", "smollm2"), ("qwen25-coder", "smollm2", "gemma3")):
             ensemble = UniteEnsemble([loaded[name] for name in names], boundaries=boundaries)
             for case, prompts in (("real, word problems", WORD_PROBLEMS), ("real, code", CODE)):
-                for batch in (1, 4):
+                for batch in arguments.batch:
                     save(measure_texts(case, ensemble, list(prompts), batch, arguments.length, arguments.real_rounds))
 
 

@@ -56,7 +56,7 @@ step bench_sweep --out "$out/sweep_cpu.csv" ${quick:+--quick}
 step bench_decode --out "$out/decode_cpu.csv" ${quick:+--quick}
 [ -n "$quick" ] || step bench_holes --out "$out/holes_cpu.csv"
 step bench_text_sync --out "$out/text_sync.csv"
-step bench_attention --out "$out/attention_cpu.csv"
+step bench_passes --out "$out/passes_cpu.csv"
 step bench_alignment --out "$out/alignment.csv"
 if command -v chromium chromedriver >/dev/null && python -c 'import selenium' 2>/dev/null; then
   step bench_trace --out "$out/trace_page.csv" ${quick:+--tokens 100}

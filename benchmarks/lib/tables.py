@@ -144,8 +144,23 @@ def engine_prompt() -> str:
 
 
 def speculation() -> str:
-    """Gain of every kind of draft over plain decoding, and how many passes a token takes."""
-    rows = [r for r in newest("speculation_cpu") if r["passes_per_token"]]  # older files hold scoring as well
+    """Gain of every kind of draft over plain decoding."""
+    return _gains([r for r in newest("speculation_cpu") if r["passes_per_token"]])  # older files hold scoring as well
+
+
+def exact_drafts() -> str:
+    """The same with exact boundaries."""
+    known = ("none", "ngram")
+    return _gains(
+        [
+            r if r["draft"] in known or r["draft"].isdigit() else r | {"draft": "by the second member"}
+            for r in newest("exact_drafts_cpu")
+        ]
+    )
+
+
+def _gains(rows: Rows) -> str:
+    """Gain of every kind of draft, and what it would be with free places."""
     kinds = list(dict.fromkeys(r["draft"] for r in rows if r["draft"] != "none"))
     cases: dict[tuple[str, str, str], Rows] = {}
     for r in rows:
@@ -156,8 +171,26 @@ def speculation() -> str:
         cells = [f"{float(by[kind]['gain']):.2f}× ({float(by[kind]['free_places_gain']):.2f}×)" for kind in kinds]
         plain = f"{float(by['none']['tokens_per_s']):.1f}"
         table.append([f"{case}, {members} members, B = {batch}", plain, *cells])
-    header = ["", "plain, tokens/s", *(k if not k.isdigit() else f"drafts of {k}" for k in kinds)]
+    header = ["", "no drafts, tokens/s", *(k if not k.isdigit() else f"drafts of {k}" for k in kinds)]
     return markdown(header, table, measured_on(rows))
+
+
+def passes() -> str:
+    """Passes over a few ids beside a long cache."""
+    rows = newest("passes_cpu")
+    found = {(r["model"], r["rows"], r["context"], r["ids"]): r for r in rows}
+    ids = list(dict.fromkeys(r["ids"] for r in rows))
+    table = [
+        [
+            f"{model}, {batch} x {context} ids",
+            *(
+                f"{float(r['transformers_ms']):.0f}, {float(r['ours_ms']):.0f} ms ({float(r['ratio']):.1f}×)"
+                for r in (found[model, batch, context, n] for n in ids)
+            ),
+        ]
+        for model, batch, context in dict.fromkeys((r["model"], r["rows"], r["context"]) for r in rows)
+    ]
+    return markdown(["cached", *(f"{n} more each" for n in ids)], table, measured_on(rows))
 
 
 def scoring() -> str:
@@ -248,26 +281,35 @@ def demo() -> str:
 def serve_cpu() -> str:
     """The server under clients that ask again when they are answered, and under arrivals at random."""
     rows = newest("serve_cpu")
-    members = rows[0]["members"]
-    found = {(r["case"], int(r["clients"])): r for r in rows if r["members"] == members}
+    found = {(r["members"], r["case"], int(r["clients"])): r for r in rows}
     table = []
-    for clients in sorted({clients for _, clients in found}):
-        engine, closed, poisson = (found[case, clients] for case in ("engine alone", "closed loop", "Poisson at 0.8"))
+    for members, clients in dict.fromkeys((members, clients) for members, _, clients in found):
+        engine, closed, poisson = (
+            found[members, case, clients] for case in ("engine alone", "closed loop", "Poisson at 0.8")
+        )
         table.append(
             [
-                str(clients), engine["tokens_per_s"], closed["tokens_per_s"],
-                f"{float(closed['tokens_per_s']) / float(engine['tokens_per_s']):.2f}",
+                f"{members}, {clients}", engine["tokens_per_s"], closed["tokens_per_s"],
+                f"{float(closed['ratio']):.2f}",
                 f"{closed['first_p50_ms']}, {closed['first_p99_ms']}",
                 f"{closed['token_p50_ms']}, {closed['token_p99_ms']}",
                 f"{poisson['first_p50_ms']}, {poisson['first_p99_ms']}",
             ]
         )  # fmt: skip
-    header = ["clients", "engine alone", "server", "ratio", "first token", "per token", "first token, arrivals"]
-    some = rows[0]
-    note = (
-        f"Tokens per second; milliseconds p50, p99. {members}, {some['requests']} requests a run, memory "
-        f"{some['memory_before_mb']} to {rows[-1]['memory_after_mb']} MB. {measured_on(rows)}"
-    )
+    header = [
+        "members, clients",
+        "engine alone",
+        "server",
+        "ratio",
+        "first token",
+        "per token",
+        "first token, arrivals",
+    ]
+    memory = [
+        f"{before} to {max(float(r['memory_after_mb']) for r in rows if r['members'] == members):.0f} MB ({members})"
+        for members, before in {r["members"]: r["memory_before_mb"] for r in rows}.items()
+    ]
+    note = f"Tokens per second; milliseconds p50, p99. Memory {', '.join(memory)}. {measured_on(rows)}"
     return markdown(header, table, note)
 
 
@@ -286,6 +328,8 @@ TABLES: dict[str, Callable[[], str]] = {
         engine_arrivals,
         engine_prompt,
         speculation,
+        exact_drafts,
+        passes,
         scoring,
         ranks,
         trace_page,

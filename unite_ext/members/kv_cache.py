@@ -314,4 +314,8 @@ def new_cache() -> Cache:
     """A cache of plain growing layers, whatever the model's default: window layers forget what a drop needs back."""
     from transformers import DynamicCache
 
-    return DynamicCache()
+    from .growing_cache import GrowingLayer
+
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = GrowingLayer
+    return cache
