@@ -157,6 +157,18 @@ def test_what_was_measured_with_one_batch_is_used_for_another():
         chooser.end(requests, kind, 8, 1.0, 0.0)
 
 
+def test_before_anything_is_measured_cores_are_taken_to_be_busy():
+    """Many requests fill a pass already: what a further place of all of them adds comes near to a whole pass."""
+    free, busy = DraftCosts(2, 0, 0.0), DraftCosts(2, 0, 0.3)
+    for costs in (free, busy):
+        for size in (1, 8):
+            costs.add(size, PLAIN, 1.0, 0.0)
+    kind = Kind(NGRAM, 4)
+    assert [free.seconds(size, kind) for size in (1, 8)] == [1.0, 1.0]
+    assert busy.seconds(1, kind) == pytest.approx(1 + 4 * 0.3)
+    assert busy.seconds(8, kind) == pytest.approx(1 + 4 * 2.4 / 3.1)
+
+
 def test_a_named_member_drafts_or_nobody_does():
     costs = DraftCosts(3, 0)
     chooser, requests = DraftChooser(costs, 0), [request(drafter=2)]

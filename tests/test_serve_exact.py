@@ -101,12 +101,17 @@ def test_other_boundaries_are_refused(client):
     assert refused.value.param == "unite.boundaries"
 
 
-def test_a_server_decides_for_all_and_drafts_for_others(ensemble):
+@pytest.mark.parametrize("speculate", [4, "auto"])
+def test_a_server_decides_for_all_and_drafts(ensemble, speculate):
     """Requests that ask for nothing have the server's boundaries; those that ask for plain ones can have more."""
     exact = ensemble.__class__(ensemble.members, alignment=ensemble.alignment, boundaries="exact")
-    with running(exact, speculate=4) as server, server.client() as client:
+    with running(exact, speculate=speculate) as server, server.client() as client:
         text = client.chat.completions.create(model="unite", messages=CHAT, max_tokens=30).choices[0].message.content
         assert text == ensemble.generate(CHAT, max_new_tokens=30, boundaries="exact")
+        drawn = {"temperature": 0.8, "seed": 3, "max_tokens": 12}
+        text = client.chat.completions.create(model="unite", messages=CHAT, **drawn).choices[0].message.content
+        options = {"do_sample": True, "temperature": 0.8, "seed": 3, "max_new_tokens": 12}
+        assert text == ensemble.generate(CHAT, boundaries="exact", **options)
         plain = {"unite": {"boundaries": "plain", "regex": "[a-z ]+"}}
         told = client.chat.completions.create(model="unite", messages=CHAT, max_tokens=9, extra_body=plain)
         assert told.choices[0].message.content == ensemble.generate(CHAT, max_new_tokens=9, regex="[a-z ]+")

@@ -26,7 +26,8 @@ _NEW = 0.2  # weight of a new figure in a running one
 _OF_TEXT, _OF_ALL = 0.05, 0.02  # weights of one drafted token in the running acceptance of a text, and of all texts
 _PRIOR = 4  # drafted tokens that what was believed before counts as
 _ACCEPTANCE = 0.8  # before anything has been drafted
-_SLOPE = 0.1  # what a further place costs, of a pass over one; before it has been measured
+PLACE_COST = 0.1  # what a further position costs, of a pass over one, before it has been measured
+PLACE_COST_ON_CPU = 0.3  # a few cores are busy with one position already
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,13 @@ class DraftCosts:
     ----------
     members : int
     primary : int
+    place_cost : float
+        What a further position is taken to cost at first, of a pass over one.
     """
 
-    def __init__(self, members: int, primary: int) -> None:
+    def __init__(self, members: int, primary: int, place_cost: float = PLACE_COST) -> None:
         self._members = members
+        self._place_cost = place_cost
         self._primary = primary
         self._batches: dict[int, BatchCosts] = {}
         self.acceptance: Acceptance = {}
@@ -163,7 +167,8 @@ class DraftCosts:
             if drafter in costs.place:
                 return costs.place[drafter].value
             found += [own.value for own in costs.place.values()]
-        return found[0] if found else _SLOPE
+        # One more place is one more position of every request, and a plain pass has as many already.
+        return found[0] if found else size * self._place_cost / (1 + (size - 1) * self._place_cost)
 
 
 class DraftChooser:

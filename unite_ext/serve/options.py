@@ -37,7 +37,7 @@ class ServeOptions:
     temperature: float = 0.0
     """For requests that give none; 0 is greedy decoding."""
     speculate: bool | int | str = False
-    """Of greedy requests, see `GenerationOptions`."""
+    """Of greedy requests, and of all with exact boundaries unless it is "auto"; see `GenerationOptions`."""
     max_requests: int = 64
     """How many run side by side."""
     max_waiting: int = 256
