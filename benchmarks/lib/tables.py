@@ -290,7 +290,7 @@ def serve_cpu() -> str:
         table.append(
             [
                 f"{members}, {clients}", engine["tokens_per_s"], closed["tokens_per_s"],
-                f"{float(closed['ratio']):.2f}",
+                f"{float(closed['tokens_per_s']) / float(engine['tokens_per_s']):.2f}",
                 f"{closed['first_p50_ms']}, {closed['first_p99_ms']}",
                 f"{closed['token_p50_ms']}, {closed['token_p99_ms']}",
                 f"{poisson['first_p50_ms']}, {poisson['first_p99_ms']}",
