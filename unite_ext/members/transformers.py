@@ -34,7 +34,8 @@ class Member(TokenizedMember):
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        In evaluation mode or not: it is put there.
+        In evaluation mode or not: it is put there. One that runs transformers' `sdpa` attention is told to run
+        `unite_ext.members.attention` in its place, with the same results to rounding.
     tokenizer : transformers.PreTrainedTokenizerFast
     name : str, optional
         What messages call it; by default the name it was loaded from.
