@@ -169,6 +169,16 @@ def test_before_anything_is_measured_cores_are_taken_to_be_busy():
     assert busy.seconds(8, kind) == pytest.approx(1 + 4 * 2.4 / 3.1)
 
 
+def test_who_was_named_is_tried_whatever_the_estimates_say():
+    """And not again, when it costs more than it gives."""
+    chooser, own = DraftChooser(DraftCosts(2, 0, 5.0), 0), request(drafter=1)
+    kinds = []
+    for _ in range(20):
+        kinds.append(chooser.choose([own], [[]]))
+        chooser.end([own], kinds[-1], 1, 1.0 if kinds[-1] == PLAIN else 9.0, 0.0 if kinds[-1] == PLAIN else 1.0)
+    assert [kind.drafter for kind in kinds] == [None, None, 1, *[None] * 17]
+
+
 def test_a_named_member_drafts_or_nobody_does():
     costs = DraftCosts(3, 0)
     chooser, requests = DraftChooser(costs, 0), [request(drafter=2)]

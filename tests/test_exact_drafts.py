@@ -35,11 +35,8 @@ def assert_same(ens: UniteEnsemble, prompts: list[str], speculate, **options) ->
     """Texts, ids and ends are those without drafts; returns how many bytes were drafted and accepted."""
     plain = ens.generate(prompts, return_dict=True, **options)
     fast = ens.generate(prompts, return_dict=True, speculate=speculate, **options)
-    for name in ("texts", "token_ids", "finish_reasons", "num_steps", "byte_records"):
-        found, expected = getattr(fast, name), getattr(plain, name)
-        if name == "byte_records":
-            found, expected = ([[(r.symbols[r.winner]) for r in own] for own in rows] for rows in (found, expected))
-        assert found == expected, name
+    for name in ("texts", "token_ids", "finish_reasons", "num_steps"):
+        assert getattr(fast, name) == getattr(plain, name), name
     assert all(rounds > 0 for rounds in fast.rounds)
     assert plain.rounds == [0] * len(prompts)
     assert all(0 <= accepted <= drafted for accepted, drafted in zip(fast.accepted, fast.drafted))
@@ -141,7 +138,7 @@ def test_wrong_drafts_change_no_text(three, guess, monkeypatch):
     assert three.generate(PROMPTS, max_new_tokens=10, speculate=2) == plain
 
 
-def test_what_pays_is_not_measured(three):
+def test_what_is_refused(three):
     for value in (True, "auto"):
         with pytest.raises(ValueError, match="speculate must be a number, 'ngram' or a member with boundaries='exact'"):
             three.generate("A", max_new_tokens=2, speculate=value)

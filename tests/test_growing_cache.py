@@ -18,7 +18,7 @@ CHANGES = {
     "trim": lambda t: t[..., : max(1, t.shape[2] - 3), :],
     "select": lambda t: t.index_select(0, torch.tensor([1, 0])),
     "gather": lambda t: t[:, :, t.shape[2] // 3 :].clone(),
-    "skip": lambda t: t[:, :, t.shape[2] // 2 :],
+    "tail": lambda t: t[:, :, t.shape[2] // 2 :],
     "clone": lambda t: t.clone(),
 }
 
@@ -63,7 +63,7 @@ def test_most_passes_copy_nothing():
     assert len(set(places)) <= 4
 
 
-@pytest.mark.parametrize("name", ["select", "gather", "skip"])
+@pytest.mark.parametrize("name", ["select", "gather", "tail"])
 def test_room_is_let_go_with_what_it_belonged_to(name):
     """A cache that has been moved must not be held twice."""
     layer = GrowingLayer()

@@ -75,12 +75,16 @@ def compile_object(source: Path, *flags: str) -> Path:
     return target
 
 
-def build(source: Path, checked: bool, *link_flags: str) -> Path:
-    """Links `source` with the emulator, and with the race checker if `checked`."""
+def build(source: Path, checked: bool, *link_flags: str, goes_on: bool = False) -> Path:
+    """Links `source` with the emulator, and with the race checker if `checked`.
+
+    The sanitizer ends the process at undefined behaviour, unless it `goes_on`.
+    """
     target = build_folder() / f"{source.stem}-{'checked' if checked else 'plain'}"
     objects = [compile_object(HERE / "cuda_emu.cpp", "-O2")]
     if checked:
-        objects += [compile_object(source, *CHECKED, "-DEMU_CHECKED")]
+        recover = ["-fsanitize-recover=undefined"] if goes_on else []
+        objects += [compile_object(source, *CHECKED, *recover, "-DEMU_CHECKED")]
         objects += [compile_object(HERE / "race_checker.cpp", "-O2"), "-fsanitize=undefined", "-ldl"]
     else:
         objects += [compile_object(source, "-O2")]
@@ -93,12 +97,13 @@ def built(kind: str) -> Emulator:
     """The kernels, built once per session.
 
     "checked": every access goes through the race checker. "plain": several times faster, and blind. "faulty": checked,
-    with the faults of faults.py in it.
+    with the faults of faults.py in it. Where buffers lie low in memory, a fault is undefined behaviour before it is what
+    the race checker reports.
     """
     driver = HERE / "driver.cpp"
     if kind == "faulty":
         driver = faults.faulty_source(build_folder() / "faulty", driver)
-    return Emulator(build(driver, kind != "plain", "-shared"))
+    return Emulator(build(driver, kind != "plain", "-shared", goes_on=kind == "faulty"))
 
 
 class MemberLogits(ctypes.Structure):

@@ -202,11 +202,16 @@ class DraftChooser:
             return PLAIN
         rates = {kind: self._rate(kind, requests, repeats) for kind in self._kinds(requests[0].drafter, repeats)}
         plain, best = self._rate(PLAIN, requests, repeats), max(rates, key=lambda kind: rates[kind])
-        if rates[best] >= MIN_GAIN * plain:
+        if rates[best] >= MIN_GAIN * plain or self._was_named(requests[0].drafter, size):
             return best
         if self._since >= self._patience and self._lost <= MAX_LOSS * self._spent:
             return best
         return PLAIN
+
+    def _was_named(self, drafter: int | str | None, size: int) -> bool:
+        """Whether somebody asked for this drafter, who has not been tried with so many requests: no estimate stands
+        against that."""
+        return isinstance(drafter, int) and drafter not in self._costs.batch(size).draft
 
     def end(self, requests: Sequence[Request], kind: Kind, tokens: int, seconds: float, drafting: float) -> None:
         """A round has ended that gave so many tokens; `drafting` is the drafter's part of its seconds."""

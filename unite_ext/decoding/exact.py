@@ -181,9 +181,10 @@ class ExactRunner:
         taken = self._take(request, state, piece, ended)
         if request.keeps_records:
             request.byte_records += [_record(symbol, candidates) for symbol, *_, candidates in steps[:taken]]
-        if not request.finish_reason and forced is None:
+        if forced is None:
             follow(request, piece)
-            state.sure = self._foresee(request)
+            if not request.finish_reason:
+                state.sure = self._foresee(request)
         return True
 
     def _foresee(self, request: Request) -> bytes:

@@ -61,7 +61,7 @@ class ExactDrafter:
         writers: dict[int, list[Request]] = {}
         lacking: set[int | str] = set()
         for request in requests:
-            if request.drafter is None:
+            if request.drafter is None or _state(request).forced is not None:
                 continue
             if request.drafter != NGRAM:
                 writers.setdefault(int(request.drafter), []).append(request)

@@ -2,7 +2,8 @@
 
 A step asks a member about the covers that count (`covers.py`). What it will ask about next can be guessed: the paths
 along the bytes that are expected to follow. They are fed in the same pass. Of a text that is scored all bytes are
-known, and with them all ways of reading it: those whose share counts are run level by level, each level in one pass.
+known, and with them all ways of reading it; a draft is taken for known as well. The ways whose share counts are run
+level by level, each level in one pass.
 Nothing depends on the guess but how many passes there are.
 """
 

@@ -14,6 +14,11 @@ COLUMNS = 64
 """How many columns are made at once: so many passes of one id copy the cache once."""
 
 
+def _part(name: str) -> Any:
+    """A layer's keys or values, whose room is let go of when something else takes their place."""
+    return property(lambda layer: layer._used.get(name), lambda layer, used: layer._set(name, used))
+
+
 class GrowingLayer(DynamicLayer):
     """`DynamicLayer` with room behind its columns.
 
@@ -28,23 +33,8 @@ class GrowingLayer(DynamicLayer):
         self._memory: dict[str, Tensor] = {}
         super().__init__(*args, **options)
 
-    @property
-    def keys(self) -> Tensor | None:
-        """See the class."""
-        return self._used.get("keys")
-
-    @keys.setter
-    def keys(self, used: Tensor | None) -> None:
-        self._set("keys", used)
-
-    @property
-    def values(self) -> Tensor | None:
-        """See the class."""
-        return self._used.get("values")
-
-    @values.setter
-    def values(self, used: Tensor | None) -> None:
-        self._set("values", used)
+    keys = _part("keys")
+    values = _part("values")
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         """Append columns.
