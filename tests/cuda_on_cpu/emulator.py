@@ -97,8 +97,8 @@ def built(kind: str) -> Emulator:
     """The kernels, built once per session.
 
     "checked": every access goes through the race checker. "plain": several times faster, and blind. "faulty": checked,
-    with the faults of faults.py in it. Where buffers lie low in memory, a fault is undefined behaviour before it is what
-    the race checker reports.
+    with the faults of faults.py in it. Where buffers lie low in memory, a fault is undefined behaviour before it is
+    what the race checker reports.
     """
     driver = HERE / "driver.cpp"
     if kind == "faulty":
