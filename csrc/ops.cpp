@@ -35,6 +35,9 @@ STABLE_TORCH_LIBRARY(unite_ext, m) {
       ") -> (Tensor next_ids, Tensor union_ids, Tensor union_size, Tensor winner, Tensor union_probs, "
       "Tensor member_probs, Tensor status)");
 
-  // Returns the instruction set of the CPU kernel, after switching to `name` unless that is empty.
+  // A linear layer for few rows on the CPU, float32 or bfloat16; unite_ext/members/few_rows.py says what for.
+  m.def("few_rows_linear(Tensor rows, Tensor weight, Tensor? bias=None) -> Tensor");
+
+  // Returns the instruction set of the CPU kernels, after switching to `name` unless that is empty.
   m.def("cpu_instruction_set(str name=\"\") -> str");
 }

@@ -49,7 +49,7 @@ ALLOWED = {
     "reference_exact": set(),
     "ops": {*LEAVES, "_arguments", "_backend", "options", "step_parts", "step_result", "vocab"},
     "step_parts": {*LEAVES, "_arguments", "_backend", "options", "step_result", "vocab"},
-    "members": {*LEAVES, *OPERATORS, "options", "vocab"},
+    "members": {*LEAVES, *OPERATORS, "_backend", "options", "vocab"},
     "methods": {*LEAVES, *OPERATORS, "options", "reference", "vocab", "members.base"},
     "trace": LEAVES,
     "selection": LEAVES,

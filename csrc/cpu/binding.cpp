@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "few_rows.h"
 #include "fused_step.h"
 #include "isa.h"
 #include "part_arguments.h"
@@ -74,6 +75,32 @@ StepOutputs combine_slots(const Tensor member_scores, const Tensor slots, const 
   return call.outputs;
 }
 
+Tensor few_rows_linear(const Tensor rows, const Tensor weight, const std::optional<Tensor> bias) {
+  FewRowsLinear linear;
+  linear.dtype = detail::member_dtype("rows", rows);
+  if (linear.dtype == Dtype::kFloat16) fail("rows must be float32 or bfloat16");
+  check_dense("rows", rows, rows.scalar_type(), 2, rows);
+  check_dense("weight", weight, rows.scalar_type(), 2, rows);
+  linear.count = rows.size(0);
+  linear.width = rows.size(1);
+  linear.outs = weight.size(0);
+  if (weight.size(1) != linear.width)
+    fail("weight must be [outs, ", linear.width, "], got [", linear.outs, ", ", weight.size(1), "]");
+  if (bias) {
+    check_dense("bias", *bias, rows.scalar_type(), 1, rows);
+    if (bias->size(0) != linear.outs) fail("bias must have ", linear.outs, " entries, got ", bias->size(0));
+    linear.bias = bias->data_ptr();
+  }
+  const Tensor out =
+      detail::empty({linear.count, linear.outs},
+                    linear.dtype == Dtype::kFloat32 ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16(), rows);
+  linear.rows = rows.data_ptr();
+  linear.weight = weight.data_ptr();
+  linear.out = out.data_ptr();
+  few_rows_linear_cpu(linear, torch_threads());
+  return out;
+}
+
 std::string cpu_instruction_set(const std::string name) {
   if (name.empty()) return isa_name(active_isa());
   for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512})
@@ -92,6 +119,7 @@ STABLE_TORCH_LIBRARY_IMPL(unite_ext, CPU, m) {
   m.impl("gather_logits", TORCH_BOX(&unite::gather_logits));
   m.impl("score_slots", TORCH_BOX(&unite::score_slots));
   m.impl("combine_slots", TORCH_BOX(&unite::combine_slots));
+  m.impl("few_rows_linear", TORCH_BOX(&unite::few_rows_linear));
 }
 
 // It takes no tensor, so it is registered for all backends.

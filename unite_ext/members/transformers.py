@@ -15,6 +15,7 @@ from .attention import use_grouped_attention
 from .base import Variables
 from .cache_probe import embedding_rows, probe_reuse, probe_trees
 from .context import TransformersContext
+from .few_rows import use_few_rows_linear
 from .kv_cache import RaggedCache
 from .loading import MemberSource, configured_eos, context_length, load_tokenizer, prepare
 from .prompts import PromptEncoder, check_spelling, read_chat_template
@@ -34,8 +35,9 @@ class Member(TokenizedMember):
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        In evaluation mode or not: it is put there. One that runs transformers' `sdpa` attention is told to run
-        `unite_ext.members.attention` in its place, with the same results to rounding.
+        In evaluation mode or not: it is put there. Where it runs transformers' `sdpa` attention it is told to run
+        `unite_ext.members.attention` in its place, and on CPUs its large linear layers become those of
+        `unite_ext.members.few_rows`, with the same results to rounding.
     tokenizer : transformers.PreTrainedTokenizerFast
     name : str, optional
         What messages call it; by default the name it was loaded from.
@@ -73,6 +75,7 @@ class Member(TokenizedMember):
         self.context_length: int | None = context_length(model.config)
         check_spelling(tokenizer, self.name)
         use_grouped_attention(model)
+        use_few_rows_linear(model)
         self.cache_reuse: str = probe_reuse(model, name=self.name)
 
     @classmethod

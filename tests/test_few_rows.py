@@ -1,0 +1,217 @@
+"""Linear layers for few rows give what torch's give, row by row the same, and are what members on CPUs run."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import toy_tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from toy_models import toy_model
+
+from unite_ext import UniteEnsemble
+from unite_ext.members import few_rows
+from unite_ext.members.few_rows import MOST_ROWS, FewRowsLinear, use_few_rows_linear
+from unite_ext.members.transformers import Member
+
+OPERATOR = torch.ops.unite_ext.few_rows_linear
+BEST = torch.ops.unite_ext.cpu_instruction_set()
+
+
+def drawn(count: int, width: int, outs: int, dtype: torch.dtype, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Rows, weight and bias."""
+    g = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(*shape, generator=g).to(dtype) for shape in ((count, width), (outs, width), (outs,)))
+
+
+@pytest.fixture(params=[BEST, "scalar"] if BEST != "scalar" else ["scalar"])
+def instructions(request):
+    """Every instruction set of this machine that has code of its own."""
+    torch.ops.unite_ext.cpu_instruction_set(request.param)
+    yield request.param
+    torch.ops.unite_ext.cpu_instruction_set(BEST)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 6, 7, 8, 11, MOST_ROWS])
+@pytest.mark.parametrize(("width", "outs"), [(1, 1), (7, 13), (64, 24), (100, 257), (4864, 30)])
+def test_it_is_a_linear_layer(instructions, count, width, outs, dtype):
+    """Beside sums in float64: to 1e-6 of the summands' size in float32, the nearest or next to it in bfloat16."""
+    rows, weight, bias = drawn(count, width, outs, dtype)
+    found = OPERATOR(rows, weight, bias)
+    expected = rows.double() @ weight.double().T + bias.double()
+    assert found.dtype is dtype
+    assert found.shape == (count, outs)
+    size = rows.double().abs() @ weight.double().abs().T + bias.double().abs()
+    rounding = 1e-6 * size + (expected.abs() / 128 if dtype is torch.bfloat16 else 0)
+    assert bool(((found.double() - expected).abs() <= rounding).all())
+    torch.testing.assert_close(OPERATOR(rows, weight), (found.double() - bias.double()).to(dtype), atol=0.5, rtol=0.02)
+
+
+@given(count=st.integers(1, MOST_ROWS), width=st.integers(1, 70), outs=st.integers(1, 70), is_short=st.booleans())
+def test_a_row_does_not_depend_on_those_beside_it(count, width, outs, is_short):
+    rows, weight, bias = drawn(count, width, outs, torch.bfloat16 if is_short else torch.float32, seed=width)
+    together = OPERATOR(rows, weight, bias)
+    for at in range(count):
+        assert torch.equal(together[at : at + 1], OPERATOR(rows[at : at + 1].clone(), weight, bias))
+
+
+def test_threads_change_nothing():
+    rows, weight, bias = drawn(5, 300, 1000, torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(OPERATOR(rows, weight, bias))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_what_is_no_number_stays(instructions):
+    for dtype in (torch.float32, torch.bfloat16):
+        rows, weight, _ = drawn(3, 20, 5, dtype)
+        rows[0, 3], rows[1, 4], weight[:, 4] = torch.nan, torch.inf, 1.0
+        found = OPERATOR(rows, weight)
+        assert bool(found[0].isnan().all())
+        assert bool((found[1] == torch.inf).all())
+        assert bool(found[2].isfinite().all())
+
+
+def test_bfloat16_is_rounded_to_the_nearest_even(instructions):
+    """257 lies between 256 and 258, 259 between 258 and 260: the even one of 8 bits is 256 and 260."""
+    weight = torch.tensor([[256.0, 1.0], [256.0, 3.0], [256.0, 1.0078125]], dtype=torch.bfloat16)
+    rows = torch.ones(1, 2, dtype=torch.bfloat16)
+    assert OPERATOR(rows, weight)[0].tolist() == [256.0, 260.0, 258.0]
+
+
+def test_opcheck():
+    for arguments in (drawn(3, 20, 5, torch.float32), drawn(3, 20, 5, torch.bfloat16)[:2]):
+        torch.library.opcheck(OPERATOR.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows, weight, bias: (rows.double(), weight, bias), "rows must be float32"),
+        (lambda rows, weight, bias: (rows.half(), weight.half(), None), "rows must be float32 or bfloat16"),
+        (lambda rows, weight, bias: (rows[0], weight, bias), "rows must have 2 dimensions, got 1"),
+        (lambda rows, weight, bias: (rows.T.contiguous().T, weight, bias), "rows must be contiguous"),
+        (lambda rows, weight, bias: (rows, weight.bfloat16(), bias), "weight has the wrong dtype"),
+        (lambda rows, weight, bias: (rows, weight[:, :-1].clone(), bias), r"weight must be \[outs, 8\], got \[4, 7\]"),
+        (lambda rows, weight, bias: (rows, weight, bias.double()), "bias has the wrong dtype"),
+        (lambda rows, weight, bias: (rows, weight, bias[1:].clone()), "bias must have 4 entries, got 3"),
+    ],
+)
+def test_direct_calls_are_checked(change, message):
+    with pytest.raises(RuntimeError, match=message):
+        OPERATOR(*change(*drawn(3, 8, 4, torch.float32)))
+
+
+class Calls:
+    """Counts what goes to the operator, and lets it through."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        monkeypatch.setattr(few_rows.torch.ops.unite_ext, "few_rows_linear", self)
+
+    def __call__(self, rows, weight, bias):
+        self.rows.append(len(rows))
+        return OPERATOR(rows, weight, bias)
+
+
+def layer(width: int = 640, outs: int = 512, **options) -> nn.Linear:
+    torch.manual_seed(0)
+    found = nn.Linear(width, outs, **options)
+    use_few_rows_linear(found)
+    return found
+
+
+needs_code = pytest.mark.skipif(BEST == "scalar", reason="the processor has no AVX2")
+
+
+@needs_code
+@torch.no_grad()
+def test_layers_use_it_where_it_pays(monkeypatch):
+    calls, own = Calls(monkeypatch), layer()
+    assert type(own) is FewRowsLinear
+    plain = nn.Linear(640, 512)
+    plain.load_state_dict(own.state_dict())
+    for shape in [(1, 1, 640), (2, 3, 640), (640,), (MOST_ROWS, 640), (0, 640)]:
+        rows = torch.randn(shape)
+        torch.testing.assert_close(own(rows), plain(rows), atol=1e-5, rtol=0)
+    assert calls.rows == [1, 6, 1, MOST_ROWS, 0]
+    across = torch.randn(640, 3).T
+    torch.testing.assert_close(own(across), plain(across), atol=1e-5, rtol=0)
+    assert calls.rows.pop() == 3
+    assert torch.equal(own(torch.ones(MOST_ROWS + 1, 640)), plain(torch.ones(MOST_ROWS + 1, 640)))
+    assert len(calls.rows) == 5
+
+
+@needs_code
+def test_layers_are_torch_s_elsewhere(monkeypatch):
+    calls, own = Calls(monkeypatch), layer()
+    own(torch.randn(2, 640)).sum().backward()
+    assert own.weight.grad is not None
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert own(torch.randn(2, 640)).dtype is torch.bfloat16
+        assert own.double()(torch.randn(2, 640).double()).dtype is torch.float64
+        with pytest.raises(RuntimeError, match="dtype"):
+            own(torch.randn(2, 640))
+        with pytest.raises(RuntimeError, match="shapes"):
+            own.float()(torch.randn(2, 320))
+        own.weight.data = own.weight.data.T.contiguous().T
+        own(torch.randn(2, 640))
+        assert torch.compile(own, backend="eager")(torch.randn(2, 640)).shape == (2, 512)
+    assert calls.rows == []
+
+
+@needs_code
+@torch.no_grad()
+def test_bfloat16_goes_where_torch_has_no_instructions(monkeypatch):
+    calls, own = Calls(monkeypatch), layer(dtype=torch.bfloat16)
+    for capability, expected in (("AVX512", []), ("AVX2", [3, 2 * MOST_ROWS])):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", itertools.repeat(capability).__next__)
+        monkeypatch.setattr(few_rows, "_DTYPES", few_rows._dtypes())
+        for count in (3, 2 * MOST_ROWS):
+            rows = torch.randn(count, 640, dtype=torch.bfloat16)
+            torch.testing.assert_close(own(rows), nn.Linear.forward(own, rows), atol=1e-2, rtol=1e-2)
+        assert calls.rows == expected
+
+
+def test_other_layers_are_left_alone():
+    class Own(nn.Linear):
+        pass
+
+    model = nn.ModuleList([Own(640, 512), nn.Linear(64, 64), nn.Conv1d(640, 512, 1)])
+    before = [type(part) for part in model]
+    use_few_rows_linear(model)
+    assert [type(part) for part in model] == before
+
+
+@needs_code
+def test_members_run_it(monkeypatch):
+    """With weights large enough, in ragged batches and with drafts; texts are those of torch's layers."""
+    monkeypatch.setattr(few_rows, "_LEAST_WEIGHT", 1)
+    loaders = [("llama", toy_tokenizers.byte_level), ("mistral-window", toy_tokenizers.sentencepiece)]
+    prompts = ["Once upon a time", "2024 was", "A"]
+
+    def ensemble() -> UniteEnsemble:
+        models = [toy_model(kind, load(), seed=i) for i, (kind, load) in enumerate(loaders)]
+        return UniteEnsemble([Member(model, load()) for model, (_, load) in zip(models, loaders)])
+
+    ens = ensemble()
+    assert any(type(part) is FewRowsLinear for member in ens.members for part in member.model.modules())
+    calls = Calls(monkeypatch)
+    found = ens.generate(prompts, max_new_tokens=12, speculate=4)
+    assert set(calls.rows) & set(range(2, MOST_ROWS))
+    monkeypatch.setattr(few_rows, "_LEAST_WEIGHT", 1 << 40)
+    calls.rows.clear()
+    assert ensemble().generate(prompts, max_new_tokens=12) == found
+    assert calls.rows == []
