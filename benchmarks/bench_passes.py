@@ -5,7 +5,8 @@
 
 Models with random weights in the shapes of SmolLM2-135M and Qwen2.5-0.5B, float32. Passes feed every row 1, 2 or 5 ids
 with a mask that has a hole, as ragged batches and drafts do. transformers' attention ("sdpa") with its cache, which
-concatenates, and what members use in their place run in turn, a few passes at a time; their logits are compared.
+concatenates, and torch's linear layers run in turn with what members use in their place, a few passes at a time; their
+logits are compared.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from statistics import median
 
 import torch
 from lib.measure import RESULTS, append_csv, machine
+from torch import nn
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, LlamaConfig, PreTrainedModel, Qwen2Config
 
 from unite_ext.members.attention import GROUPED, SDPA, use_grouped_attention
+from unite_ext.members.few_rows import FewRowsLinear, use_few_rows_linear
 from unite_ext.members.forward import cache_argument
 from unite_ext.members.kv_cache import new_cache
 
@@ -60,6 +63,16 @@ def run(model: PreTrainedModel, cache: Cache, rows: int, context: int, ids: int)
     return seconds / PASSES, logits
 
 
+def set_ways(model: PreTrainedModel, name: str) -> None:
+    """Members' attention and linear layers, or transformers' and torch's."""
+    model.set_attn_implementation(name)
+    if name == GROUPED:
+        use_few_rows_linear(model)
+    for part in model.modules() if name == SDPA else ():
+        if type(part) is FewRowsLinear:
+            part.__class__ = nn.Linear
+
+
 @torch.no_grad()
 def measure(model: PreTrainedModel, rows: int, context: int, ids: int, rounds: int) -> dict[str, float]:
     """Milliseconds of both, medians of rounds that alternate."""
@@ -70,7 +83,7 @@ def measure(model: PreTrainedModel, rows: int, context: int, ids: int, rounds: i
     logits = {}
     for turn in range(rounds + 1):
         for name, cache in caches.items():
-            model.set_attn_implementation(name)
+            set_ways(model, name)
             seconds, logits[name] = run(model, cache, rows, context, ids)
             if turn:  # the first warms up
                 found[name].append(seconds)

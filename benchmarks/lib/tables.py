@@ -175,6 +175,25 @@ def _gains(rows: Rows) -> str:
     return markdown(header, table, measured_on(rows))
 
 
+def few_rows() -> str:
+    """One linear layer for a handful of rows."""
+    rows = newest("few_rows_cpu")
+    found = {(r["dtype"], r["layer"], r["rows"]): r for r in rows}
+    counts = list(dict.fromkeys(r["rows"] for r in rows))
+    table = [
+        [
+            f"{layer}, {dtype}",
+            f"{float(found[dtype, layer, counts[0]]['floor_ms']):.2g}",
+            *(
+                f"{float(r['torch_ms']):.2g}, {float(r['ours_ms']):.2g} ({float(r['ratio']):.1f}×)"
+                for r in (found[dtype, layer, n] for n in counts)
+            ),
+        ]
+        for dtype, layer in dict.fromkeys((r["dtype"], r["layer"]) for r in rows)
+    ]
+    return markdown(["layer", "floor", *(f"{n} rows" for n in counts)], table, f"Milliseconds. {measured_on(rows)}")
+
+
 def passes() -> str:
     """Passes over a few ids beside a long cache."""
     rows = newest("passes_cpu")
@@ -329,6 +348,7 @@ TABLES: dict[str, Callable[[], str]] = {
         engine_prompt,
         speculation,
         exact_drafts,
+        few_rows,
         passes,
         scoring,
         ranks,

@@ -1,7 +1,7 @@
 // A linear layer for few rows, as passes over a handful of new ids have them.
 //
-// General matrix products are made for many rows, and take about twice as long for two as for one. Here the time is that
-// of reading the weight once, where it lies.
+// General matrix products are made for many rows, and take about twice as long for two as for one. Here the time is
+// that of reading the weight once, where it lies.
 #pragma once
 
 #include <cstdint>

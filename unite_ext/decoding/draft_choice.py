@@ -27,7 +27,6 @@ _OF_TEXT, _OF_ALL = 0.05, 0.02  # weights of one drafted token in the running ac
 _PRIOR = 4  # drafted tokens that what was believed before counts as
 _ACCEPTANCE = 0.8  # before anything has been drafted
 PLACE_COST = 0.1  # what a further position costs, of a pass over one, before it has been measured
-PLACE_COST_ON_CPU = 0.3  # a few cores are busy with one position already
 
 
 @dataclass(frozen=True)

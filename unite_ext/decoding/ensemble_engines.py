@@ -11,7 +11,7 @@ from ..methods.base import Method
 from ..methods.registry import UNITE, make_method
 from ..options import StepOptions
 from ..vocab.alignment import VocabAlignment
-from .draft_choice import PLACE_COST, PLACE_COST_ON_CPU, DraftCosts
+from .draft_choice import DraftCosts
 from .engine import PREFILL_CHUNK, Engine
 from .plan import Plan, make_plan
 from .rank_calls import Ranks
@@ -55,10 +55,7 @@ class EnsembleEngines(ABC):
         self.compile = compile
         self.ranks = ranks
         self._made: dict[str, Method] = {}
-        # All ranks have to think alike, and do not know each other's devices.
-        on_cpu = ranks is None and any(m.gives_logits and m.device.type == "cpu" for m in self.members)
-        cost = PLACE_COST_ON_CPU if on_cpu else PLACE_COST
-        self._draft_costs = [DraftCosts(len(self.members), m, cost) for m in range(len(self.members))]  # by primary
+        self._draft_costs = [DraftCosts(len(self.members), m) for m in range(len(self.members))]  # by primary
         self.plan({})
 
     def plan(self, options: Mapping[str, Any], *, generates: bool = True) -> Plan:
