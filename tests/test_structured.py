@@ -206,7 +206,7 @@ def assert_answers_follow(count: int, seed: int, boundaries: str = "plain") -> N
 
 @pytest.mark.parametrize("boundaries", ["plain", "exact"])
 def test_answers_follow_random_schemas(boundaries):
-    assert_answers_follow(20, 1, boundaries)
+    assert_answers_follow(10, 1, boundaries)
 
 
 @pytest.mark.full
