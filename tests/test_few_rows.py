@@ -164,9 +164,11 @@ def test_layers_are_torch_s_elsewhere(monkeypatch):
             own(torch.randn(2, 640))
         with pytest.raises(RuntimeError, match="shapes"):
             own.float()(torch.randn(2, 320))
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            own(torch.randn(2, 640).double())
+        assert torch.compile(own, backend="eager")(torch.randn(2, 640)).shape == (2, 512)
         own.weight.data = own.weight.data.T.contiguous().T
         own(torch.randn(2, 640))
-        assert torch.compile(own, backend="eager")(torch.randn(2, 640)).shape == (2, 512)
     assert calls.rows == []
 
 
