@@ -40,6 +40,18 @@ def test_it_is_transformers_own(heads, shared, count, is_bool, dtype):
     torch.testing.assert_close(found, expected, atol=1e-6 if dtype == torch.float32 else 2e-2, rtol=0)
 
 
+def test_dropout_is_transformers_own():
+    module = torch.nn.Module().eval()
+    module.num_key_value_groups = 2
+    query, (key, value) = torch.randn(1, 4, 2, 16), torch.randn(2, 1, 2, 50, 16)
+    mask = torch.ones(1, 1, 2, 50, dtype=torch.bool)
+    found = []
+    for attention_of in (grouped_attention, sdpa_attention.sdpa_attention_forward):
+        torch.manual_seed(0)
+        found.append(attention_of(module, query, key, value, mask, dropout=0.5)[0])
+    assert torch.equal(*found)
+
+
 def test_members_copy_no_cache(monkeypatch):
     """Ragged batches, drafts and trees: with a mask, only passes over as many ids as a prompt has run as before."""
     loaders = [("llama", toy_tokenizers.byte_level), ("mistral-window", toy_tokenizers.sentencepiece)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -49,6 +50,36 @@ def test_any_history_is_that_of_a_concatenating_layer(steps):
                 held.append((ours.keys, ours.keys.clone()))
     for now, then in held:
         assert torch.equal(now, then)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [lambda t: t[:1], lambda t: t[:, :2], lambda t: t[..., :2], lambda t: t[:, :, ::2]],
+    ids=["rows", "heads", "numbers", "columns"],
+)
+def test_other_views_of_the_same_memory_are_not_its_beginning(part):
+    """They begin at the same place, and what is appended must not be written beside them."""
+    plain, ours = DynamicLayer(), GrowingLayer()
+    for layer in (plain, ours):
+        layer.update(*states(10, 0))
+        layer.update(*states(1, 1))
+        before = layer.keys.clone()
+        view = layer.keys
+        layer.keys, layer.values = part(layer.keys), part(layer.values)
+        new = states(1, 2) if layer.keys.shape[2] < 11 else tuple(part(t) for t in states(1, 2))
+        layer.update(*new)
+        assert torch.equal(view, before)
+    assert torch.equal(ours.keys, plain.keys)
+    assert torch.equal(ours.values, plain.values)
+
+
+def test_memory_is_let_go_of_with_what_it_held():
+    layer = GrowingLayer()
+    layer.update(*states(10, 0))
+    layer.update(*states(1, 1))
+    memory = weakref.ref(layer.keys.untyped_storage())
+    layer.keys = layer.values = None
+    assert memory() is None
 
 
 def test_most_passes_copy_nothing():
