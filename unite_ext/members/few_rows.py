@@ -33,7 +33,7 @@ class FewRowsLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """See `nn.Linear`."""
+        """See `nn.Linear`: [..., in_features] to [..., out_features]."""
         weight = self.weight
         rows = input.numel() // max(1, self.in_features)
         if (
