@@ -3,10 +3,10 @@
     python benchmarks/bench_passes.py            appended to results/passes_cpu.csv
     python benchmarks/bench_passes.py --quick    one case
 
-Models with random weights in the shapes of SmolLM2-135M and Qwen2.5-0.5B, float32. Passes feed every row 1, 2 or 5 ids
-with a mask that has a hole, as ragged batches and drafts do. transformers' attention ("sdpa") with its cache, which
-concatenates, and torch's linear layers run in turn with what members use in their place, a few passes at a time; their
-logits are compared.
+Models with random weights in the shapes of SmolLM2-135M and Qwen2.5-0.5B, float32. Passes feed every row 1, 2 or 5
+ids, or the rows in turn 1 to 4, with a mask that has a hole, as ragged batches and drafts do. transformers' attention
+("sdpa") with its cache, which concatenates, and torch's linear layers run in turn with what members use in their place,
+a few passes at a time; their logits are compared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, LlamaConfig, PreTrainedModel, Qwen2Config
 
 from unite_ext.members.attention import GROUPED, SDPA, use_grouped_attention
-from unite_ext.members.few_rows import FewRowsLinear, use_few_rows_linear
+from unite_ext.members.few_rows import FewRowsLinear, leaving_out, use_few_rows_linear
 from unite_ext.members.forward import cache_argument
 from unite_ext.members.kv_cache import new_cache
 
@@ -37,27 +37,38 @@ SHAPES = {
         num_key_value_heads=2, tie_word_embeddings=True,
     ),
 }  # fmt: skip
-CASES = [(rows, context, ids) for rows, context in ((1, 1000), (16, 200), (16, 1000)) for ids in (1, 2, 5)]
+RAGGED = "1 to 4"
+CASES = [
+    (rows, context, ids)
+    for rows, context in ((1, 1000), (16, 200), (16, 1000))
+    for ids in (1, 2, 5, RAGGED)
+    if rows > 1 or ids != RAGGED
+]
 PASSES = 4
 
 
-def run(model: PreTrainedModel, cache: Cache, rows: int, context: int, ids: int) -> tuple[float, torch.Tensor]:
-    """Seconds of a pass of `rows` rows that have read the same, the mean of several in a row, and the last's logits."""
+def run(model: PreTrainedModel, cache: Cache, rows: int, context: int, new: list[int]) -> tuple[float, torch.Tensor]:
+    """Seconds of a pass of `rows` rows that have read the same, the mean of several in a row, and the last's logits.
+
+    The rows have `new` ids to feed in turn, at the right end.
+    """
     cache = copy.deepcopy(cache)
     if rows > 1:
         cache.batch_repeat_interleave(rows)
-    seconds = 0.0
+    seconds, ids = 0.0, max(new)
+    fed = torch.arange(ids) >= ids - torch.tensor(new * (rows // len(new)))[:, None]
     for n in range(PASSES + 1):
         before = context + n * ids
-        mask = torch.ones(rows, before + ids, dtype=torch.long)
-        mask[:, context // 2] = 0
+        mask = torch.cat([torch.ones(rows, context, dtype=torch.bool), *[fed] * (n + 1)], dim=1)
+        mask[:, context // 2] = False
         arguments = {
             "input_ids": torch.arange(rows * ids).view(rows, ids) + n,
             "position_ids": torch.arange(before, before + ids).expand(rows, ids),
             cache_argument(model): cache,
         }
         start = time.perf_counter()
-        logits = model(attention_mask=mask, logits_to_keep=1, **arguments).logits
+        with leaving_out(fed.numpy()):
+            logits = model(attention_mask=mask, logits_to_keep=1, **arguments).logits
         if n:  # the first makes room
             seconds += time.perf_counter() - start
     return seconds / PASSES, logits
@@ -74,8 +85,9 @@ def set_ways(model: PreTrainedModel, name: str) -> None:
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, rows: int, context: int, ids: int, rounds: int) -> dict[str, float]:
+def measure(model: PreTrainedModel, rows: int, context: int, ids: int | str, rounds: int) -> dict[str, float]:
     """Milliseconds of both, medians of rounds that alternate."""
+    new = [1, 2, 3, 4] if isinstance(ids, str) else [ids]
     caches = {SDPA: DynamicCache(), GROUPED: new_cache()}
     for cache in caches.values():
         model(input_ids=torch.arange(context)[None], logits_to_keep=1, **{cache_argument(model): cache})
@@ -84,7 +96,7 @@ def measure(model: PreTrainedModel, rows: int, context: int, ids: int, rounds: i
     for turn in range(rounds + 1):
         for name, cache in caches.items():
             set_ways(model, name)
-            seconds, logits[name] = run(model, cache, rows, context, ids)
+            seconds, logits[name] = run(model, cache, rows, context, new)
             if turn:  # the first warms up
                 found[name].append(seconds)
     torch.testing.assert_close(logits[SDPA], logits[GROUPED], rtol=0, atol=1e-3)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 import toy_tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from test_kv_cache import alone
+from test_tree_cache import assert_close
 from torch import nn
 from toy_models import toy_model
 
 from unite_ext import UniteEnsemble
 from unite_ext.members import few_rows
-from unite_ext.members.few_rows import MOST_ROWS, FewRowsLinear, use_few_rows_linear
+from unite_ext.members.cache_probe import probe_reuse
+from unite_ext.members.few_rows import MOST_ROWS, FewRowsLinear, leaving_out, use_few_rows_linear
 from unite_ext.members.transformers import Member
+from unite_ext.members.tree_cache import TreeCache
 
 OPERATOR = torch.ops.unite_ext.few_rows_linear
 BEST = torch.ops.unite_ext.cpu_instruction_set()
@@ -184,6 +193,90 @@ def test_bfloat16_goes_where_torch_has_no_instructions(monkeypatch):
             rows = torch.randn(count, 640, dtype=torch.bfloat16)
             torch.testing.assert_close(own(rows), nn.Linear.forward(own, rows), atol=1e-2, rtol=1e-2)
         assert calls.rows == expected
+
+
+@needs_code
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_nobody_uses_is_left_out(monkeypatch, dtype):
+    monkeypatch.setattr(few_rows, "_DTYPES", (torch.float32, torch.bfloat16))
+    calls, own = Calls(monkeypatch), layer(dtype=dtype)
+    rows = torch.randn(3, 4, 640, dtype=dtype)
+    used = np.array([[False, False, True, True], [True] * 4, [False] * 4])
+    plain = own(rows)
+    calls.rows.clear()
+    with leaving_out(used):
+        found = own(rows)
+        assert calls.rows == [6]
+        assert torch.equal(own(rows[:, :2]), plain[:, :2])  # another shape
+        assert torch.equal(own(rows[0]), plain[0])
+        with ThreadPoolExecutor(1) as pool:  # another pass
+            assert torch.equal(pool.submit(torch.no_grad()(own), rows).result(), plain)
+    assert torch.equal(found[used], plain[used])
+    assert not found[~used].any()
+    assert torch.equal(own(rows), plain)
+    calls.rows.clear()
+    with leaving_out(used[:, :2], used):
+        own(rows[:, :2])
+        own(rows)
+    with pytest.raises(RuntimeError, match="shapes"), leaving_out(used):
+        own(rows[..., 1:])
+    own(rows)
+    with leaving_out(np.ones((3, 4), dtype=np.bool_), used):  # of one shape: the first counts
+        own(rows)
+    assert calls.rows == [2, 6, 12, 12]
+
+
+@needs_code
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_rows_of_which_few_are_used(monkeypatch, dtype):
+    monkeypatch.setattr(few_rows, "_DTYPES", (torch.float32,))
+    own = layer(dtype=dtype)
+    rows, used = torch.randn(50, 2, 640, dtype=dtype), np.zeros((50, 2), dtype=np.bool_)
+    used[::2, 1] = True
+    with leaving_out(used):
+        torch.testing.assert_close(own(rows)[used], nn.Linear.forward(own, rows)[used], atol=1e-5, rtol=0)
+    used[:40] = True
+    with leaving_out(used):
+        torch.testing.assert_close(own(rows)[used], nn.Linear.forward(own, rows)[used], atol=1e-5, rtol=0)
+
+
+@needs_code
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "mistral-window", "gemma2"])
+def test_passes_compute_what_is_asked_for(monkeypatch, kind):
+    """Rows that feed less than others, in batches and trees: layers see what is fed, and the head what is asked."""
+    monkeypatch.setattr(few_rows, "_LEAST_WEIGHT", 1)
+    model = toy_model(kind, toy_tokenizers.byte_level(), seed=5)
+    reuse = probe_reuse(model)
+    plain = copy.deepcopy(model)
+    use_few_rows_linear(model)
+    calls, cache = Calls(monkeypatch), TreeCache(model, 3, reuse=reuse)
+    texts = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 1, 2, 3]]
+    for r, ids in enumerate(texts):
+        cache.edit(r, 0, ids)
+    cache.next_logits()
+    rng = random.Random(7)
+    for _ in range(6):
+        for r, ids in enumerate(texts):
+            new = [rng.randrange(1, 90) for _ in range([1, 1, 4][r])]
+            cache.edit(r, 0, new)
+            ids += new
+        calls.rows.clear()
+        for r, row in enumerate(cache.next_logits()):
+            assert_close(row, alone(plain, texts[r]))
+        assert set(calls.rows) == ({6, 3} if reuse == "holes" else {12, 3})
+        calls.rows.clear()
+        places = [(0, 0, [7]), (0, 0, [7, 8, 9]), (1, 0, [7]), (2, 1, [5])]
+        for (r, drop, append), row in zip(places, cache.place_logits(places)):
+            assert_close(row, alone(plain, texts[r][: len(texts[r]) - drop] + append))
+        assert set(calls.rows) == {5, 4}
+        calls.rows.clear()
+        places = [(0, 0, [7]), (0, 0, [7, 8, 9, 4]), (1, 0, [7])]  # 7 again, 4, 7 again, and the last row's last id
+        for (r, drop, append), row in zip(places, cache.place_logits(places)):
+            assert_close(row, alone(plain, texts[r][: len(texts[r]) - drop] + append))
+        assert set(calls.rows) == {4}
 
 
 def test_other_layers_are_left_alone():

@@ -312,6 +312,24 @@ def test_a_chain_needs_no_mask_of_its_own(models, monkeypatch):
         assert_close(got, alone(models["qwen2"], ids[r] + append))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_chains_of_different_lengths_in_rows_of_the_same(models, kind):
+    """With no hole before, so that the shorter one's padding is the first."""
+    cache = TreeCache(models[kind], 2, reuse=probe_reuse(models[kind]))
+    ids = [[1, 2, 3], [7, 8, 9]]
+    for r in range(2):
+        cache.edit(r, 0, ids[r])
+    cache.next_logits()
+    places = [(0, 0, [5]), (0, 0, [5, 6]), (1, 0, [4])]
+    for (r, _, append), got in zip(places, cache.place_logits(places)):
+        assert_close(got, alone(models[kind], ids[r] + append))
+    for r, append in ((0, [5, 6]), (1, [4])):
+        cache.edit(r, 0, append)
+        ids[r] += append
+    for r, got in enumerate(cache.next_logits()):
+        assert_close(got, alone(models[kind], ids[r]))
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", GROUPED])
 def test_both_kinds_of_mask(implementation):
     original = "eager" if implementation == "eager" else "sdpa"

@@ -210,7 +210,9 @@ def passes() -> str:
             f"{model}, {batch} x {context} ids",
             *(
                 f"{float(r['transformers_ms']):.0f}, {float(r['ours_ms']):.0f} ms ({float(r['ratio']):.1f}×)"
-                for r in (found[model, batch, context, n] for n in ids)
+                if r
+                else "-"
+                for r in (found.get((model, batch, context, n)) for n in ids)
             ),
         ]
         for model, batch, context in dict.fromkeys((r["model"], r["rows"], r["context"]) for r in rows)

@@ -3,13 +3,21 @@
 Matrix products are made for many rows: with two torch's take twice as long as with one, with four up to four times,
 though the weight has to be read once in either case. Speculation, batches and exact boundaries consist of such passes.
 `csrc/cpu/few_rows.cpp` reads the weight once, where it lies.
+
+Where the requests of a pass have different numbers of new ids, all are filled up to the most. What only fills up is
+left out here (`leaving_out`).
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import _backend  # noqa: F401  # registers the operator
@@ -23,6 +31,38 @@ MOST_ROWS = 16 if _HAS_AVX512 else 32
 """With more, torch is as fast. 32 is measured with AVX2; with AVX-512 torch's products have twice the arithmetic."""
 _DTYPES = (torch.float32,) if _HAS_AVX512 else (torch.float32, torch.bfloat16)
 _LEAST_WEIGHT = 1 << 18  # entries; a smaller weight lies in a core's cache, and there torch is as fast
+_MOST_USED = 0.9  # the share of rows that are used up to which leaving out the others pays for gathering these
+
+
+class _Pass(threading.local):
+    """What the running pass of this thread's model uses, by batch size and number of ids or of logits."""
+
+    used: dict[tuple[int, ...], Tensor] | None = None
+
+
+_PASS = _Pass()
+
+
+@contextmanager
+def leaving_out(*used: NDArray[np.bool_]) -> Iterator[None]:
+    """Let `FewRowsLinear` layers, while a model runs, leave out what nobody uses: their results there are 0.
+
+    Parameters
+    ----------
+    *used : array [B, Q] of bool
+        What is used of inputs [B, Q, ...]. Of several with the same shape the first counts.
+    """
+    by_shape = {own.shape: own for own in reversed(used)}
+    found = {
+        shape: torch.from_numpy(np.flatnonzero(own))
+        for shape, own in by_shape.items()
+        if np.count_nonzero(own) <= _MOST_USED * own.size
+    }
+    before, _PASS.used = _PASS.used, found
+    try:
+        yield
+    finally:
+        _PASS.used = before
 
 
 class FewRowsLinear(nn.Linear):
@@ -35,10 +75,8 @@ class FewRowsLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """See `nn.Linear`: [..., in_features] to [..., out_features]."""
         weight = self.weight
-        rows = input.numel() // max(1, self.in_features)
         if (
             input.shape[-1:] != (self.in_features,)
-            or (rows > MOST_ROWS and weight.dtype is not torch.bfloat16)
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or torch.is_autocast_enabled("cpu")
@@ -46,10 +84,20 @@ class FewRowsLinear(nn.Linear):
             or weight.dtype not in _DTYPES
         ):
             return super().forward(input)
-        found = torch.ops.unite_ext.few_rows_linear(
-            input.reshape(rows, self.in_features).contiguous(), weight, self.bias
-        )
+        rows = input.reshape(-1, self.in_features)
+        used = _PASS.used.get(input.shape[:-1]) if _PASS.used else None
+        if used is None:
+            found = self._of_rows(rows)
+        else:
+            found = rows.new_zeros((len(rows), self.out_features))
+            found[used] = self._of_rows(rows[used])
         return found.view(*input.shape[:-1], self.out_features)
+
+    def _of_rows(self, rows: Tensor) -> Tensor:
+        """[rows, in_features] to [rows, out_features]."""
+        if len(rows) > MOST_ROWS and rows.dtype is not torch.bfloat16:
+            return super().forward(rows)
+        return torch.ops.unite_ext.few_rows_linear(rows.contiguous(), self.weight, self.bias)
 
 
 def use_few_rows_linear(model: PreTrainedModel) -> None:

@@ -7,8 +7,8 @@ passes have read so many in vain that moving the cache would have cost as much: 
 this costs at most about twice what the best moments would have. Models whose attention looks at columns instead of
 positions (sliding windows) are gathered before every pass.
 
-Every row takes part in a pass with its last C ids, C being the most that any row has to feed: rows with fewer feed some
-again, so that all end in the last column and no row needs padding there.
+Every row takes part in a pass with C columns, C being the most ids that any row has to feed. Rows with fewer are padded
+on the left, which makes holes. Models that do not see through these feed some ids again instead.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .few_rows import leaving_out
 from .forward import cache_argument
 
 if TYPE_CHECKING:
@@ -148,7 +149,10 @@ class RaggedCache:
         feed = self._feed(least)
         kept = []
         for r, (ids, columns) in enumerate(zip(self.ids, self.columns)):
-            n = max(0, len(ids) - feed)
+            own = feed
+            if self.reuse == "holes":
+                own += max(1, len(ids) - len(columns)) - least
+            n = max(0, len(ids) - own)
             if n < len(columns):
                 self.keep(r, n)
             kept.append(len(columns))
@@ -172,16 +176,18 @@ class RaggedCache:
             self.mask = np.pad(self.mask, ((0, 0), (0, max(width, 64))))  # doubling, to copy seldom
         self.mask[:, past:width] = True
         input_ids, positions = [], []
+        read = np.ones((len(self.ids), feed), dtype=np.bool_)
         for r, (ids, columns, n) in enumerate(zip(self.ids, self.columns, kept)):
             new, own, places = len(ids) - n, ids[n:], list(range(n, len(ids)))
             columns.extend(range(width - new, width))
             if new < feed:
                 padding = [0] * (feed - new)
                 own, places = padding + own, padding + places
-                self.mask[r, past : width - new] = False
+                self.mask[r, past : width - new] = read[r, : feed - new] = False
             input_ids.append(own)
             positions.append(places)
-        logits = self._run(input_ids, positions, width)
+        with leaving_out(read):
+            logits = self._run(input_ids, positions, width)
         self.width = width
         if self.reuse == "recompute":
             self._forget()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .attention import TAKES_BOOL
 from .base import Place
+from .few_rows import leaving_out
 from .forward import uses_window
 from .kv_cache import RaggedCache, new_cache
 from .token_tree import Node, RowTree, is_chain, tree_mask
@@ -54,10 +55,16 @@ class TreeCache(RaggedCache):
         if self.has_to_move() if chained else self.has_many_holes():
             self.compact()
         kept = sorted(set(at))
-        logits = self._feed_trees(feed, kept, masked=not chained)
         index = {column: n for n, column in enumerate(kept)}
-        rows = torch.tensor([r for r, _, _ in places], device=logits.device)
-        return logits[rows, torch.tensor([index[column] for column in at], device=logits.device)]
+        rows, columns = [r for r, _, _ in places], [index[column] for column in at]
+        read = np.zeros((len(self.ids), feed), dtype=np.bool_)
+        for r, tree in enumerate(self.trees):
+            read[r, feed - len(tree.fresh) :] = True
+        asked = np.zeros((len(self.ids), len(kept)), dtype=np.bool_)
+        asked[rows, columns] = True
+        with leaving_out(read, asked):
+            logits = self._feed_trees(feed, kept, masked=not chained)
+        return logits[torch.tensor(rows, device=logits.device), torch.tensor(columns, device=logits.device)]
 
     def adopt(self) -> None:
         """Take the nodes that rows have grown along since they were fed as the rows' own."""
@@ -124,17 +131,17 @@ class TreeCache(RaggedCache):
             self.keep(r, last)
 
     def _make_chains(self, feed: int) -> bool:
-        """Whether all rows feed one path of the same length at their end, which needs no mask of its own.
+        """Whether all rows feed one path at their end, which needs no mask of its own.
 
-        Shorter ones are made to begin earlier, where no branch stands in the way.
+        Shorter ones are padded where the model sees through holes, else made to begin earlier.
         """
-        branched = any(tree.columns() for tree in self.trees)
-        if branched and self.reuse != "holes":
+        sees_through = self.reuse == "holes"
+        if not sees_through and any(tree.columns() for tree in self.trees):
             return False
         lacks = []
         for tree, columns in zip(self.trees, self.columns):
-            lack = feed - len(tree.fresh)
-            if not is_chain(tree.fresh, len(columns)) or lack > (0 if branched else len(columns)):
+            lack = 0 if sees_through else feed - len(tree.fresh)
+            if not is_chain(tree.fresh, len(columns)) or lack > len(columns):
                 return False
             lacks.append(lack)
         for r, lack in enumerate(lacks):
@@ -171,9 +178,10 @@ class TreeCache(RaggedCache):
         }
         if masked:
             arguments["attention_mask"] = self._tree_masks(feed)
-        elif any(len(columns) + feed < width for columns in self.columns):
+        elif any(len(columns) + len(tree.fresh) < width for columns, tree in zip(self.columns, self.trees)):
             mask = self.mask[:, :width].copy()
-            mask[:, past:] = True
+            for r, tree in enumerate(self.trees):
+                mask[r, width - len(tree.fresh) :] = True
             arguments["attention_mask"] = self.to_device(mask)
         if self.kv is None:
             self.kv = new_cache()
