@@ -25,7 +25,7 @@ SHAPES = {
     "4864 to 896": (4864, 896),
     "896 to 151936": (896, 151936),
 }
-ROWS = (1, 2, 3, 4, 6, 8, 16, 32)
+ROWS = (1, 2, 3, 4, 6, 8, 16, 32, 64)
 DTYPES = (torch.float32, torch.bfloat16)
 CALL_BYTES = 100e6
 
