@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import start_cases
@@ -12,7 +13,9 @@ from test_lookahead import QUESTIONS, Passes
 from toy_models import toy_model
 
 from unite_ext import UniteEnsemble
-from unite_ext.decoding.exact_drafts import ExactDrafter
+from unite_ext.decoding.covers import ExactState
+from unite_ext.decoding.exact_drafts import ExactDrafter, follow
+from unite_ext.decoding.request import NGRAM
 from unite_ext.demo import COMPARABLE, load_member
 
 AGAIN = "the cat sat on the mat and the cat sat on the mat and the "
@@ -124,6 +127,61 @@ def test_the_others_take_fewer_passes(demo):
         assert counts["mistral"][m].count < 0.85 * plain[m].count
     for own in counts[8]:
         assert own.ids < 1.5 * plain[0].ids  # what is drafted stays in the cache
+
+
+def drafting(prompt: bytes, **state) -> tuple[ExactDrafter, SimpleNamespace]:
+    """A drafter whose primary's tokens are single bytes, and a request for drafts from n-grams."""
+    vocabulary = SimpleNamespace(token_bytes=[bytes([n]) for n in range(256)])
+    drafter = ExactDrafter(None, None, SimpleNamespace(vocabularies=[vocabulary]), 0, ask=None)
+    request = SimpleNamespace(
+        drafter=NGRAM, ngrams=None, prompt_ids=[list(prompt)], text=bytearray(), rounds=0, drafted=0, accepted=0,
+        exact=ExactState([], None, [], **state),
+    )  # fmt: skip
+    return drafter, request
+
+
+def test_what_is_sure_is_not_drafted():
+    drafter, request = drafting(b"one two three. one two thr", sure=b"ee")
+    drafter.draft([request])
+    assert request.exact.draft.startswith(b"ee. one two thr")
+    assert request.exact.draft_sure == 2
+    assert request.drafted == len(request.exact.draft) - 2
+
+
+def test_a_draft_is_written_once():
+    drafter, request = drafting(b"one two three. one two thr")
+    for _ in range(3):
+        drafter.draft([request])
+    assert request.rounds == 1
+    assert request.drafted == len(request.exact.draft)
+
+
+def test_given_texts_are_not_drafted():
+    drafter, request = drafting(b"one two three. one two thr", forced=list(b"ee."))
+    drafter.draft([request])
+    assert (request.exact.draft, request.rounds) == (b"", 0)
+
+
+@pytest.mark.parametrize(
+    ("piece", "accepted", "draft", "sure"),
+    [
+        (b"a", 0, b"bcdef", 1),
+        (b"ab", 0, b"cdef", 0),
+        (b"abcd", 2, b"ef", 0),
+        (b"abcdef", 4, b"", None),
+        (b"abcdefg", 4, b"", None),
+        (b"abx", 0, b"", None),
+        (b"abcx", 1, b"", None),
+        (b"x", 0, b"", None),
+        (b"", 0, b"abcdef", 2),
+    ],
+)
+def test_a_walk_along_a_draft(piece, accepted, draft, sure):
+    """Six bytes were drafted, of which two had been sure: these are not counted."""
+    _, request = drafting(b"", draft=b"abcdef", draft_sure=2)
+    follow(request, piece)
+    assert (request.accepted, request.exact.draft) == (accepted, draft)
+    assert sure is None or request.exact.draft_sure == sure
 
 
 @pytest.mark.parametrize("guess", [b"zzzz qqqq", b"\xff\x80", " 中文".encode(), b" and the other\n"])
