@@ -229,17 +229,17 @@ def test_what_nobody_uses_is_left_out(monkeypatch, dtype):
 
 @needs_code
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_many_rows_of_which_few_are_used(monkeypatch, dtype):
-    monkeypatch.setattr(few_rows, "_DTYPES", (torch.float32,))
-    own = layer(dtype=dtype)
-    rows, used = torch.randn(50, 2, 640, dtype=dtype), np.zeros((50, 2), dtype=np.bool_)
-    used[::2, 1] = True
+@pytest.mark.parametrize("count", [25, 90])
+def test_many_rows_of_which_some_are_used(monkeypatch, count):
+    """25 of 100 are few rows, 90 are torch's."""
+    calls, own = Calls(monkeypatch), layer()
+    rows, used = torch.randn(50, 2, 640), np.zeros((50, 2), dtype=np.bool_)
+    used.flat[torch.randperm(100, generator=torch.Generator().manual_seed(3))[:count].numpy()] = True
     with leaving_out(used):
-        torch.testing.assert_close(own(rows)[used], nn.Linear.forward(own, rows)[used], atol=1e-5, rtol=0)
-    used[:40] = True
-    with leaving_out(used):
-        torch.testing.assert_close(own(rows)[used], nn.Linear.forward(own, rows)[used], atol=1e-5, rtol=0)
+        found = own(rows)
+    torch.testing.assert_close(found[used], nn.Linear.forward(own, rows)[used], atol=1e-5, rtol=0)
+    assert not found[~used].any()
+    assert calls.rows == ([count] if count <= MOST_ROWS else [])
 
 
 @needs_code

@@ -149,10 +149,10 @@ class RaggedCache:
         feed = self._feed(least)
         kept = []
         for r, (ids, columns) in enumerate(zip(self.ids, self.columns)):
-            own = feed
-            if self.reuse == "holes":
-                own += max(1, len(ids) - len(columns)) - least
-            n = max(0, len(ids) - own)
+            fed = feed
+            if self.reuse == "holes":  # what this row has less than the one with the most stays empty
+                fed += max(1, len(ids) - len(columns)) - least
+            n = max(0, len(ids) - fed)
             if n < len(columns):
                 self.keep(r, n)
             kept.append(len(columns))
