@@ -153,10 +153,10 @@ class GenerationOptions:
             raise ValueError(f"one of {', '.join(KINDS)} must be given, got {' and '.join(given)}")
         return next((Structure(kind, value) for kind, value in given.items()), None)
 
-    @property
+    @cached_property
     def processes(self) -> bool:
-        """Whether members' logits are changed before a step."""
-        return any(needs for name, needs in self.needs_logits.items() if name != "gate")
+        """Whether members' logits are changed before a step by more than `min_new_tokens`."""
+        return any(needs for name, needs in self.needs_logits.items() if name not in ("gate", "min_new_tokens"))
 
     @cached_property
     def needs_logits(self) -> dict[str, bool]:

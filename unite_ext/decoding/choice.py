@@ -103,12 +103,13 @@ class Chooser:
         MemberOutOfMemory
             A member in another process is out of memory, or one here of which the others had to learn.
         """
+        first = requests[0].method
+        if (starts is None or len(set(starts)) == 1) and all(request.method is first for request in requests):
+            launch = self._launch(scores, requests, targets, own, starts[0] if starts else ())
+            return self._decide(launch, requests, targets)
         groups: dict[tuple[int, tuple[bool, ...]], list[int]] = {}
         for r, request in enumerate(requests):
             groups.setdefault((id(request.method), starts[r] if starts else ()), []).append(r)
-        if len(groups) == 1:
-            launch = self._launch(scores, requests, targets, own, starts[0] if starts else ())
-            return self._decide(launch, requests, targets)
         choices: list[Choice | None] = [None] * len(requests)
         launched = []
         for (_, at_start), rows in groups.items():  # all before any draw: a member that stays away changes no later one

@@ -78,7 +78,7 @@ class Evaluator:
         """
         context = self.contexts[m]
         scores = self.asked(m, len(requests), lambda: context.evaluate([request.key for request in requests]))
-        return self.processed(m, scores, [[(request.key, 0, ())] for request in requests], requests)
+        return self.processed(m, scores, None, requests)
 
     def place_scores(self, m: int, requests: Sequence[Request], places: Sequence[Sequence[Place]]) -> Scores:
         """A member's scores at several places of every request, all of the first request's, then the next one's.
@@ -123,11 +123,11 @@ class Evaluator:
         return self.exchange.agreed([all(context.ready(key) for context in self.contexts) for key in keys])
 
     def processed(
-        self, m: int, scores: Scores, places: Sequence[Sequence[Place]], requests: Sequence[Request]
+        self, m: int, scores: Scores, places: Sequence[Sequence[Place]] | None, requests: Sequence[Request]
     ) -> Scores:
         """Scores after the member's processors, on the alignment's device.
 
-        The n-th place of a request is where n more of its tokens stand than now.
+        The n-th place of a request is where n more of its tokens stand than now; None for where all of them end.
         """
         if self.exchange is HERE:
             return self._processed(m, scores, places, requests)
@@ -136,22 +136,22 @@ class Evaluator:
         return SpreadScores(scores, self.exchange)
 
     def _processed(
-        self, m: int, scores: Scores, places: Sequence[Sequence[Place]], requests: Sequence[Request]
+        self, m: int, scores: Scores, places: Sequence[Sequence[Place]] | None, requests: Sequence[Request]
     ) -> Scores:
-        if any(request.options.processes for request in requests):
-            rows = [
-                ScoredRow(
-                    request.options,
-                    len(request.ids) + n,
-                    partial(self._place_ids, m, place),
-                    request.constraint if request.exact is None else request.exact.masks,
-                    n,
-                    request.starts[m] and len(self._place_ids(m, place)) == len(request.prompt_ids[m]),
-                )
-                for request, own in zip(requests, places)
-                for n, place in enumerate(own)
-            ]
-            scores = self._processors.apply(m, scores, rows)
+        early: list[int] = []
+        rows: list[ScoredRow] = []
+        row = 0
+        for r, request in enumerate(requests):
+            options, own = request.options, 1 if places is None else len(places[r])
+            lack = options.min_new_tokens - len(request.ids)
+            if lack > 0:
+                early += range(row, row + min(lack, own))
+            if options.processes:
+                ends = [(request.key, 0, ())] if places is None else places[r]
+                rows += [self._scored_row(m, row + n, request, place, n) for n, place in enumerate(ends)]
+            row += own
+        if early or rows:
+            scores = self._processors.apply(m, scores, early, rows)
         logits = scores.logits
         if logits is None:
             return scores
@@ -160,6 +160,11 @@ class Evaluator:
         # Joined rows are stacked whenever they are asked for: once is enough.
         moved = logits.to(self.alignment.device)
         return scores if moved is logits and isinstance(scores, LogitScores) else LogitScores(moved)
+
+    def _scored_row(self, m: int, row: int, request: Request, place: Place, n: int) -> ScoredRow:
+        constraint = request.constraint if request.exact is None else request.exact.masks
+        at_start = request.starts[m] and len(self._place_ids(m, place)) == len(request.prompt_ids[m])
+        return ScoredRow(row, request.options, partial(self._place_ids, m, place), constraint, n, at_start)
 
     def _place_ids(self, m: int, place: Place) -> list[int]:
         key, drop, append = place

@@ -20,9 +20,8 @@ from ..structured.masks import Masks
 class ScoredRow:
     """What a row of scores is for."""
 
+    row: int
     options: GenerationOptions
-    num_tokens: int
-    """How many tokens of the text are there."""
     ids: Callable[[], list[int]]
     """All that the member has read."""
     constraint: Masks | None = None
@@ -45,24 +44,31 @@ class Processors:
     def __init__(self, eos_token_ids: Sequence[Sequence[int]]) -> None:
         self._eos = [torch.tensor(list(ids), dtype=torch.long, device="cpu") for ids in eos_token_ids]
 
-    def apply(self, member: int, scores: Scores, rows: Sequence[ScoredRow]) -> Scores:
-        """The scores as the rows' options want them; the given ones where nothing is wanted."""
-        early = [r for r, row in enumerate(rows) if row.num_tokens < row.options.min_new_tokens]
-        listed = {r: own for r, row in enumerate(rows) if (own := processors_of(row.options, member))}
-        bound = [
-            (r, row.constraint, row.place, row.at_start) for r, row in enumerate(rows) if row.constraint is not None
-        ]
-        if not listed and not bound and not (early and len(self._eos[member])):
+    def apply(self, member: int, scores: Scores, early: Sequence[int], rows: Sequence[ScoredRow]) -> Scores:
+        """The scores as options want them; the given ones where nothing is wanted.
+
+        Parameters
+        ----------
+        member : int
+        scores : Scores
+        early : sequence of int
+            Rows where a text may not end yet.
+        rows : sequence of ScoredRow
+            Rows that are changed by more than that.
+        """
+        listed = [(row, own) for row in rows if (own := processors_of(row.options, member))]
+        bound = [(row.row, row.constraint, row.place, row.at_start) for row in rows if row.constraint is not None]
+        if not listed and not bound and not (early and self._eos[member].numel()):
             return scores
         logits = scores.logits
         if logits is None:
             raise ValueError(f"member {member} does not have its logits at hand: processors cannot change them")
         logits = logits.float() if listed else logits
-        for r, processors in listed.items():
-            ids = torch.tensor([rows[r].ids()], device=logits.device)
+        for row, processors in listed:
+            ids = torch.tensor([row.ids()], device=logits.device)
             for processor in processors:
-                logits[r : r + 1] = processor(ids, logits[r : r + 1])
-        if early and len(self._eos[member]):
+                logits[row.row : row.row + 1] = processor(ids, logits[row.row : row.row + 1])
+        if early and self._eos[member].numel():
             self._forbid_eos(member, logits, early)
         if bound:  # last, so that nothing else allows again what it forbids
             apply_masks(member, logits, bound)

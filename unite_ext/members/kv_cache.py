@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .few_rows import leaving_out
-from .forward import cache_argument
+from .forward import cache_argument, without_gradients
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -136,7 +136,7 @@ class RaggedCache:
                 setattr(layer, name, torch.cat([padded(self, n, name, like), padded(other, n, name, like)]))
         return holder.kv
 
-    @torch.no_grad()
+    @without_gradients
     def next_logits(self) -> Tensor:
         """[B, V]: every row's logits after its last id, in the model's dtype and on its device."""
         if self.reuse == "recompute":
@@ -175,18 +175,20 @@ class RaggedCache:
         if width > self.mask.shape[1]:
             self.mask = np.pad(self.mask, ((0, 0), (0, max(width, 64))))  # doubling, to copy seldom
         self.mask[:, past:width] = True
-        input_ids, positions = [], []
-        read = np.ones((len(self.ids), feed), dtype=np.bool_)
+        input_ids, positions, padded = [], [], False
         for r, (ids, columns, n) in enumerate(zip(self.ids, self.columns, kept)):
             new, own, places = len(ids) - n, ids[n:], list(range(n, len(ids)))
             columns.extend(range(width - new, width))
             if new < feed:
-                padding = [0] * (feed - new)
+                padding, padded = [0] * (feed - new), True
                 own, places = padding + own, padding + places
-                self.mask[r, past : width - new] = read[r, : feed - new] = False
+                self.mask[r, past : width - new] = False
             input_ids.append(own)
             positions.append(places)
-        with leaving_out(read):
+        if padded:
+            with leaving_out(self.mask[:, past:width]):
+                logits = self._run(input_ids, positions, width)
+        else:
             logits = self._run(input_ids, positions, width)
         self.width = width
         if self.reuse == "recompute":

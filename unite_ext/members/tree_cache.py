@@ -12,7 +12,7 @@ from torch import Tensor
 from .attention import TAKES_BOOL
 from .base import Place
 from .few_rows import leaving_out
-from .forward import uses_window
+from .forward import uses_window, without_gradients
 from .kv_cache import RaggedCache, new_cache
 from .token_tree import Node, RowTree, is_chain, tree_mask
 
@@ -33,7 +33,7 @@ class TreeCache(RaggedCache):
         self.trees = [RowTree() for _ in range(rows)]
         self._passes = 0
 
-    @torch.no_grad()
+    @without_gradients
     def place_logits(self, places: Sequence[Place], held: Sequence[Place] = ()) -> Tensor:
         """[P, V]: the logits after each place, in the model's dtype and on its device. No row's ids change.
 
@@ -76,8 +76,8 @@ class TreeCache(RaggedCache):
 
     def held(self, row: int) -> list[int]:
         """See `RaggedCache.held`."""
-        branches = self.trees[row].columns()
-        return sorted(self.columns[row] + branches) if branches else self.columns[row]
+        tree = self.trees[row]
+        return sorted(self.columns[row] + tree.columns()) if tree else self.columns[row]
 
     def renumber(self, row: int, first: int) -> None:
         """See `RaggedCache.renumber`."""
