@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unite_ext import GenerationOptions
+from unite_ext.decoding.certainty import Certainty
 from unite_ext.decoding.draft_choice import (
     AUTO,
     LENGTHS,
     LOOK_AGAIN,
+    OWN,
+    OWN_LENGTH,
     PLAIN,
     SOON,
     DraftChooser,
@@ -25,6 +28,7 @@ from unite_ext.decoding.request import NGRAM, Request
 from unite_ext.methods.unite import Unite
 
 OFFERED = 6  # tokens that n-grams offer, when they offer any
+SURE = 0.85  # of every token alike: a drafter that does not know where it is wrong
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class World:
     """Rounds take up to so much more, as a share."""
 
     def seconds(self, kind: Kind) -> float:
-        if kind == PLAIN:
+        if kind == PLAIN or not kind.length:
             return 1.0
         if kind.drafter == NGRAM:
             return 1 + self.place * kind.length
@@ -71,21 +75,35 @@ def speed(world: World, fixed: Kind | None, length: int, costs: DraftCosts | Non
     seconds = tokens = 0.0
     while tokens < length * batch:
         offers = OFFERED if rng.random() < world.repeats else 0
-        kind = chooser.choose(requests, [[1] * offers] * batch) if fixed is None else fixed
-        if kind.drafter == NGRAM and not offers:
-            kind = PLAIN
+        offered = [[1] * offers] * batch
+        tried = [[1] * OFFERED] * batch if fixed else chooser.worthwhile(requests, offered)
+        kind = chooser.choose(requests, tried) if fixed is None else fixed
+        if kind.drafter == NGRAM:
+            kind = Kind(NGRAM, max(map(len, tried))) if offers else PLAIN
+        own = kind == OWN
+        if own:
+            drafted = 0
+            while drafted < OWN_LENGTH and all(chooser.goes_on(batch, [[SURE] * (drafted + 1)] * batch)):
+                drafted += 1
+            kind = Kind(0, drafted)
         taken = [world.tokens(kind, rng) for _ in requests]
         passed = world.seconds(kind) * (1 + world.noise * rng.random())
         seconds, tokens = seconds + passed, tokens + sum(taken)
-        if kind.drafter is not None:
-            for own, n in zip(requests, taken):
-                chooser.compare(own, kind.drafter, [1] * kind.length, [1] * (n - 1) + [0])
+        drafting = world.share * (kind.length + 1) * passed / world.seconds(kind) if kind.drafter == 0 else 0.0
+        if own:
+            for n in taken:
+                right = n - 1 if n <= kind.length else n - (rng.random() >= world.acceptance)
+                chooser.learn([(1, SURE)] * (int(kind.length) + 1), ([1] * right + [0])[: int(kind.length) + 1])
+            chooser.end_own([int(kind.length)] * batch, sum(taken), passed, drafting)
+        else:
+            if kind.drafter == NGRAM:
+                for one, n in zip(requests, taken):
+                    chooser.compare(one, NGRAM, [1] * int(kind.length), [1] * (n - 1) + [0])
+            chooser.end(requests, kind, sum(taken), passed, drafting)
         if kind.drafter != NGRAM and offers:
             follows = 1 if rng.random() < world.repeat_acceptance else 0
-            for own in requests:
-                chooser.compare(own, NGRAM, [1] * offers, [follows])
-        drafting = world.share * (kind.length + 1) * passed / world.seconds(kind) if kind.drafter == 0 else 0.0
-        chooser.end(requests, kind, sum(taken), passed, drafting)
+            for one in requests:
+                chooser.compare(one, NGRAM, [1] * offers, [follows])
     return tokens / seconds
 
 
@@ -151,10 +169,14 @@ def test_what_was_measured_with_one_batch_is_used_for_another():
     world, costs = WORLDS["places cost whole passes"], DraftCosts(2, 0)
     speed(world, None, 500, costs)
     chooser, requests = DraftChooser(costs, 0), [request() for _ in range(8)]
-    for _ in range(20):
-        kind = chooser.choose(requests, [[]] * 8)
-        assert kind == PLAIN
-        chooser.end(requests, kind, 8, 1.0, 0.0)
+    for _ in range(2):
+        assert chooser.choose(requests, [[]] * 8) == PLAIN
+        chooser.end(requests, PLAIN, 8, 1.0, 0.0)
+    assert chooser.choose(requests, [[]] * 8) == OWN
+    sure = [[0.9999]] * 8
+    assert not any(chooser.goes_on(8, sure))
+    fresh = DraftChooser(DraftCosts(2, 0), 0)
+    assert all(fresh.goes_on(8, sure))
 
 
 def test_before_anything_is_measured_cores_are_taken_to_be_busy():
@@ -193,14 +215,14 @@ def test_a_named_member_drafts_or_nobody_does():
 
 def test_a_text_that_turns_predictable_is_drafted_again():
     """Where drafts were refused, one is tried again after a while, and then more of them."""
-    chooser, requests = DraftChooser(DraftCosts(2, 0), 0), [request()]
+    chooser, requests = DraftChooser(DraftCosts(2, 0), 0), [request(drafter=1)]
     world, drafted = World(share=0.3, place=0.05), 0
     for round_ in range(3000):
         acceptance = 0.05 if round_ < 500 else 0.97
         kind = chooser.choose(requests, [[]])
         taken = World(acceptance=acceptance).tokens(kind, random.Random(round_))
         if kind != PLAIN:
-            chooser.compare(requests[0], 0, [1] * kind.length, [1] * (taken - 1) + [0])
+            chooser.compare(requests[0], 1, [1] * kind.length, [1] * (taken - 1) + [0])
         seconds = world.seconds(kind)
         chooser.end(requests, kind, taken, seconds, world.share * (kind.length + 1) if kind != PLAIN else 0.0)
         drafted += kind != PLAIN and round_ >= 2000
@@ -221,20 +243,72 @@ def test_the_first_figure_is_replaced_and_outliers_move_little():
 
 
 def test_after_a_loss_nothing_is_tried_before_it_is_a_hundredth_of_the_time():
-    chooser, own = DraftChooser(DraftCosts(2, 0), 0), request()
+    chooser, own = DraftChooser(DraftCosts(2, 0), 0), request(drafter=1)
     after_plain_rounds(chooser, own, 2)
-    chooser.end([own], Kind(0, 8), 1, 10.0, 5.0)
+    chooser.end([own], Kind(1, 8), 1, 10.0, 5.0)
     for _ in range(88):
         assert after_plain_rounds(chooser, own, 10) == PLAIN
     assert after_plain_rounds(chooser, own, 10) != PLAIN
 
 
 def test_after_a_gain_another_draft_is_tried_soon():
-    chooser, own = DraftChooser(DraftCosts(2, 0), 0), request()
+    chooser, own = DraftChooser(DraftCosts(2, 0), 0), request(drafter=1)
     after_plain_rounds(chooser, own, 2)
     for _ in range(100):
-        chooser.compare(own, 0, [1], [0])
-    chooser.end([own], Kind(0, 2), 3, 1.2, 0.3)
+        chooser.compare(own, 1, [1], [0])
+    chooser.end([own], Kind(1, 2), 3, 1.2, 0.3)
     assert after_plain_rounds(chooser, own, SOON - 1) == PLAIN
     assert after_plain_rounds(chooser, own, 1) != PLAIN
     assert SOON < LOOK_AGAIN
+
+
+def test_certainty_is_learned_class_by_class():
+    """A drafter is taken at its word at first; then what it is sure of is taken, and what it doubts is not."""
+    certainty = Certainty()
+    assert certainty.chance([0.99]) > certainty.chance([0.75]) > certainty.chance([0.75, 0.75])
+    assert certainty.chance([]) == 1.0
+    for _ in range(200):
+        certainty.learn([(7, 0.99), (8, 0.75), (9, 0.96)], [7, 5, 9])
+    assert certainty.chance([0.992]) > 0.99
+    assert certainty.chance([0.72]) < 0.02
+    assert certainty.chance([0.96]) == Certainty().chance([0.96])  # behind a wrong one
+
+
+def test_a_token_is_drafted_where_its_chance_outweighs_its_cost():
+    """Two members of equal cost; a further place costs a tenth of the other's pass."""
+    costs = DraftCosts(2, 0)
+    for _ in range(2):
+        costs.add(1, PLAIN, 1.0, 0.0)
+        costs.add(4, PLAIN, 1.0, 0.0)
+        costs.add_own(1, [2], 3, 1.5 + 0.5 * 1.2, 1.5)
+        costs.add_own(4, [2] * 4, 12, 1.5 + 0.5 * 1.2, 1.5)
+    price = costs.price(1)
+    assert price == pytest.approx(3 / 2.1)
+    assert costs.is_worth(1, [price * (0.5 + 0.5 * 0.1) + 0.01]) == [True]
+    assert costs.is_worth(1, [price * (0.5 + 0.5 * 0.1) - 0.01]) == [False]
+    # Together they pay for the pass; one that does not pay for its own place stays out of it.
+    assert costs.is_worth(4, [0.99, 0.99, 0.99, 0.99]) == [True] * 4
+    assert costs.is_worth(4, [1.0, 1.0, 1.0, 0.9]) == [True] * 4
+    assert costs.is_worth(4, [1.0, 1.0, 1.0, 0.05]) == [False] * 4
+    cheap = DraftCosts(2, 0)
+    for _ in range(2):
+        cheap.add(4, PLAIN, 1.0, 0.0)
+        cheap.add_own(4, [2] * 4, 12, 0.6 + 0.8 * 1.2, 0.6)
+    assert cheap.is_worth(4, [1.0, 1.0, 1.0, 0.05]) == [True, True, True, False]
+
+
+def test_ngrams_are_cut_where_a_place_costs_more_than_it_may_give():
+    chooser, own, other = DraftChooser(DraftCosts(2, 0), 0), request(), request()
+    after_plain_rounds(chooser, own, 2)
+    for _ in range(300):
+        chooser.compare(own, NGRAM, [1], [1])
+        chooser.compare(other, NGRAM, [1], [0])
+    kept = chooser.worthwhile([own, other], [[1] * 8, [1] * 8])
+    assert kept == [[1] * 8, []]
+    chooser = DraftChooser(DraftCosts(2, 0, 0.5), 0)
+    after_plain_rounds(chooser, own, 2)
+    for _ in range(300):
+        chooser.compare(own, NGRAM, [1], [int(random.Random(_).random() < 0.8)])
+    [kept] = chooser.worthwhile([own], [[1] * 8])
+    assert 1 <= len(kept) <= 5
+    assert chooser.worthwhile([other], [[1, 2]]) == [[1, 2]]  # nothing would pay: all of it may be tried

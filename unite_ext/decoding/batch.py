@@ -13,7 +13,7 @@ from ..members.base import BaseMember, Context, MemberAway, Scores
 from ..structured.constraint import StructureError
 from ..vocab.alignment import VocabAlignment
 from .choice import Choice, Chooser
-from .draft_choice import AUTO, DraftChooser, DraftCosts
+from .draft_choice import AUTO, OWN, DraftChooser, DraftCosts
 from .drafts import NGRAM_LENGTH, Drafter, Drafts
 from .evaluation import Evaluator
 from .exact import ExactRunner
@@ -118,12 +118,12 @@ class StepRunner:
             return partial(self._speculate, drafter=drafter)
         return lambda own: self._try(own, self.drafter.draft(own, drafter, [r.draft_length or 0 for r in own]), drafter)
 
-    def _take_one(self, requests: Sequence[Request]) -> None:
-        """One token of every request."""
+    def _take_one(self, requests: Sequence[Request], first: Scores | None = None) -> None:
+        """One token of every request; `first` is what the primary says, where it has been asked."""
         if any(request.options.gate is not None for request in requests):
             choices = self._choose_gated(requests)
         else:
-            choices = self.chooser.choose(self._all_scores(requests), requests, starts=rows_along(requests))
+            choices = self.chooser.choose(self._all_scores(requests, first), requests, starts=rows_along(requests))
         grown: list[Request] = []
         pieces: list[bytes] = []
         new_ids: list[list[int]] = []
@@ -186,32 +186,40 @@ class StepRunner:
         chooser, drafting = self.draft_chooser, 0.0
         before = [len(request.ids) for request in requests]
         steps = [request.num_steps for request in requests]
-        repeats = Drafts([[] for _ in requests])
+        offered: list[list[int]] = [[] for _ in requests]
         if drafter == AUTO:
-            repeats = self.drafter.draft(requests, NGRAM, [NGRAM_LENGTH] * len(requests))
-        offered = [list(ids) for ids in repeats.ids]
-        kind = chooser.choose(requests, offered)
-        if kind.drafter is None:
-            self._take_one(requests)
+            offered = self.drafter.draft(requests, NGRAM, [NGRAM_LENGTH] * len(requests)).ids
+        drafts = Drafts(chooser.worthwhile(requests, offered))
+        kind = chooser.choose(requests, drafts.ids)
+        who = self.primary if kind == OWN else kind.drafter
+        if isinstance(who, int):
+            goes_on = partial(chooser.goes_on, len(requests)) if kind == OWN else None
+            drafts = self.drafter.draft(requests, who, [int(kind.length)] * len(requests), goes_on)
+            drafting = time.perf_counter() - start
+        drafted = [len(ids) for ids in drafts.ids]
+        if who is None or (kind == OWN and not any(drafted)):
+            asked = kind == OWN
+            first = self.evaluator.processed(self.primary, drafts.first_scores, None, requests) if asked else None
+            self._take_one(requests, first)
             for request in requests:
                 request.rounds += 1
-        elif kind.drafter == NGRAM:
-            self._try(requests, repeats, NGRAM)
         else:
-            drafts = self.drafter.draft(requests, kind.drafter, [kind.length] * len(requests))
-            drafting = time.perf_counter() - start
-            self._try(requests, drafts, kind.drafter)
+            self._try(requests, drafts, who)
+        took = torch.tensor([time.perf_counter() - start, drafting], dtype=torch.float64, device="cpu")
         if all(steps):  # the first pass reads a prompt as well
             tokens = sum(request.num_steps for request in requests) - sum(steps)
-            took = torch.tensor([time.perf_counter() - start, drafting], dtype=torch.float64, device="cpu")
             # All processes have to choose alike.
-            chooser.end(
-                requests, kind, tokens, *self.exchange.told(self.primary, (2,), took.dtype, lambda: took).tolist()
-            )
-        if kind.drafter != NGRAM:
-            # What would have become of the n-grams is seen without trying them.
-            for request, ids, at in zip(requests, offered, before):
-                chooser.compare(request, NGRAM, ids, request.ids[at:])
+            times = self.exchange.told(self.primary, (2,), took.dtype, lambda: took).tolist()
+            if kind == OWN:
+                chooser.end_own(drafted, tokens, *times)
+            else:
+                chooser.end(requests, kind, tokens, *times)
+        for r, (request, at) in enumerate(zip(requests, before)):
+            if kind == OWN:
+                chooser.learn(drafts.guesses[r], request.ids[at:])
+            if kind.drafter != NGRAM or not drafts.ids[r]:
+                # What would have become of the n-grams is seen without trying them.
+                chooser.compare(request, NGRAM, offered[r], request.ids[at:])
 
     def _try(self, requests: Sequence[Request], drafts: Drafts, drafter: int | str) -> None:
         """Try a draft of every request: steps are taken at all its places while the winners are the draft's tokens."""

@@ -7,14 +7,14 @@ text does. A draft changes how many passes a text takes, and never the text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..exchange import key_ids
+from ..exchange import key_ids, key_values
 from ..members.base import JoinedScores, MemberAway, Place, Scores
 from ..members.context import LogitScores
 from ..options import StepOptions
@@ -26,7 +26,10 @@ from .request import NGRAM, Request
 from .start_state import first_steps
 
 NGRAM_LENGTH = 8
-_BEST = StepOptions(k=1)
+_BEST_TWO = StepOptions(k=2)
+
+GoesOn = Callable[[Sequence[Sequence[float]]], Sequence[bool]]
+"""Of drafts, each by how sure their drafter was of every token and is of the next one: whether they take this one."""
 
 
 @dataclass
@@ -47,6 +50,22 @@ class Drafts:
     """Per request and place where the scores of `asked` are."""
     written: list[list[int]] = field(default_factory=list)
     """Per request what the context of `asked` holds of its draft."""
+    guesses: list[list[tuple[int, float]]] = field(default_factory=list)
+    """Per request the tokens that `asked` would have taken, also the first that was not drafted, and how sure it was:
+    the probability of its best token among the best two."""
+
+    @classmethod
+    def by(cls, asked: int, count: int) -> Drafts:
+        """Empty ones of so many requests, by a member."""
+        requests = range(count)
+        return cls(
+            [[] for _ in requests], asked, [[] for _ in requests], [[] for _ in requests], [[] for _ in requests]
+        )
+
+    @property
+    def first_scores(self) -> Scores:
+        """The scores of `asked` where the texts end, all from its first pass."""
+        return self.rows[0][0][0]
 
     def scores(self, evaluator: Evaluator, requests: Sequence[Request]) -> Scores:
         """The scores of `asked` at all places, as `Evaluator.place_scores` gives them."""
@@ -77,8 +96,10 @@ class Drafter:
         self._primary = primary
         self._alignment = evaluator.alignment
 
-    def draft(self, requests: Sequence[Request], drafter: int | str, lengths: Sequence[int]) -> Drafts:
-        """Drafts of up to these lengths, by a member or `NGRAM`."""
+    def draft(
+        self, requests: Sequence[Request], drafter: int | str, lengths: Sequence[int], goes_on: GoesOn | None = None
+    ) -> Drafts:
+        """Drafts of up to these lengths, by a member or `NGRAM`; the primary's as far as `goes_on` says."""
         lengths = [
             max(0, min(n, request.options.max_new_tokens - len(request.ids) - 1))
             for n, request in zip(lengths, requests)
@@ -86,7 +107,7 @@ class Drafter:
         if drafter == NGRAM:
             return Drafts([self._repeated(request, n) for request, n in zip(requests, lengths)])
         if drafter == self._primary:
-            return self._by_primary(requests, lengths)
+            return self._by_primary(requests, lengths, goes_on)
         return self._by_member(int(drafter), requests, lengths)
 
     def _repeated(self, request: Request, length: int) -> list[int]:
@@ -96,20 +117,20 @@ class Drafter:
         request.ngrams.extend(request.ids[request.ngrams.grown :])
         return request.ngrams.following(length)
 
-    def _by_primary(self, requests: Sequence[Request], lengths: Sequence[int]) -> Drafts:
+    def _by_primary(self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn | None) -> Drafts:
         m = self._primary
-        drafts = Drafts([[] for _ in requests], m, [[] for _ in requests], [[] for _ in requests])
-        self._write(m, requests, self._room(m, requests, lengths), drafts.rows, drafts.written)
+        drafts = Drafts.by(m, len(requests))
+        self._write(m, requests, self._room(m, requests, lengths), drafts, goes_on=goes_on)
         drafts.ids = [list(written) for written in drafts.written]
         return drafts
 
     def _by_member(self, m: int, requests: Sequence[Request], lengths: Sequence[int]) -> Drafts:
         """By another member: its text, in the primary's ids."""
-        written: list[list[int]] = [[] for _ in requests]
+        drafts = Drafts.by(m, len(requests))
         lengths = self._room(m, requests, lengths)
-        self._write(m, requests, lengths, [[] for _ in requests], written, ends=False)
+        self._write(m, requests, lengths, drafts, ends=False)
         ids = []
-        for request, own, length in zip(requests, written, lengths):
+        for request, own, length in zip(requests, drafts.written, lengths):
             self._evaluator.contexts[m].edit(request.key, len(own), [])
             text = b"".join(self._pieces(m, request, own))
             lead = SPACE if text and request.starts[self._primary] and not request.ids else b""
@@ -129,17 +150,17 @@ class Drafter:
         m: int,
         requests: Sequence[Request],
         lengths: Sequence[int],
-        rows: list[list[tuple[Scores, int]]],
-        written: list[list[int]],
+        drafts: Drafts,
         *,
         ends: bool = True,
+        goes_on: GoesOn | None = None,
     ) -> None:
         """Let a member go on alone, greedily; `ends` asks it after its last id as well."""
         context = self._evaluator.contexts[m]
         try:
-            self._write_on(m, requests, lengths, rows, written, ends=ends)
+            self._write_on(m, requests, lengths, drafts, ends=ends, goes_on=goes_on)
         except MemberAway:
-            for request, ids in zip(requests, written):
+            for request, ids in zip(requests, drafts.written):
                 context.edit(request.key, len(ids), [])
             raise
 
@@ -148,12 +169,12 @@ class Drafter:
         m: int,
         requests: Sequence[Request],
         lengths: Sequence[int],
-        rows: list[list[tuple[Scores, int]]],
-        written: list[list[int]],
+        drafts: Drafts,
         *,
         ends: bool,
+        goes_on: GoesOn | None,
     ) -> None:
-        context = self._evaluator.contexts[m]
+        context, written, guesses = self._evaluator.contexts[m], drafts.written, drafts.guesses
         eos = set(self._alignment.vocabularies[m].eos_token_ids)
         going = list(range(len(requests)))
         while going:
@@ -163,7 +184,7 @@ class Drafter:
             keys = [requests[r].key for r in going]
             scores = self._evaluator.asked(m, len(keys), partial(context.evaluate, keys))
             for row, r in enumerate(going):
-                rows[r].append((scores, row))
+                drafts.rows[r].append((scores, row))
             going = [r for r in going if len(written[r]) < lengths[r]]
             if not going:
                 return
@@ -171,11 +192,17 @@ class Drafter:
                 scores = scores.select([keys.index(requests[r].key) for r in going])
             best = self._best(m, scores, [requests[r] for r in going], [written[r] for r in going])
             following = []
-            for r, i in zip(going, best):
+            for r, (i, sure) in zip(going, best):
                 if i >= 0 and i not in eos:
-                    written[r].append(i)
-                    context.edit(requests[r].key, 0, [i])
+                    guesses[r].append((i, sure))
                     following.append(r)
+            if goes_on is not None:
+                worth = goes_on([[sure for _, sure in guesses[r]] for r in following])
+                following = [r for r, goes in zip(following, worth) if goes]
+            for r in following:
+                i, _ = guesses[r][-1]
+                written[r].append(i)
+                context.edit(requests[r].key, 0, [i])
             going = following
 
     def _pieces(self, m: int, request: Request, written: Sequence[int]) -> list[bytes]:
@@ -188,14 +215,18 @@ class Drafter:
     def _at_start(self, m: int, request: Request, written: int) -> bool:
         return not written and first_steps(request)[m]
 
-    def _best(self, m: int, scores: Scores, requests: Sequence[Request], written: Sequence[Sequence[int]]) -> list[int]:
-        """A member's best id of every row, -1 for none."""
+    def _best(
+        self, m: int, scores: Scores, requests: Sequence[Request], written: Sequence[Sequence[int]]
+    ) -> list[tuple[int, float]]:
+        """A member's best id of every row, -1 for none, and its probability among the best two."""
 
         def compute() -> Tensor:
-            keys, _ = self._constrained(m, scores, requests, written).top_k(self._alignment, m, _BEST)
-            return key_ids(keys)[:, 0]
+            keys, _ = self._constrained(m, scores, requests, written).top_k(self._alignment, m, _BEST_TWO)
+            sure = torch.softmax(key_values(keys).double(), dim=1).nan_to_num(0.0)  # where there is none
+            return torch.stack([key_ids(keys)[:, 0].double(), sure[:, 0]], dim=1)
 
-        return self._evaluator.exchange.told(m, (len(requests),), torch.int64, compute).tolist()
+        found = self._evaluator.exchange.told(m, (len(requests), 2), torch.float64, compute).tolist()
+        return [(int(i), sure) for i, sure in found]
 
     def _constrained(
         self, m: int, scores: Scores, requests: Sequence[Request], written: Sequence[Sequence[int]]
