@@ -312,3 +312,34 @@ def test_ngrams_are_cut_where_a_place_costs_more_than_it_may_give():
     [kept] = chooser.worthwhile([own], [[1] * 8])
     assert 1 <= len(kept) <= 5
     assert chooser.worthwhile([other], [[1, 2]]) == [[1, 2]]  # nothing would pay: all of it may be tried
+
+
+def test_what_time_gives_otherwise_cuts_ngrams_shorter():
+    lengths = []
+    for tokens in (1, 4):
+        costs = DraftCosts(2, 0)
+        chooser, own = DraftChooser(costs, 0), request()
+        after_plain_rounds(chooser, own, 2)
+        costs.add_own(1, [0], tokens, 1.0, 0.5)
+        for n in range(300):
+            chooser.compare(own, NGRAM, [1], [int(random.Random(n).random() < 0.8)])
+        lengths.append(len(chooser.worthwhile([own], [[1] * 8])[0]))
+    assert lengths[0] > lengths[1] >= 1
+
+
+def test_ngrams_nobody_has_seen_are_taken_to_be_wrong_mostly():
+    chooser, own = DraftChooser(DraftCosts(2, 0), 0), request()
+    after_plain_rounds(chooser, own, 2)
+    assert chooser.worthwhile([own], [[1] * 8]) == [[1]]
+
+
+def test_ngrams_that_cannot_pay_are_tried_again_after_a_while():
+    costs = DraftCosts(2, 0)
+    chooser, own = DraftChooser(costs, 0), request()
+    after_plain_rounds(chooser, own, 2)
+    for _ in range(300):
+        chooser.compare(own, NGRAM, [1], [0])
+    for _ in range(LOOK_AGAIN - 2):
+        assert chooser.choose([own], [[1, 2]]) == OWN
+        chooser.end_own([0], 1, 1.0, 0.5)
+    assert chooser.choose([own], [[1, 2]]) == Kind(NGRAM, 2)
