@@ -304,3 +304,25 @@ def test_what_cannot_be_speculated_is_refused_before_any_pass(demo, options, err
 
 def test_step_options_are_not_touched(demo):
     assert demo.plan({"speculate": 4, "k": 3}).step == StepOptions(k=3)
+
+
+def test_the_primary_drafts_as_far_as_it_is_told_and_says_how_sure_it_was(demo):
+    plan = demo.plan({"max_new_tokens": 20})
+    engine = demo.new_engine(plan, max_requests=1)
+    request = engine.submit(
+        "Lucy has 36 apples and gets 5 new ones. How many has Lucy now?\n", plan.token_method, plan.generation
+    )
+    engine.step()
+    asked: list[list[list[float]]] = []
+
+    def goes_on(sure):
+        asked.append([list(own) for own in sure])
+        return [len(own) < 4 for own in sure]
+
+    drafts = engine.runner.drafter.draft([request], 0, [16], goes_on)
+    assert len(drafts.ids[0]) == 3
+    assert [i for i, _ in drafts.guesses[0]][:3] == drafts.ids[0]
+    sure = [one for _, one in drafts.guesses[0]]
+    assert asked == [[sure[:n]] for n in range(1, 5)]
+    assert all(0.5 <= one <= 1 for one in sure)
+    assert max(sure) > 0.9

@@ -44,7 +44,7 @@ class Kind:
     Attributes
     ----------
     drafter : int, str or None
-        A member, `NGRAM`, or None for plain decoding.
+        A member, `NGRAM`, "own" for `OWN`, or None for plain decoding.
     length : float
         Of the longest draft by a member; of the drafts by n-grams, on average over the requests.
     """
@@ -235,7 +235,7 @@ class DraftChooser:
     def __init__(self, costs: DraftCosts, primary: int) -> None:
         self._costs = costs
         self._primary = primary
-        self._since = 0  # rounds since the last draft
+        self._since = 0  # rounds since a draft was last tried that may not pay: of a named member, or by n-grams
         self._patience = LOOK_AGAIN
         self._spent = self._lost = 0.0  # seconds, and those of them that trying has cost
 

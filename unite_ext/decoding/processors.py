@@ -21,6 +21,7 @@ class ScoredRow:
     """What a row of scores is for."""
 
     row: int
+    """Its number among the scores."""
     options: GenerationOptions
     ids: Callable[[], list[int]]
     """All that the member has read."""
