@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from toy_models import cached_toy_model, toy_model
 
 from unite_ext import GenerationOptions, StepOptions, UniteEnsemble
+from unite_ext.decoding.draft_choice import DraftChooser
 from unite_ext.decoding.ngrams import NGRAMS, Ngrams
 from unite_ext.demo import COMPARABLE, load_member
 from unite_ext.demo.problems import problem_set
@@ -326,3 +327,22 @@ def test_the_primary_drafts_as_far_as_it_is_told_and_says_how_sure_it_was(demo):
     assert asked == [[sure[:n]] for n in range(1, 5)]
     assert all(0.5 <= one <= 1 for one in sure)
     assert max(sure) > 0.9
+
+
+def test_where_nothing_is_worth_drafting_auto_asks_as_often_as_plain_decoding_and_learns(demo, monkeypatch):
+    prompt, passes, learned = "Lucy has 36 apples and gets 5 new ones. How many has Lucy now?\n", [0], []
+    demo.generate([prompt], max_new_tokens=4, speculate="auto")  # the first use tries what the models can
+    handle = demo.members[0].model.register_forward_pre_hook(lambda *_: passes.__setitem__(0, passes[0] + 1))
+    monkeypatch.setattr(DraftChooser, "goes_on", lambda self, size, sure: [False] * len(sure))
+    monkeypatch.setattr(DraftChooser, "worthwhile", lambda self, requests, repeats: [[] for _ in requests])
+    monkeypatch.setattr(DraftChooser, "learn", lambda self, guesses, taken: learned.append((len(guesses), list(taken))))
+    try:
+        plain = demo.generate([prompt], max_new_tokens=30, return_dict=True)
+        alone, passes[0] = passes[0], 0
+        auto = demo.generate([prompt], max_new_tokens=30, speculate="auto", return_dict=True)
+    finally:
+        handle.remove()
+    assert auto.token_ids == plain.token_ids
+    assert passes[0] == alone
+    assert sum(count for count, _ in learned) >= 20
+    assert [i for _, taken in learned for i in taken] == auto.token_ids[0][0][-sum(len(t) for _, t in learned) :]
