@@ -8,6 +8,9 @@ qwen25-coder) on word problems and code, with two and three members. Plain decod
 over the same prompts; their ids are compared, up to the first near-tie. Besides tokens of the primary per second:
 passes of a member other than it per token, what was drafted and accepted, and what the gain would be if a pass over
 several places cost no more than one over a single place, from the passes alone.
+
+Four texts side by side end with the slowest of them, so that what others gain is lost in part; "both" has eight texts
+for four rows, where the next takes the place of one that is done.
 """
 
 from __future__ import annotations
@@ -73,16 +76,19 @@ def same_up_to_ties(plain, fast) -> bool:
     return True
 
 
-def measure_texts(name: str, ensemble: UniteEnsemble, prompts: list[str], batch: int, length: int, rounds: int) -> list:
-    """One row per kind of draft, plain decoding first."""
+def measure_texts(
+    name: str, ensemble: UniteEnsemble, prompts: list[str], batch: int, length: int, rounds: int, auto_rounds: int = 0
+) -> list:
+    """One row per kind of draft, plain decoding first; after the rounds of all kinds some of "auto" and it alone."""
     plain = ensemble.generate(prompts, max_new_tokens=length, batch_size=batch, return_dict=True)
-    kinds = KINDS
+    kinds: tuple = KINDS
     if ensemble.plan({}).step.boundaries == "exact":
         kinds = (2, 4, 8, "ngram", short_names([member.name for member in ensemble.members])[1])
     samples: dict[object, list[float]] = {}
+    gains: dict[object, list[float]] = {}
     counted: dict[object, tuple] = {}
-    for _ in range(rounds):
-        for kind in (False, *kinds):
+    for tried in (*(kinds,) * rounds, *(("auto",),) * auto_rounds):
+        for kind in (False, *tried):
             clock = PassClock(ensemble)
             start = time.perf_counter()
             output = ensemble.generate(
@@ -90,6 +96,7 @@ def measure_texts(name: str, ensemble: UniteEnsemble, prompts: list[str], batch:
             )
             tokens = sum(len(ids[0]) for ids in output.token_ids)
             samples.setdefault(kind, []).append(tokens / (time.perf_counter() - start))
+            gains.setdefault(kind, []).append(samples[kind][-1] / samples[False][-1])
             clock.close()
             if not same_up_to_ties(plain, output):
                 raise SystemExit(f"{name}: speculate={kind} changed a text")
@@ -100,7 +107,6 @@ def measure_texts(name: str, ensemble: UniteEnsemble, prompts: list[str], batch:
         output, passes = counted[kind]
         tokens, others = sum(len(ids[0]) for ids in output.token_ids), passes[1:] or passes
         _, plain_passes = counted[False]
-        gain = median(a / b for a, b in zip(found, samples[False]))
         rows.append(
             {
                 "case": name,
@@ -108,7 +114,7 @@ def measure_texts(name: str, ensemble: UniteEnsemble, prompts: list[str], batch:
                 "batch": batch,
                 "draft": "none" if kind is False else str(kind),
                 "tokens_per_s": round(median(found), 2),
-                "gain": round(gain, 3),
+                "gain": round(median(gains[kind]), 3),
                 "passes_per_token": round(sum(others) / len(others) / tokens, 3),
                 "drafted": sum(output.drafted),
                 "accepted": sum(output.accepted),
@@ -126,6 +132,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder with smollm2, gemma3 and qwen25-coder")
     parser.add_argument("--rounds", type=int, default=3, help="of the bundled models")
     parser.add_argument("--real-rounds", type=int, default=3, help="of the real ones")
+    parser.add_argument("--auto-rounds", type=int, default=0, help='of the real ones, further ones with "auto" alone')
     parser.add_argument("--exact", action="store_true", help="with exact boundaries")
     parser.add_argument("--batch", type=int, nargs="+", default=(1, 4), help="texts side by side")
     parser.add_argument("--length", type=int, default=96, help="tokens per text of the real models")
@@ -150,9 +157,12 @@ def main() -> None:
         }
         for names in (("qwen25-coder", "smollm2"), ("qwen25-coder", "smollm2", "gemma3")):
             ensemble = UniteEnsemble([loaded[name] for name in names], boundaries=boundaries)
+            rounds = arguments.length, arguments.real_rounds, 0 if arguments.exact else arguments.auto_rounds
             for case, prompts in (("real, word problems", WORD_PROBLEMS), ("real, code", CODE)):
                 for batch in arguments.batch:
-                    save(measure_texts(case, ensemble, list(prompts), batch, arguments.length, arguments.real_rounds))
+                    save(measure_texts(case, ensemble, list(prompts), batch, *rounds))
+            both = [text for pair in zip(WORD_PROBLEMS, CODE) for text in pair]
+            save(measure_texts("real, both", ensemble, both, max(arguments.batch), *rounds))
 
 
 if __name__ == "__main__":
