@@ -58,6 +58,7 @@ step bench_decode --out "$out/decode_cpu.csv" ${quick:+--quick}
 step bench_text_sync --out "$out/text_sync.csv"
 step bench_few_rows --out "$out/few_rows_cpu.csv" ${quick:+--quick}
 step bench_passes --out "$out/passes_cpu.csv"
+step bench_leaving --out "$out/leaving_cpu.csv" ${quick:+--quick}
 step bench_alignment --out "$out/alignment.csv"
 if command -v chromium chromedriver >/dev/null && python -c 'import selenium' 2>/dev/null; then
   step bench_trace --out "$out/trace_page.csv" ${quick:+--tokens 100}

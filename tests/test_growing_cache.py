@@ -52,6 +52,81 @@ def test_any_history_is_that_of_a_concatenating_layer(steps):
         assert torch.equal(now, then)
 
 
+def kept(rows: list[int], data: st.DataObject) -> list[int]:
+    """Some of these rows: in their order, with later ones in the gaps of others, or in any order."""
+    count = data.draw(st.integers(1, len(rows)), "rows that stay")
+    way = data.draw(st.sampled_from(["filled", "in order", "any"]), "way")
+    chosen = data.draw(st.permutations(rows), "order")[:count]
+    if way == "any":
+        return chosen
+    if way == "in order":
+        return sorted(chosen)
+    later = sorted(r for r in chosen if r >= count)
+    return [r if r in chosen else later.pop() for r in range(count)]
+
+
+@settings(deadline=None)
+@given(steps=st.lists(st.sampled_from(["pass", "leave", "join", "trim"]), max_size=14), data=st.data())
+def test_rows_come_and_go_as_in_copies(steps, data):
+    layer = GrowingLayer()
+    keys, values = states(9, 0)
+    layer.update(keys, values)
+    for n, step in enumerate(steps, 1):
+        rows, _, width, _ = keys.shape
+        if step == "pass":
+            new = torch.randn(2, rows, HEADS, data.draw(st.integers(1, 70)), DIM).unbind()
+            layer.update(*new)
+            keys, values = torch.cat([keys, new[0]], dim=2), torch.cat([values, new[1]], dim=2)
+        elif step == "leave":
+            chosen = kept(list(range(rows)), data)
+            layer.keep_rows(chosen)
+            keys, values = keys[chosen], values[chosen]
+        elif step == "join":
+            count, columns = data.draw(st.integers(1, 3)), data.draw(st.integers(0, width))
+            new = torch.randn(2, count, HEADS, columns, DIM).unbind() if columns else (None, None)
+            layer.add_rows(count, *new)
+            parts = []
+            for old, own in zip((keys, values), new):
+                added = torch.zeros(count, HEADS, width, DIM)
+                if own is not None:
+                    added[:, :, width - columns :] = own
+                parts.append(torch.cat([old, added]))
+            keys, values = parts
+        else:
+            keys, values = keys[:, :, : max(1, width - 3)], values[:, :, : max(1, width - 3)]
+            layer.keys, layer.values = (t[:, :, : keys.shape[2]] for t in (layer.keys, layer.values))
+        assert torch.equal(layer.keys, keys), n
+        assert torch.equal(layer.values, values), n
+
+
+def many_rows(rows: int = 8) -> GrowingLayer:
+    layer = GrowingLayer()
+    for count in (10, 1):
+        layer.update(*torch.randn(2, rows, HEADS, count, DIM).unbind())
+    return layer
+
+
+def test_where_one_left_another_joins_in_the_same_memory():
+    layer = many_rows()
+    place, others = layer.keys.data_ptr(), layer.keys[[0, 1, 3, 4, 5, 6]].clone()
+    layer.keep_rows([0, 1, 7, 3, 4, 5, 6])
+    layer.add_rows(1, *torch.randn(2, 1, HEADS, 6, DIM).unbind())
+    layer.update(*torch.randn(2, 8, HEADS, 1, DIM).unbind())
+    assert layer.keys.data_ptr() == place
+    assert torch.equal(layer.keys[[0, 1, 3, 4, 5, 6], :, :11], others)
+    assert (layer.keys[7, :, :5] == 0).all()
+
+
+def test_memory_of_many_rows_is_let_go_when_few_are_left():
+    layer = many_rows()
+    memory = weakref.ref(layer.keys.untyped_storage())
+    layer.keep_rows([0, 1, 2, 3])
+    assert memory() is not None
+    layer.keep_rows([0, 1, 2])
+    assert memory() is None
+    assert layer.keys.untyped_storage().nbytes() == layer.keys.numel() * layer.keys.element_size()
+
+
 @pytest.mark.parametrize(
     "part",
     [lambda t: t[:1], lambda t: t[:, :2], lambda t: t[..., :2], lambda t: t[:, :, ::2]],

@@ -66,6 +66,45 @@ def test_any_edits_equal_recomputation(models, kind, rows):
     exercise(RaggedCache(model, rows, reuse=reuse), model, rows=rows, steps=25, seed=rows)
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral-window"])
+def test_rows_that_come_and_go_are_exact(models, kind):
+    """Newcomers have read less than the others, more, or nothing yet; gaps are filled or closed."""
+    model, rng = models[kind], random.Random(3)
+    batch = RaggedCache(model, 0, reuse=probe_reuse(model))
+    expected: list[list[int]] = []
+    seen = set()
+    for _ in range(40):
+        if rng.random() < 0.5 or not expected:
+            count, length = rng.randint(1, 2), rng.choice([3, 12, 40])
+            arriving = RaggedCache(model, count, reuse=batch.reuse)
+            new = [[rng.randrange(1, 200) for _ in range(length)] for _ in range(count)]
+            for r, ids in enumerate(new):
+                arriving.edit(r, 0, list(ids))
+            if reads := rng.random() < 0.7:
+                arriving.next_logits()
+            seen.add((reads, arriving.width > batch.width, bool(expected)))
+            batch.absorb(arriving)
+            expected += new
+        elif len(expected) > 1:
+            going = rng.sample(range(len(expected)), rng.randint(1, len(expected) - 1))
+            if rng.random() < 0.7:  # the last ones fill the gaps
+                later = sorted(r for r in going if r >= len(going))
+                going = [r if r in going else later.pop() for r in range(len(going))]
+            batch.select(going)
+            expected = [expected[r] for r in going]
+        for r, ids in enumerate(expected):
+            append = [rng.randrange(1, 200) for _ in range(rng.choice([1, 1, 2]))]
+            drop = min(rng.choice([0, 0, 2]), len(ids) - 1)
+            batch.edit(r, drop, append)
+            expected[r] = ids[: len(ids) - drop] + append
+        got = batch.next_logits()
+        assert got.shape[0] == len(expected)
+        for r, ids in enumerate(expected):
+            assert batch.ids[r] == ids
+            torch.testing.assert_close(got[r], alone(model, ids), rtol=0, atol=2e-4 * float(got[r].std()) + 1e-5)
+    assert seen >= {(True, True, True), (True, False, True), (False, False, True)}
+
+
 @pytest.mark.parametrize("reuse", ["compact", "recompute"])
 def test_every_way_of_reuse_is_exact(models, reuse):
     exercise(RaggedCache(models["llama"], 3, reuse=reuse), models["llama"], rows=3, steps=12, seed=1)

@@ -20,6 +20,7 @@ from .._checks import check_integer
 from ..exchange import HERE
 from ..members.base import BaseMember, Prompt
 from ..members.names import short_names
+from ..members.row_order import RowOrder
 from ..methods.base import TokenMethod
 from ..options import GenerationOptions
 from ..structured.constraint import Constraint
@@ -132,6 +133,7 @@ class Engine:
         self._waiting: deque[Request] = deque()
         self._joined: dict[int, Request] = {}
         self._running: dict[int, Request] = {}
+        self._rows = RowOrder()  # as the contexts have it, so that their scores need no other order
 
     @property
     def has_work(self) -> bool:
@@ -278,9 +280,9 @@ class Engine:
             if self._joined:
                 self.runner.evaluator.read_prompts(self._prefill_chunk)
                 self._start(events)
-            running = list(self._running.values())
-            if running:
-                self.runner.step(running)
+            if self._running:
+                self._rows.add(self._running)
+                self.runner.step([self._running[key] for key in self._rows])
         except MemberOutOfMemory as error:
             lack = error
         # Requests of several kinds are asked one kind after the other: before a lack of memory some may have advanced.
@@ -346,7 +348,7 @@ class Engine:
                 continue
             if request.num_steps == 0 and request.state is None:
                 try:
-                    guarded(self.primary, partial(self._begin, request))
+                    request.state = guarded(self.primary, partial(request.method.start, request.prompt_ids))
                 except ValueError as error:
                     request.error = error
                     events.append(Failed(request))
@@ -355,14 +357,12 @@ class Engine:
             del self._joined[request.key]
             self._running[request.key] = request
 
-    def _begin(self, request: Request) -> None:
-        request.state = request.method.start(request.prompt_ids)
-
     def _leave(self, request: Request) -> None:
         joined = self._joined.pop(request.key, None)
         running = self._running.pop(request.key, None)
         if joined is None and running is None:
             return
+        self._rows.remove(request.key)
         for context in self.contexts:
             context.leave(request.key)
         if not self.num_running:

@@ -20,6 +20,7 @@ from ..step_parts import gather_logits, top_k_keys
 from ..vocab.alignment import VocabAlignment
 from .base import Context, Place, Scores
 from .kv_cache import RaggedCache
+from .row_order import RowOrder
 from .tree_cache import TreeCache
 
 MIN_SHARED = 32  # ids in common for which copying columns and waiting for another prompt is worth the calls
@@ -106,6 +107,7 @@ class TransformersContext(Context):
         self._batch = new_batch()
         self._order: list[int] = []  # the requests of the batch's rows
         self._row_of: dict[int, int] = {}  # of those that have not left
+        self._next_order = RowOrder()  # of the rows at the next pass, without those that have left
         self._newcomers: dict[int, _Newcomer] = {}
         self._unread: set[int] = set()  # newcomers that may run at once because nobody is kept waiting
         self._held: list[Place] = []
@@ -119,6 +121,7 @@ class TransformersContext(Context):
         self._unread.discard(key)
         self._newcomers.pop(key, None)
         self._row_of.pop(key, None)
+        self._next_order.remove(key)
         if not self._row_of and self._batch.ids:
             self._batch = self._new_batch()
             self._order = []
@@ -254,9 +257,8 @@ class TransformersContext(Context):
     def _settle(self, keys: Sequence[int]) -> None:
         """Let go of those that have left, and take in newcomers that are asked for."""
         if len(self._row_of) < len(self._order):
-            rows = [row for row, key in enumerate(self._order) if key in self._row_of]
-            self._batch.select(rows)
-            self._order = [self._order[row] for row in rows]
+            self._order = list(self._next_order)
+            self._batch.select([self._row_of[key] for key in self._order])
             self._row_of = {key: row for row, key in enumerate(self._order)}
         if not self._newcomers:
             return
@@ -267,6 +269,7 @@ class TransformersContext(Context):
                 self._order.append(newcomer.key)
                 self._unread.discard(newcomer.key)
             self._batch.absorb(cache)
+        self._next_order.add(self._order)
 
     def _arrivals(self, keys: Sequence[int]) -> list[tuple[RaggedCache, list[_Newcomer]]]:
         """The newcomers that are asked for, with the caches that hold them and nobody else."""

@@ -70,13 +70,13 @@ class RaggedCache:
         ids += append
 
     def select(self, rows: list[int]) -> None:
-        """Keep only these rows, in this order."""
+        """Keep only these rows, in this order. Little is copied where they stay, but for gaps that later ones fill."""
         self.ids = [self.ids[r] for r in rows]
         self.columns = [self.columns[r] for r in rows]
         self.mask = self.mask[rows]
         if self.kv is not None and self.width:
-            index = torch.tensor(rows, device=self._first_keys().device)
-            self._replace(lambda t: t.index_select(0, index.to(t.device)))
+            for layer in self.kv.layers:
+                layer.keep_rows(rows)
 
     def computed(self, row: int) -> int:
         """How many of a row's ids are in the cache."""
@@ -100,7 +100,10 @@ class RaggedCache:
         return copy
 
     def absorb(self, other: RaggedCache) -> None:
-        """Append another cache's rows to one's own, both at the right end; the other one is used up."""
+        """Append another cache's rows to one's own, both at the right end; the other one is used up.
+
+        Where it is no wider, its rows alone are copied.
+        """
         width, own_rows, rows = max(self.width, other.width), len(self.ids), len(self.ids) + len(other.ids)
         mask = np.zeros((rows, width), dtype=np.bool_)
         for cache, at in ((self, 0), (other, own_rows)):
@@ -117,23 +120,20 @@ class RaggedCache:
 
     def _joined(self, other: RaggedCache, width: int) -> Cache:
         """The keys and values of both, padded on the left."""
-        holder = self if self.width else other
         if not self.ids:
             return other.kv
-
-        def padded(cache: RaggedCache, n: int, name: str, like: Tensor) -> Tensor:
-            rows = len(cache.ids)
-            if not cache.width:
-                return like.new_zeros((rows, like.shape[1], width, like.shape[3]))
-            held = getattr(cache.kv.layers[n], name)
-            if cache.width == width:
-                return held
-            return torch.cat([held.new_zeros((rows, held.shape[1], width - cache.width, held.shape[3])), held], dim=2)
-
+        if other.width <= self.width:
+            theirs = other.kv.layers if other.width else [None] * len(self.kv.layers)
+            for own, new in zip(self.kv.layers, theirs):
+                own.add_rows(len(other.ids), getattr(new, "keys", None), getattr(new, "values", None))
+            return self.kv
+        holder = self if self.width else other
         for n, layer in enumerate(holder.kv.layers):
             for name in ("keys", "values"):
-                like = getattr(layer, name)
-                setattr(layer, name, torch.cat([padded(self, n, name, like), padded(other, n, name, like)]))
+                new = getattr(other.kv.layers[n], name)
+                room = new.new_zeros((len(self.ids), new.shape[1], width - self.width, new.shape[3]))
+                old = [room, getattr(self.kv.layers[n], name)] if self.width else [room]
+                setattr(layer, name, torch.cat([torch.cat(old, dim=2), new]))
         return holder.kv
 
     @without_gradients
@@ -308,9 +308,6 @@ class RaggedCache:
 
         self._replace(gather)
         self.width = width
-
-    def _first_keys(self) -> Tensor:
-        return next(layer.keys for layer in self.kv.layers if layer.keys is not None)
 
     def _replace(self, change: Change) -> None:
         for layer in self.kv.layers:
