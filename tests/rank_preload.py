@@ -1,4 +1,5 @@
-"""Imported once by the server that forks the processes of `rank_processes`: all that loading a small model needs."""
+"""Imported once by the server that forks the processes of `rank_processes`: all that loading a small model, and serving
+it, needs."""
 
 import accelerate  # noqa: F401
 import rank_cases  # noqa: F401
@@ -11,4 +12,5 @@ import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
 import unite_ext.cli
 import unite_ext.decoding.ensemble
-import unite_ext.harness  # noqa: F401
+import unite_ext.harness
+import unite_ext.serve.server  # noqa: F401

@@ -6,10 +6,10 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 
 import pytest
+from command_processes import Command
 from running_server import CHAT, QUESTION, demo_ensemble
 
 from unite_ext import UniteEnsemble
@@ -99,12 +99,9 @@ def test_a_chat_on_a_terminal(three, tmp_path):
 
 def test_a_chat_through_pipes(three, tmp_path):
     (tmp_path / "old.json").write_text(json.dumps({"messages": [{"role": "system", "content": "S"}, *CHAT]}))
-    result = subprocess.run(
-        [sys.executable, "-m", "unite_ext", "chat", "--demo", "--load", "old.json", "--max-new-tokens", "8"],
-        input=f"/system\n{QUESTION}\n/quit\nnever read\n", capture_output=True, text=True, cwd=tmp_path,
-        env=ENVIRONMENT,
-    )  # fmt: skip
-    assert result.returncode == 0
+    arguments = ["chat", "--demo", "--load", "old.json", "--max-new-tokens", "8"]
+    result = Command(arguments, tmp_path, given=f"/system\n{QUESTION}\n/quit\nnever read\n")
+    assert result.wait() == 0
     assert result.stdout == f"system message: S\n{three.generate(CHAT, max_new_tokens=8)}\n"
     assert "the answer has its most tokens" in result.stderr
 

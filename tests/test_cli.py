@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import toy_tokenizers
+from command_processes import Command
 from toy_models import toy_model
 from typer.testing import CliRunner
 
@@ -84,7 +83,7 @@ def test_align_prints_the_papers_table_5():
     assert (llama_qwen["surface_common"], llama_qwen["surface_union"]) == (109_566, 170_336)
     assert [p["classes_common"] for p in (llama_qwen, llama_mistral, qwen_mistral)] == [109_566, 29_110, 29_234]
     assert report["members"][2]["doubled"] == 125
-    text = run("align", *names[:2], env={"COLUMNS": "200"}).output
+    text = run("align", *names, env={"COLUMNS": "200"}).output  # the same alignment, which is kept
     assert "109,566" in text
     assert "170,336" in text
 
@@ -184,25 +183,15 @@ def test_interrupt_keeps_what_is_done(models, tmp_path):
     file, output = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
     file.write_text("James\n" * 500)
     arguments = ["generate", *members(models), "--file", str(file), "--output", str(output), "--batch-size", "1"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unite_ext", *arguments, "--max-new-tokens", "60"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=tmp_path,  # the installed package, not the source folder
-        # Jobs that a shell put into the background ignore the signal, and so would their children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = Command([*arguments, "--max-new-tokens", "60"], tmp_path)
     until = time.monotonic() + 240
     while time.monotonic() < until and process.poll() is None:
         if output.exists() and output.read_text().count("\n") >= 2:
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    assert process.wait() == 130, process.stderr
     lines = output.read_text().splitlines()
     assert 2 <= len(lines) < 500
-    assert f"{len(lines)} of 500 rows are done" in " ".join(errors.split())
+    assert f"{len(lines)} of 500 rows are done" in " ".join(process.stderr.split())
     assert all(json.loads(line)["prompt"] == "James" for line in lines)

@@ -327,12 +327,15 @@ def test_overruled_steps_are_those_where_the_primary_wanted_something_else(membe
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_training_makes_a_model_that_loads(name, tmp_path):
+def test_training_makes_a_model_that_loads(name, tmp_path, monkeypatch):
+    trained_with = training.build_tokenizer(RECIPES[name])
+    monkeypatch.setattr(training, "build_tokenizer", lambda recipe: trained_with)  # once, which takes a while
+    for constant in ("BATCH", "POOL"):
+        monkeypatch.setattr(training, constant, 4)
     folder = training.train(RECIPES[name], tmp_path / "out", steps=4, checkpoints=tmp_path / "checkpoints")
     member = load_member(name, folder)
     assert member.model.dtype == torch.float32
     text = "Zoë has 12*3=36 shells."
-    trained_with = training.build_tokenizer(RECIPES[name])
     assert member.tokenizer(text).input_ids == trained_with(text).input_ids
     assert member.tokenizer.get_vocab() == load_member(name).tokenizer.get_vocab(), "the package's is another one"
     assert UniteEnsemble([member]).generate("How many?\n", max_new_tokens=3)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
 import httpx
 import openai
 import pytest
+from command_processes import Command
 from running_server import PROMPT, demo_ensemble, running
 
 from unite_ext.serve import engine_thread
@@ -194,18 +192,15 @@ def start(tmp_path):
     """Starts `unite serve --demo` with options; returns the process and its address."""
     started = []
 
-    def start(*options: str) -> tuple[subprocess.Popen, str]:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "unite_ext", "serve", "--demo", "--port", "0", *options],
-            stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
-        )  # fmt: skip
+    def start(*options: str) -> tuple[Command, str]:
+        process = Command(["serve", "--demo", "--port", "0", *options], tmp_path)
         started.append(process)
-        for line in process.stderr:
-            if found := re.search(r"at (http://127\.0\.0\.1:\d+)/v1", line):
-                break
+        end = time.monotonic() + 60
+        while (found := re.search(r"at (http://127\.0\.0\.1:\d+)/v1", process.stderr)) is None:
+            assert time.monotonic() < end, process.stderr
+            assert process.poll() is None, process.stderr
+            time.sleep(0.02)
         url = found[1]
-        end = time.monotonic() + 30
         while True:
             try:
                 httpx.get(f"{url}/health")
@@ -216,9 +211,7 @@ def start(tmp_path):
 
     yield start
     for process in started:
-        process.kill()
-        process.stderr.close()
-        process.wait()
+        process.end()
 
 
 def test_a_signal_lets_running_requests_finish(start):
@@ -291,13 +284,8 @@ def test_a_port_in_use_is_said_before_models_are_loaded(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = str(taken.getsockname()[1])
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "COLUMNS": "200"}
-        result = subprocess.run(
-            [sys.executable, "-m", "unite_ext", "serve", "--demo", "--port", port],
-            capture_output=True, text=True, cwd=tmp_path, env=environment,
-        )  # fmt: skip
-    assert result.returncode == 1
+        result = Command(["serve", "--demo", "--port", str(taken.getsockname()[1])], tmp_path)
+        assert result.wait() == 1
     assert "must name a free address of this machine" in result.stderr
     assert "Loading" not in result.stderr
 

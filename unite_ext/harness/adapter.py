@@ -329,8 +329,13 @@ def _parse_weights(value: Any) -> list[float] | None:
         raise ValueError(f"weights must be numbers separated by ';', got {value!r}") from None
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """lm-evaluation-harness's command line, which knows this model."""
     from lm_eval.__main__ import cli_evaluate
 
     with quiet_git():
         cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()
