@@ -10,7 +10,7 @@ passes of a member other than it per token, what was drafted and accepted, and w
 several places cost no more than one over a single place, from the passes alone.
 
 Four texts side by side end with the slowest of them, so that what others gain is lost in part; "both" has eight texts
-for four rows, where the next takes the place of one that is done.
+for four rows, where the next takes the place of one that is done, and "auto" alone is measured.
 """
 
 from __future__ import annotations
@@ -157,12 +157,14 @@ def main() -> None:
         }
         for names in (("qwen25-coder", "smollm2"), ("qwen25-coder", "smollm2", "gemma3")):
             ensemble = UniteEnsemble([loaded[name] for name in names], boundaries=boundaries)
-            rounds = arguments.length, arguments.real_rounds, 0 if arguments.exact else arguments.auto_rounds
+            rounds = arguments.real_rounds, 0 if arguments.exact else arguments.auto_rounds
             for case, prompts in (("real, word problems", WORD_PROBLEMS), ("real, code", CODE)):
                 for batch in arguments.batch:
-                    save(measure_texts(case, ensemble, list(prompts), batch, *rounds))
-            both = [text for pair in zip(WORD_PROBLEMS, CODE) for text in pair]
-            save(measure_texts("real, both", ensemble, both, max(arguments.batch), *rounds))
+                    save(measure_texts(case, ensemble, list(prompts), batch, arguments.length, *rounds))
+            if not arguments.exact:
+                both = [text for pair in zip(WORD_PROBLEMS, CODE) for text in pair]
+                batch = max(arguments.batch)
+                save(measure_texts("real, both", ensemble, both, batch, arguments.length, 0, sum(rounds)))
 
 
 if __name__ == "__main__":
