@@ -11,9 +11,12 @@ out=build/coverage
 mkdir -p "$out"
 if [ "${1:-}" != --core ]; then
   [ "${1:-}" != -- ] || shift
-  python -m coverage run --branch --source unite_ext --data-file "$out/python" -m pytest "$@"
-  python -m coverage report --data-file "$out/python" --show-missing --skip-covered
-  python -m coverage html --quiet --data-file "$out/python" --directory "$out/python-html"
+  export COVERAGE_FILE="$PWD/$out/python"
+  python -m coverage erase
+  python -m coverage run -m pytest -n 2 --dist loadfile "$@" || echo "some tests failed: what they would have reached is missing" >&2
+  python -m coverage combine --quiet
+  python -m coverage report --show-missing --skip-covered
+  python -m coverage html --quiet --directory "$out/python-html"
 fi
 cmake -S . -B "$out/cpp" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS=--coverage >/dev/null
 cmake --build "$out/cpp" --parallel "$(nproc)"

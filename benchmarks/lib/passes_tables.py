@@ -31,7 +31,10 @@ def _gains(rows: Rows) -> str:
     table = []
     for (case, members, batch), found in cases.items():
         by = {r["draft"]: r for r in found}
-        cells = [f"{float(by[kind]['gain']):.2f}× ({float(by[kind]['free_places_gain']):.2f}×)" for kind in kinds]
+        cells = [
+            f"{float(by[kind]['gain']):.2f}× ({float(by[kind]['free_places_gain']):.2f}×)" if kind in by else "-"
+            for kind in kinds
+        ]
         plain = f"{float(by['none']['tokens_per_s']):.1f}"
         table.append([f"{case}, {members} members, B = {batch}", plain, *cells])
     header = ["", "no drafts, tokens/s", *(k if not k.isdigit() else f"drafts of {k}" for k in kinds)]
