@@ -252,6 +252,23 @@ def test_a_shared_beginning_is_read_once(pair, max_requests):
         assert_same(request, *alone(pair, prompt, options, unite(pair)))
 
 
+def test_a_request_whose_method_cannot_start_ends_alone(pair, monkeypatch):
+    def refuse(prompt_ids):
+        raise ValueError("no start from here")
+
+    method = unite(pair)
+    monkeypatch.setattr(method, "start", refuse)
+    engine = new_engine(pair)
+    bad = engine.submit("A", method, GenerationOptions(max_new_tokens=3))
+    good = engine.submit("James met", unite(pair), GenerationOptions(max_new_tokens=3))
+    events = run(engine)
+    assert [event.request for event in events if isinstance(event, Failed)] == [bad]
+    assert str(bad.error) == "no start from here"
+    assert bad.ids == []
+    assert_same(good, *alone(pair, "James met", GenerationOptions(max_new_tokens=3), unite(pair)))
+    assert_empty(engine)
+
+
 def test_a_failing_request_ends_alone(pair):
     """A member without a finite logit for one request: the others go on, and generate says whose it was."""
     marked = pair.members[1].encode_prompt("zzz")[-1]

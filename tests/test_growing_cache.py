@@ -117,6 +117,14 @@ def test_where_one_left_another_joins_in_the_same_memory():
     assert (layer.keys[7, :, :5] == 0).all()
 
 
+def test_a_layer_that_holds_nothing_stays_empty():
+    """Such as one that reads what another has written."""
+    layer = GrowingLayer()
+    layer.keep_rows([0])
+    layer.add_rows(1, *torch.randn(2, 1, HEADS, 3, DIM).unbind())
+    assert layer.get_seq_length() == 0
+
+
 def test_memory_of_many_rows_is_let_go_when_few_are_left():
     layer = many_rows()
     memory = weakref.ref(layer.keys.untyped_storage())

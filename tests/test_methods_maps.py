@@ -91,6 +91,19 @@ def test_nearest_vectors_are_the_plain_ones(monkeypatch, dtype, close):
         assert not found.any()
 
 
+def test_many_vectors_are_multiplied_in_the_type_that_is_fastest(monkeypatch):
+    types = []
+    fastest = cosine._fastest_type
+    monkeypatch.setattr(cosine, "_ROWS", 64)
+    monkeypatch.setattr(cosine, "_fastest_type", lambda *given: types.append(fastest(*given)) or types[-1])
+    generator = torch.Generator().manual_seed(1)
+    queries, targets = (torch.nn.functional.normalize(torch.randn(n, 16, generator=generator)) for n in (100, 300))
+    assert torch.equal(nearest_vectors(queries, targets), plain_vectors(queries, targets))
+    assert types[0] in (torch.float32, torch.bfloat16)
+    nearest_vectors(queries[:9], targets)
+    assert types[1] == torch.float32
+
+
 def test_nearest_vectors_at_the_edges():
     unit = torch.eye(3)
     assert nearest_vectors(unit, unit[[1, 0, 2, 1]]).tolist() == [1, 0, 2]

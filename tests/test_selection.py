@@ -173,6 +173,16 @@ def write_lm_eval(
         (folder / f"samples_{task}_{date}.jsonl").write_text("\n".join(lines) + "\n")
 
 
+@pytest.mark.parametrize("line", ["{", '{"doc_id": 3}', '{"resps": []}', "[]", '"text"'])
+def test_a_damaged_sample_is_named(tmp_path, line):
+    for name in "ab":
+        write_lm_eval(tmp_path, name, "gsm8k", {"exact_match,none": 0.5}, ["xy"])
+    [path] = (tmp_path / "a").glob("samples_*.jsonl")
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    with pytest.raises(ValueError, match=r"samples_gsm8k_.*\.jsonl: line 4 is not a sample of lm_eval"):
+        read_scores([tmp_path])
+
+
 def test_lm_eval_folders(tmp_path):
     write_lm_eval(
         tmp_path, "org/a", "gsm8k", {"exact_match,strict": 0.5, "exact_match_stderr,strict": 0.01}, ["abcd", "éé"]

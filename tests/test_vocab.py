@@ -300,6 +300,16 @@ def test_fingerprint_sees_what_matters(change):
     assert Vocabulary.from_tokenizer(tokenizer).fingerprint != before
 
 
+def test_keys_in_another_order_are_read_too(monkeypatch):
+    """As another version of the library may write them: then all is parsed."""
+    tokenizer = toys.sentencepiece()
+    expected = Vocabulary.from_tokenizer(tokenizer)
+    monkeypatch.setattr("unite_ext.vocab.tokenizer_kinds._MODEL_VOCAB", b',"merges":')
+    found = Vocabulary.from_tokenizer(tokenizer)
+    assert found.kind == expected.kind
+    assert found.token_bytes == expected.token_bytes
+
+
 def test_fingerprint_with_eos_ids():
     """Special EOS ids change neither bytes nor tokenization; an ordinary token that ends the text does."""
     tokenizer = toys.byte_level()

@@ -177,7 +177,8 @@ class _Writer:
         required = schema.get("required", [])
         if not isinstance(given, Mapping):
             raise _wrong(place, f"must have an object as 'properties', got {given!r}")
-        if not isinstance(required, Sequence) or any(not isinstance(name, str) for name in required):
+        listed = isinstance(required, Sequence) and not isinstance(required, str)
+        if not listed or any(not isinstance(name, str) for name in required):
             raise _wrong(place, f"must have a list of names as 'required', got {required!r}")
         self._count(len(given), place)
         properties: dict[str, object] = {
