@@ -11,8 +11,10 @@ import sys
 import pytest
 from command_processes import Command
 from running_server import CHAT, QUESTION, demo_ensemble
+from typer.testing import CliRunner
 
 from unite_ext import UniteEnsemble
+from unite_ext.cli import app
 from unite_ext.cli.chat import Session
 from unite_ext.demo import CHAT_TEMPLATE, COMPARABLE, load_member
 from unite_ext.trace import load_traces
@@ -104,6 +106,24 @@ def test_a_chat_through_pipes(three, tmp_path):
     assert result.wait() == 0
     assert result.stdout == f"system message: S\n{three.generate(CHAT, max_new_tokens=8)}\n"
     assert "the answer has its most tokens" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"messages": 3}', '{"messages": [{"content": "no role"}]}', '{"messages": [5]}']
+)
+def test_a_file_that_is_no_chat(content, tmp_path):
+    (tmp_path / "chat.json").write_text(content)
+    result = CliRunner().invoke(app, ["chat", "--demo", "--load", str(tmp_path / "chat.json")], env={"COLUMNS": "400"})
+    assert result.exit_code == 1
+    assert "--load must be a file that /save wrote, got" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_page_needs_an_answer(session, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session.run(lines("/save chat.html"))
+    assert "/save needs an answer that was not stopped, got none yet" in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

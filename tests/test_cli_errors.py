@@ -57,6 +57,7 @@ def run(models: list[str], *arguments: str, code: int = 0, **options):
             "--device must be given once, or once per --model, 2",
         ),
         (["--model", "./nowhere"], "got ./nowhere: no such folder"),
+        (["--model", __file__], "model must be a folder, a .gguf file or a Hugging Face name, got the file"),
         (["--prompt", "word " * 64], "prompt 1: a prompt takes"),
         (["--prompt", "\udcff"], r"prompt 1: a prompt must be whole Unicode characters, got the lone surrogate"),
         (["--chat-template", "plain"], "--chat-template needs --chat, or messages in --file"),
@@ -123,6 +124,39 @@ def test_prompts_are_the_lines_of_a_file(models, tmp_path):
     assert sorted(row["prompt"] for row in rows) == ["Jam", "James"]
     piped = run(models, "--json", input=b"\xef\xbb\xbfJames\r\n").stdout
     assert json.loads(piped)["prompt"] == "James"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"index": "0", "prompt": "James"}', "line 1: must be"),
+        ('{"index": 0, "text": "."}', "line 1: must be"),
+        ("[0]", "line 1: must be"),
+        ('{"index": 1, "prompt": "James"}', "line 1: row 1 belongs to another prompt"),
+        ('{"index": 0, "prompt": "Jam"}', "line 1: row 0 belongs to another prompt"),
+    ],
+)
+def test_rows_of_something_else_are_not_gone_on_with(models, tmp_path, row, message):
+    output = tmp_path / "rows.jsonl"
+    output.write_text(row + "\n")
+    (tmp_path / "prompts.txt").write_text("James\n")
+    given = ["--file", str(tmp_path / "prompts.txt"), "--output", str(output), "--resume"]
+    assert message in run(models, *given, code=1).output
+    assert output.read_text() == row + "\n"
+
+
+def test_a_grammar_must_be_text(models, tmp_path):
+    file = tmp_path / "answer.gbnf"
+    file.write_bytes(b'root ::= "\xff"')
+    output = run(models, "--prompt", "Hi", "--grammar", str(file), code=1).output
+    assert "answer.gbnf must be UTF-8 text" in output
+    assert output.count("\n") == 1
+
+
+def test_a_server_s_log_has_levels():
+    result = CliRunner().invoke(app, ["serve", "--demo", "--log-level", "loud"])
+    assert result.exit_code == 1
+    assert "--log-level must be one of debug, info, warning, error, got 'loud'" in " ".join(result.output.split())
 
 
 def test_chat_and_base_models_on_one_command_line(models):
