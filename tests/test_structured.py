@@ -406,7 +406,8 @@ def test_what_allows_no_text_is_refused_before_any_pass(monkeypatch):
         monkeypatch.setattr(context, "evaluate", None)
     for options, message in [
         ({"grammar": "root ::= root"}, "no text that the primary can write"),
-        ({"json_schema": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}}, "no text"),
+        # From 0.2.9 on xgrammar sees the circle itself.
+        ({"json_schema": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}}, "no text|Circular"),
         ({"regex": ""}, "the empty text"),
         ({"json_schema": ANSWER, "method": "mined"}, "json_schema must be None with method 'mined'"),
         ({"regex": "(", "method": "mbr"}, "compiles"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeGuard
 
 from .patterns import portable_pattern
 
@@ -66,6 +67,10 @@ def portable_schema(schema: object) -> str:
         return json.dumps(_Writer(schema).write(schema, "$", 0), allow_nan=False)
     except TypeError as error:
         raise TypeError(f"json_schema must hold JSON values, got another: {error}") from None
+
+
+def _are_names(value: object) -> TypeGuard[Sequence[str]]:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(name, str) for name in value)
 
 
 class _Writer:
@@ -177,8 +182,7 @@ class _Writer:
         required = schema.get("required", [])
         if not isinstance(given, Mapping):
             raise _wrong(place, f"must have an object as 'properties', got {given!r}")
-        listed = isinstance(required, Sequence) and not isinstance(required, str)
-        if not listed or any(not isinstance(name, str) for name in required):
+        if not _are_names(required):
             raise _wrong(place, f"must have a list of names as 'required', got {required!r}")
         self._count(len(given), place)
         properties: dict[str, object] = {
