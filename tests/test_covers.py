@@ -55,13 +55,16 @@ def test_a_much_lighter_cover_lends_its_weight_to_the_one_with_its_end():
     assert shares(covers) == pytest.approx({(AB,): 0.615})
 
 
-@pytest.mark.parametrize(("lead", "text", "counts"), [(b"", b"", True), (b"", b"a", False), (b"a", b"", True)])
-def test_the_text_ends_only_where_a_token_does(lead, text, counts):
+@pytest.mark.parametrize(
+    ("lead", "text", "counts", "ended"), [(b"", b"", True, 0), (b"", b"a", False, 3 / 7), (b"a", b"", True, 1 / 3)]
+)
+def test_the_text_ends_only_where_a_token_does(lead, text, counts, ended):
     """A lead is no part of the text: a member that has written nothing may end it inside the lead."""
     covers = MemberCovers(Order(), WalkLimits(), lead)
     cover = settled(covers, covers.waiting[0], 0.3, 0.4, 0.1, text)
     assert cover.eos == pytest.approx(0.2 if counts else 0.0)
     assert cover.mass == pytest.approx({b"": 0.8, b"a": 0.4}[lead + text] + cover.eos)
+    assert covers.ended_share(len(text)) == pytest.approx(ended)
 
 
 def test_unlikely_ways_are_asked_about_when_they_count():
@@ -111,11 +114,13 @@ def test_what_waits_is_forgotten_far_behind():
         covers.advance([(0, 0, 0, 0.0)], [(0, 1, 0, 0.5 * newest.weight)], length, [0.5])
 
 
-def test_rows_that_lie_behind_are_let_go_of():
+@pytest.mark.parametrize("waits", [False, True])
+def test_rows_that_lie_behind_are_let_go_of(waits):
+    """But not of a cover that waits, which may count yet."""
     covers = MemberCovers(Order(), WalkLimits())
     row = np.cumsum([0.0, 0.3, 0.3, 0.3]), 0.1
     paths = covers.root.along([A, B, A], {A: b"a", B: b"b"})
     covers.rows = dict.fromkeys(paths, row)
     settled(covers, covers.waiting[0], 0.5, 0.3, 0.1, b"")
-    covers.advance([(0, 3, 0, 0.9)], [], 0, [0.9, 0.9])
-    assert set(covers.rows) == set(paths[1:])
+    covers.advance([(0, 3, 0, 0.9)], [(0, 1, 0, 0.5)] if waits else [], 0, [0.9, 0.9])
+    assert set(covers.rows) == set(paths[0 if waits else 1 :])
