@@ -89,9 +89,8 @@ def main() -> None:
     else:
         other = Member.from_pretrained(arguments.beside, dtype="float32")
         prompts = [f"Question: {question}\nAnswer:" for question in QUESTIONS]
-    facts = machine() | {
-        "model": Path(arguments.model).name, "beside": other.name, "vllm": "engine" if arguments.url is None else "server"
-    }  # fmt: skip
+    kind = "engine" if arguments.url is None else "server"
+    facts = machine() | {"model": Path(arguments.model).name, "beside": other.name, "vllm": kind}
     for batch in (prompts[:1], prompts):
         for leads in ("model", "beside"):
             ways = [[here, other], [there, other]]
