@@ -78,7 +78,9 @@ class VllmEngine(Backend):
     def close(self) -> None:
         """End the engine and its processes; once is enough."""
         atexit.unregister(self.close)
-        self._engine.shutdown()
+        engine, self._engine = self._engine, None
+        engine.shutdown()
+        del engine  # now, while everything is there that its destructor needs
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def _ask(self, ids: Sequence[int], **options: Any) -> dict[int, float]:
