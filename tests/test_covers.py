@@ -47,11 +47,15 @@ def test_a_text_is_covered_by_tokens_inside_and_beyond_it():
     assert covers.heaviest.ids() == [AB]
 
 
-def test_a_much_lighter_cover_lends_its_weight_to_the_one_with_its_end():
+@pytest.mark.parametrize("known", [False, True])
+def test_a_much_lighter_cover_lends_its_weight_to_the_one_with_its_end(known):
     covers = MemberCovers(Order(), WalkLimits(merged_share=0.03))
     [root] = covers.due(2, 1e-3)
     settled(covers, root, 0.3, 0.6, 0.05, b"ab")
-    settled(covers, covers.waiting[0], 0.0, 0.0, 0.05, b"ab")  # 0.015 of 0.6
+    first, whole = covers.waiting
+    if known:
+        settled(covers, whole, 0.3, 0.3, 0.3, b"ab")
+    settled(covers, first, 0.0, 0.0, 0.05, b"ab")  # 0.015 of 0.6
     assert shares(covers) == pytest.approx({(AB,): 0.615})
 
 
