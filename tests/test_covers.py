@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from unite_ext._host import SortedTokens
-from unite_ext.decoding.covers import Cover, MemberCovers, WalkLimits
+from unite_ext._host import END_OF_TEXT, SortedTokens
+from unite_ext.decoding.covers import Cover, ExactState, MemberCovers, WalkLimits
 
 A, AB, B = 10, 11, 12
 
@@ -128,3 +128,21 @@ def test_rows_that_lie_behind_are_let_go_of(waits):
     settled(covers, covers.waiting[0], 0.5, 0.3, 0.1, b"")
     covers.advance([(0, 3, 0, 0.9)], [(0, 1, 0, 0.5)] if waits else [], 0, [0.9, 0.9])
     assert set(covers.rows) == set(paths[0 if waits else 1 :])
+
+
+@pytest.mark.parametrize(
+    ("sure", "draft", "foreseen"),
+    [(b"ab", b"abc", b"abc"), (b"ab", b"ab", b"ab"), (b"ab", b"a", b"ab"), (b"ab", b"axc", b"ab"), (b"", b"x", b"x")],
+)
+def test_a_draft_counts_where_it_says_more_than_is_sure_and_nothing_else(sure, draft, foreseen):
+    state = ExactState([], None, [], sure=sure, draft=draft)
+    assert state.foreseen == foreseen
+    assert state.expected_bytes(1) == foreseen[:1]
+
+
+def test_given_bytes_are_expected_up_to_an_end_of_the_text():
+    state = ExactState([], None, [], forced=[97, 98, END_OF_TEXT, 99], sure=b"x")
+    assert state.expected_bytes(8) == b"ab"
+    assert state.expected_bytes(1) == b"a"
+    state.log_probs = [-1.0, -1.0]
+    assert state.expected_bytes(8) == b""
