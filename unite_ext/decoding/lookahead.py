@@ -77,9 +77,6 @@ class Lookahead:
                 fans.append((request, _Fan(text, paths)))
             own += [path for path in paths if path not in own and path not in _covers(request, m).rows]
         self._run(m, asked, [wanted[request.key] for request in asked])
-        for request, fan in fans:
-            if _state(request).forced is not None:
-                self._stand(m, request, fan.paths[-1])
         order = byte_order(self.alignment.vocabularies[m])
         for _ in range(_LEVELS):
             branching = [(request, fan.branches(_covers(request, m), order, room)) for request, fan in fans]
@@ -141,12 +138,6 @@ class Lookahead:
         if _state(request).has_draft and (tip := self.tip(m, request)) is not None:
             paths.append(tip)
         return paths
-
-    def _stand(self, m: int, request: Request, path: Path) -> None:
-        """Leave a member's context at a path that has been run, so that nothing of it is run again."""
-        covers = _covers(request, m)
-        self.contexts[m].edit(request.key, *covers.standing.change_to(path))
-        covers.standing = path
 
     def _ahead(self, m: int, request: Request, room: int) -> tuple[bytes, list[Path]]:
         """Up to `room` paths of a member along what is expected to follow, and the bytes after the first of them."""
