@@ -108,8 +108,13 @@ def test_a_full_context_ends_the_text(speculate):
     tokenizers = [toy_tokenizers.byte_level(), toy_tokenizers.byte_level_digits()]
     models = [toy_model("llama", tokenizers[0], context=24), toy_model("qwen2", tokenizers[1], seed=1, context=200)]
     ens = UniteEnsemble(models, tokenizers, boundaries="exact")
+    positions = []
+    ens.members[0].model.register_forward_pre_hook(
+        lambda _, __, arguments: positions.append(int(arguments["position_ids"].max())), with_kwargs=True
+    )
     for primary in (0, 1):
         assert_same(ens, ["James met Jam"], speculate, max_new_tokens=60, min_new_tokens=60, primary=primary)
+    assert max(positions) == 23  # what is foreseen ends with the context
 
 
 def test_the_others_take_fewer_passes(demo):
