@@ -90,7 +90,7 @@ def main() -> None:
         other = Member.from_pretrained(arguments.beside, dtype="float32")
         prompts = [f"Question: {question}\nAnswer:" for question in QUESTIONS]
     kind = "engine" if arguments.url is None else "server"
-    facts = machine() | {"model": Path(arguments.model).name, "beside": other.name, "vllm": kind}
+    facts = machine() | {"model": Path(arguments.model).name, "beside": Path(other.name).name, "vllm": kind}
     for batch in (prompts[:1], prompts):
         for leads in ("model", "beside"):
             ways = [[here, other], [there, other]]

@@ -146,3 +146,10 @@ def test_given_bytes_are_expected_up_to_an_end_of_the_text():
     assert state.expected_bytes(1) == b"a"
     state.log_probs = [-1.0, -1.0]
     assert state.expected_bytes(8) == b""
+
+
+def test_what_a_member_gave_to_its_lead_is_not_known():
+    covers = MemberCovers(Order(), WalkLimits(), b"a")
+    covers.advance([], [], 0, [0.9])
+    covers.advance([], [], 1, [0.5, 0.25])
+    assert covers.byte_probs == [0.0, 0.9, 0.5, 0.25]

@@ -164,6 +164,22 @@ def ranks() -> str:
     return markdown(header, table, f"A step, and what each rank sends in it. {records.measured_on(rows)}.")
 
 
+def vllm() -> str:
+    """A step with a member in vLLM, beside the same model in this process."""
+    rows = newest("vllm_cpu")
+    table = []
+    for key in dict.fromkeys((r["model"], r["beside"], r["vllm"], r["texts"]) for r in rows):
+        model, beside, kind, texts = key
+        own = [r for r in rows if (r["model"], r["beside"], r["vllm"], r["texts"]) == key]
+        counts = {name: sum(int(r[name]) for r in own) for name in ("same", "near_ties", "different")}
+        total = sum(counts.values())
+        ties = f", {counts['near_ties']} to a near tie" * bool(counts["near_ties"])
+        times = (", ".join(f"{float(r[name]):.0f} ms" for r in own) for name in ("local_ms", "vllm_ms"))
+        table.append([f"{model} ({kind}) + {beside}", texts, f"{counts['same']} of {total}{ties}", *times])
+    header = ["in vLLM + beside it", "texts at once", "same tokens", "a step in this process", "in vLLM"]
+    return markdown(header, table, f"Two times: either one leads. {measured_on(rows)}")
+
+
 def trace_page() -> str:
     """The page of a long trace."""
     rows = newest("trace_page")
@@ -270,6 +286,7 @@ TABLES: dict[str, Callable[[], str]] = {
         leaving,
         scoring,
         ranks,
+        vllm,
         trace_page,
         serve_cpu,
         bits_per_byte,
