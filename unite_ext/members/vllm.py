@@ -79,6 +79,8 @@ class VllmEngine(Backend):
         """End the engine and its processes; once is enough."""
         atexit.unregister(self.close)
         engine, self._engine = self._engine, None
+        if engine is None:
+            return
         engine.shutdown()
         del engine  # now, while everything is there that its destructor needs
         self._loop.call_soon_threadsafe(self._loop.stop)
