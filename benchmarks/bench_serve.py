@@ -8,18 +8,19 @@
 Appended to results/serve_cpu.csv. The server runs in a process of its own, the clients in this one. The demo's
 development problems are asked, every answer in a stream, and every text is compared with that of the engine alone.
 
-Closed loop: every client asks again as soon as it is answered. The engine alone runs the same prompts, as many side by
-side as there are clients, in the same minute; `ratio` is the server's tokens per second over the engine's, the median
-of the rounds. Poisson:
-requests arrive at random, at 0.8 of the rate that the engine alone finished; the time to the first token is from the
-moment a request arrives. Time per token is that of one text after its first piece. Memory is the server's, before the
-first request and after the last.
+Engine and server compute with one thread each; the event loop and the clients have the other core. Closed loop: every
+client asks again as soon as it is answered. The engine alone runs the same prompts, as many side by side as there are
+clients, in the same minute; `ratio` is the server's tokens per second over the engine's, the median of the rounds.
+Poisson: requests arrive at random, at 0.8 of the rate that the engine alone finished; the time to the first token is
+from the moment a request arrives. Time per token is that of one text after its first piece. Memory is the server's,
+before the first request and after the last.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -189,6 +190,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="CSV file to append to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # the server's as well: the other core is the event loop's and the clients'
     log = Path(tempfile.mkstemp(prefix="bench-serve-", suffix=".log")[1])
     names = arguments.model or list(COMPARABLE)
     if arguments.model:
