@@ -5,7 +5,9 @@
 Arrivals: the bundled models solve the demo's development problems, all at once as one offline batch, and arriving by a
 Poisson process whose mean rate is a multiple of what the batch finished per second. The figure is generated tokens per
 second, from the first arrival to the last token. At the batch's own rate the last request arrives when the batch would
-have been done, so that runs are long beside one request.
+have been done, so that runs are long beside one request. Every run of arrivals has the batch run before it, and `ratio`
+is the median of the turns. `steps` is how many steps of the engine the same tokens took, which no other load of the
+machine changes: a request that arrives late leaves rows empty.
 
 Long prompt: 32 requests run on tiny models with real tokenizers (the folder that UNITE_TEST_TOKENIZERS names) when one
 with 2,000 ids in its prompt arrives. The figure is how long the others wait for a step, with the prompt read in chunks
@@ -18,6 +20,8 @@ import argparse
 import random
 import time
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import torch
 from bench_decode import load
@@ -34,11 +38,21 @@ PROMPT = 2000
 STEPS = 120
 
 
-def arrive(ensemble: UniteEnsemble, prompts: list[str], times: list[float]) -> tuple[float, int, list[Request]]:
-    """Submit every prompt at its time, run until all are done; seconds, generated tokens, and the requests."""
+class Run(NamedTuple):
+    """Requests that have been answered."""
+
+    tokens_per_s: float
+    """From the first arrival to the last token."""
+    steps: int
+    requests: list[Request]
+
+
+def arrive(ensemble: UniteEnsemble, prompts: list[str], times: list[float]) -> Run:
+    """Submit every prompt at its time, and run until all are done."""
     plan = ensemble.plan({"max_new_tokens": MAX_NEW_TOKENS})
     engine = ensemble.new_engine(plan, max_requests=ROWS)
     requests: list[Request] = []
+    steps = 0
     start = time.perf_counter()
     while len(requests) < len(prompts) or engine.has_work:
         now = time.perf_counter() - start
@@ -46,9 +60,10 @@ def arrive(ensemble: UniteEnsemble, prompts: list[str], times: list[float]) -> t
             requests.append(engine.submit(prompts[len(requests)], plan.token_method, plan.generation))
         if engine.has_work:
             engine.step()
+            steps += 1
         elif len(requests) < len(prompts):
             time.sleep(max(0.0, times[len(requests)] - (time.perf_counter() - start)))
-    return time.perf_counter() - start, sum(r.num_steps for r in requests), requests
+    return Run(sum(r.num_steps for r in requests) / (time.perf_counter() - start), steps, requests)
 
 
 def poisson(count: int, rate: float, seed: int) -> list[float]:
@@ -61,28 +76,33 @@ def poisson(count: int, rate: float, seed: int) -> list[float]:
 
 
 def measure_arrivals(count: int, rounds: int) -> list[dict[str, float | str]]:
-    """Tokens per second of the offline batch and of arrivals, taken in turn; texts must agree."""
+    """The offline batch and arrivals in turn; texts must agree."""
     ensemble = UniteEnsemble([load_member(name) for name in COMPARABLE])
-    prompts = [problem.prompt for problem in problem_set("dev", DEV_SEED, 360)[:count]]
-    seconds, _, offline = arrive(ensemble, prompts, [0.0] * count)  # warms up, and gives the rate
-    rate = count / seconds
-    samples: dict[str, list[float]] = {}
+    prompts = [problem.prompt for problem in problem_set("dev", DEV_SEED, 360)]
+    prompts = (prompts * (count // len(prompts) + 1))[:count]
+    at_once = [0.0] * count
+    first = arrive(ensemble, prompts, at_once)  # warms up, and gives the rate
+    rate = first.tokens_per_s * count / sum(r.num_steps for r in first.requests)
+    runs: dict[str, list[Run]] = {}
+    ratios: dict[str, list[float]] = {"offline batch": [1.0]}
     for turn in range(rounds):
-        for load_factor in (0.0, *LOADS):
-            times = poisson(count, load_factor * rate, turn) if load_factor else [0.0] * count
-            seconds, tokens, requests = arrive(ensemble, prompts, times)
-            if sum(a.text != b.text for a, b in zip(requests, offline)) > count // 50:
+        for load_factor in LOADS:
+            batch = arrive(ensemble, prompts, at_once)
+            own = arrive(ensemble, prompts, poisson(count, load_factor * rate, turn))
+            if sum(a.text != b.text for a, b in zip(own.requests, first.requests)) > count // 50:
                 raise SystemExit("arrivals changed texts: more than near-ties explain")
-            name = f"arrivals at {load_factor:g} x the batch's rate" if load_factor else "offline batch"
-            samples.setdefault(name, []).append(tokens / seconds)
-    base = sorted(samples["offline batch"])[rounds // 2]
-    rows: list[dict[str, float | str]] = []
-    for name, found in samples.items():
-        middle = sorted(found)[rounds // 2]
-        rows.append(
-            {"case": name, "requests": count, "tokens_per_s": round(middle, 1), "ratio": round(middle / base, 3)}
-        )
-    return rows
+            name = f"arrivals at {load_factor:g} x the batch's rate"
+            runs.setdefault("offline batch", []).append(batch)
+            runs.setdefault(name, []).append(own)
+            ratios.setdefault(name, []).append(own.tokens_per_s / batch.tokens_per_s)
+    return [
+        {
+            "case": name, "requests": count, "steps": round(median(run.steps for run in found)),
+            "tokens_per_s": round(median(run.tokens_per_s for run in found), 1),
+            "ratio": round(median(ratios[name]), 3),
+        }
+        for name, found in runs.items()
+    ]  # fmt: skip
 
 
 def steps_beside(ensemble: UniteEnsemble, chunk: int | None) -> list[float]:
@@ -112,11 +132,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the bundled models gain nothing from a second thread
     facts = machine()
-    empty = {"requests": "", "tokens_per_s": "", "ratio": "", "p10_us": "", "p50_us": "", "p90_us": "", "worst_us": ""}
+    fields = ("requests", "steps", "tokens_per_s", "ratio", "p10_us", "p50_us", "p90_us", "worst_us")
+    empty: dict[str, float | str] = dict.fromkeys(fields, "")
     rows = []
-    for row in measure_arrivals(64 if arguments.quick else 576, 1 if arguments.quick else 3):
+    for row in measure_arrivals(64 if arguments.quick else 360, 1 if arguments.quick else 5):
         rows.append(facts | {"case": ""} | empty | row)
-        print(f"{row['case']:40} {row['tokens_per_s']:10} tokens/s  {row['ratio']} of the batch", flush=True)
+        print(
+            f"{row['case']:40} {row['tokens_per_s']:10} tokens/s  {row['ratio']} of the batch, {row['steps']} steps",
+            flush=True,
+        )
     torch.set_num_threads(2)
     ensemble = load(2, "cpu")
     for chunk in (None, 512, 128, PROMPT):

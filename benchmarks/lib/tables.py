@@ -133,8 +133,8 @@ def holes() -> str:
 def engine_arrivals() -> str:
     """Requests that arrive one by one against one offline batch."""
     rows = [r for r in newest("engine_cpu") if r["ratio"]]
-    table = [[r["case"], f"{float(r['tokens_per_s']):,.0f}", f"{float(r['ratio']):.2f}"] for r in rows]
-    return markdown([f"{rows[0]['requests']} requests", "tokens/s", "of the batch"], table, measured_on(rows))
+    table = [[r["case"], f"{float(r['tokens_per_s']):,.0f}", f"{float(r['ratio']):.2f}", r["steps"]] for r in rows]
+    return markdown([f"{rows[0]['requests']} requests", "tokens/s", "of the batch", "steps"], table, measured_on(rows))
 
 
 def engine_prompt() -> str:
