@@ -3,7 +3,7 @@
     python benchmarks/bench_few_rows.py            appended to results/few_rows_cpu.csv
     python benchmarks/bench_few_rows.py --quick    one shape, few rows, short samples
 
-Shapes are those of SmolLM2-135M and Qwen2.5-0.5B. A call runs as many layers as do not fit a cache. The floor is the
+Shapes are those of SmolLM2-135M and Qwen2.5-0.5B, and the head of Pythia-14M, which is narrow. A call runs as many layers as do not fit a cache. The floor is the
 largest number of every weight, which needs the same bytes.
 """
 
@@ -21,6 +21,7 @@ from unite_ext.members.few_rows import use_few_rows_linear
 
 SHAPES = {
     "576 to 1536": (576, 1536),
+    "128 to 50304": (128, 50304),
     "896 to 4864": (896, 4864),
     "4864 to 896": (4864, 896),
     "896 to 151936": (896, 151936),

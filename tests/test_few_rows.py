@@ -162,6 +162,19 @@ def test_layers_use_it_where_it_pays(monkeypatch):
 
 
 @needs_code
+@torch.no_grad()
+def test_narrow_layers_use_it_for_fewer_rows(monkeypatch):
+    calls = Calls(monkeypatch)
+    model = nn.ModuleList([nn.Linear(255, 2048), nn.Linear(256, 2048)])
+    use_few_rows_linear(model)
+    for own in model:
+        for count in (16, 17):
+            rows = torch.randn(count, own.in_features)
+            torch.testing.assert_close(own(rows), nn.Linear.forward(own, rows), atol=1e-5, rtol=0)
+    assert calls.rows == [16, 16, *([17] if MOST_ROWS > 16 else [])]
+
+
+@needs_code
 def test_layers_are_torch_s_elsewhere(monkeypatch):
     calls, own = Calls(monkeypatch), layer()
     own(torch.randn(2, 640)).sum().backward()

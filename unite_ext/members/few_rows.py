@@ -29,6 +29,8 @@ _HAS_AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 MOST_ROWS = 16 if _HAS_AVX512 else 64
 """With more, torch is as fast. 64 is measured with AVX2; with AVX-512 torch's products have twice the arithmetic."""
+_NARROW, _MOST_ROWS_OF_NARROW = 256, 16
+"""A layer with fewer inputs computes little for each result it has to write, and torch writes as fast sooner."""
 _DTYPES = (torch.float32,) if _HAS_AVX512 else (torch.float32, torch.bfloat16)
 _LEAST_WEIGHT = 1 << 18  # entries; a smaller weight lies in a core's cache, and there torch is as fast
 _MOST_USED = 0.9  # the share of rows that are used up to which leaving out the others pays for gathering these
@@ -95,7 +97,8 @@ class FewRowsLinear(nn.Linear):
 
     def _of_rows(self, rows: Tensor) -> Tensor:
         """[rows, in_features] to [rows, out_features]."""
-        if len(rows) > MOST_ROWS and rows.dtype is not torch.bfloat16:
+        most = MOST_ROWS if self.in_features >= _NARROW else min(MOST_ROWS, _MOST_ROWS_OF_NARROW)
+        if len(rows) > most and rows.dtype is not torch.bfloat16:
             return super().forward(rows)
         return torch.ops.unite_ext.few_rows_linear(rows.contiguous(), self.weight, self.bias)
 
