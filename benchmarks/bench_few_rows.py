@@ -3,8 +3,8 @@
     python benchmarks/bench_few_rows.py            appended to results/few_rows_cpu.csv
     python benchmarks/bench_few_rows.py --quick    one shape, few rows, short samples
 
-Shapes are those of SmolLM2-135M and Qwen2.5-0.5B, and the head of Pythia-14M, which is narrow. A call runs as many layers as do not fit a cache. The floor is the
-largest number of every weight, which needs the same bytes.
+Shapes are those of SmolLM2-135M and Qwen2.5-0.5B, and the head of Pythia-14M, which is narrow. A call runs as many
+layers as do not fit a cache. The floor is the largest number of every weight, which needs the same bytes.
 """
 
 from __future__ import annotations
