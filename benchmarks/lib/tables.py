@@ -130,6 +130,25 @@ def holes() -> str:
     )
 
 
+def decode_against() -> str:
+    """The decode loop beside that of an older commit: a step, and its time outside the forward passes."""
+    rows = newest("decode_against")
+    found = {(r["batch"], r["length"], r["call"]): (float(r["other_us"]), float(r["this_us"])) for r in rows}
+
+    def cells(key: tuple[str, str, str]) -> list[str]:
+        before, now = found[key]
+        return [duration(before), duration(now), f"{now / before:.2f}×"]
+
+    table = [
+        [f"B = {batch}, after {length}", *cells((batch, length, "outside forwards")), *cells((batch, length, call))]
+        for batch, length, call in found
+        if call == "ensemble"
+    ]
+    header = ["", "outside forwards, before", "now", "", "a step, before", "now", ""]
+    note = f"{rows[0]['members']} members; before: commit {rows[0]['other']}. {measured_on(rows)}"
+    return markdown(header, table, note)
+
+
 def engine_arrivals() -> str:
     """Requests that arrive one by one against one offline batch."""
     rows = [r for r in newest("engine_cpu") if r["ratio"]]
@@ -274,6 +293,7 @@ TABLES: dict[str, Callable[[], str]] = {
         step_cpu,
         step_cpu_dtypes,
         decode_cpu,
+        decode_against,
         alignment,
         text_sync,
         holes,
