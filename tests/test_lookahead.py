@@ -96,6 +96,26 @@ def test_what_is_foreseen_changes_no_text(three, monkeypatch):
     assert three.generate(PROMPTS, **options) == seen
 
 
+def test_nobody_waits_for_what_another_one_asks(three):
+    """In a batch of which some take a step and others ask once more, a pass asks for more requests than one."""
+
+    def generated(prompts):
+        plan = three.plan({"max_new_tokens": 16}, generates=True)
+        engine = three.new_engine(plan, max_requests=len(prompts))
+        requests = [engine.submit(prompt, plan.token_method, plan.generation) for prompt in prompts]
+        passes, apart = Passes(three), 0
+        while engine.has_work:
+            running = engine.num_running
+            apart += 0 < len(engine.step()) < running
+        return [bytes(request.text) for request in requests], passes.close().count, apart
+
+    alone = [generated([prompt]) for prompt in PROMPTS]
+    texts, count, apart = generated(PROMPTS)
+    assert texts == [text for [text], _, _ in alone]
+    assert apart > 10
+    assert count < 0.75 * sum(own for _, own, _ in alone)
+
+
 IDS = st.lists(st.integers(0, 2), max_size=6)
 
 

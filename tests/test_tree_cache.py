@@ -228,7 +228,7 @@ def test_held_branches_are_not_fed_again(models, kind):
 
 
 def test_rows_that_are_not_asked_keep_their_branches(models):
-    """They feed their last id again, whatever follows it."""
+    """And feed nothing: what fills them up is left out."""
     model = models["llama"]
     cache = TreeCache(model, 2, reuse="holes")
     cache.edit(0, 0, [1, 2, 3])
@@ -240,11 +240,33 @@ def test_rows_that_are_not_asked_keep_their_branches(models):
     again, other = cache.place_logits([(0, 0, []), (1, 0, [8, 9, 1])], held=[(0, 0, [6, 7])])
     with fed_ids(model) as fed:
         [got] = cache.place_logits([(0, 0, [6, 7, 10])])
-    assert [row[-1] for row in fed[0]] == [10, 5]
-    assert len(fed[0][0]) == 1
+    assert fed == [[[10], [0]]]
     assert_close(got, alone(model, [1, 2, 3, 6, 7, 10]))
     assert_close(again, alone(model, [1, 2, 3]))
     assert_close(other, alone(model, [4, 5, 8, 9, 1]))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral-window"])
+def test_rows_that_are_not_asked_may_be_anything(models, kind):
+    """Not yet in the cache, in it with ids that are not, or with branches beside: each is right when it is asked."""
+    model = models[kind]
+    cache = TreeCache(model, 4, reuse=probe_reuse(model))
+    texts = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [4, 5], [6], [7, 8, 9, 10]]
+    for r, ids in enumerate(texts):
+        cache.edit(r, 0, ids)
+    [got] = cache.place_logits([(0, 0, [20])])  # the others have nothing in the cache
+    assert_close(got, alone(model, [*texts[0], 20]))
+    for n in range(12):
+        r, drop = n % 4, n % 3 if n % 4 != 2 else 0
+        drop = min(drop, len(texts[r]) - 1)
+        kept = texts[r][: len(texts[r]) - drop]
+        own, other = cache.place_logits([(r, drop, [11 + n]), (r, 0, [30 + n, 31])])
+        assert_close(own, alone(model, [*kept, 11 + n]))
+        assert_close(other, alone(model, [*texts[r], 30 + n, 31]))
+        cache.edit(r, drop, [11 + n, 12 + n])
+        texts[r] = [*kept, 11 + n, 12 + n]
+    for got, ids in zip(cache.next_logits(), texts):
+        assert_close(got, alone(model, ids))
 
 
 def test_only_held_branches_stay(models):

@@ -289,7 +289,9 @@ class ExactState:
     """What has been drafted and not yet come to pass."""
     draft_sure: int = 0
     """How much of its beginning was sure already."""
-    min_share: float = 0.0
+    is_asking: bool = False
+    """Whether a step has begun that could not be taken yet: members have more to say."""
+    min_share: float = WalkLimits.min_share
     """`WalkLimits.min_share`, or less while an unlikely target is looked at."""
     log_probs: list[float] = field(default_factory=list)
     """Of the forced symbols so far."""

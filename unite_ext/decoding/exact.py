@@ -73,6 +73,7 @@ class ExactRunner:
             [MemberCovers(byte_order(v), self.limits, lead) for v, lead in zip(vocabularies, leads)],
             TextSync(vocabularies[self.primary], leads[self.primary]),
             list(weights),
+            min_share=self.limits.min_share,
         )
         if (structure := request.options.structure) is not None:
             state.masks = TextMasks(structure, vocabularies, request.starts)
@@ -83,15 +84,30 @@ class ExactRunner:
         return state
 
     def step(self, requests: Sequence[Request]) -> None:
-        """Walk on with every request; those that end or fail say so."""
-        for request in requests:
-            _state(request).min_share = self.limits.min_share
+        """Walk on with those of the requests whose members have said enough, one at least, or let them end or fail.
+
+        Nobody waits for what another one has to ask: so more requests share a pass, and there are fewer.
+        """
         self.drafter.draft(requests)
-        asked = list(requests)
-        while asked:
-            for m in range(len(self.contexts)):
-                self._ask(m, asked)
-            asked = [request for request in asked if request.error is None and not self._walk(request)]
+        for request in requests:
+            _state(request).is_asking = True
+        lacking = {request: self._lacking_by_member(request) for request in requests}
+        while any(request.error is None for request in requests):
+            ready = [request for request in requests if request.error is None and not any(lacking[request])]
+            if moved := [request for request in ready if self._walk(request)]:
+                self._settle_in(moved)
+                return
+            lacking |= {request: self._lacking_by_member(request) for request in ready}
+            m = _most_lacked(list(lacking.values()))
+            asked = [request for request in requests if lacking[request][m]]
+            self.lookahead.look(m, [(request, cover) for request in asked for cover in lacking[request][m]])
+            for request in asked:
+                lacking[request][m] = self._lacking(m, request)
+
+    def _settle_in(self, requests: Sequence[Request]) -> None:
+        """End the step of requests that have walked."""
+        for request in requests:
+            _state(request).is_asking, _state(request).min_share = False, self.limits.min_share
         for m in range(len(self.contexts)):
             self._move_context(m, [request for request in requests if not request.done])
         for request in requests:
@@ -104,18 +120,25 @@ class ExactRunner:
 
     def _ask(self, m: int, requests: Sequence[Request]) -> None:
         """Ask a member about the covers that count, until all that do are known."""
-        while True:
-            due = [(request, cover) for request in requests for cover in self._due(m, request)]
-            if not due:
-                return
-            self.lookahead.look(m, due)
-            for request, cover in due:
-                covers = _state(request).members[m]
+        while lacking := [(request, cover) for request in requests for cover in self._lacking(m, request)]:
+            self.lookahead.look(m, lacking)
+
+    def _lacking_by_member(self, request: Request) -> list[list[Cover]]:
+        return [self._lacking(m, request) for m in range(len(self.contexts))]
+
+    def _lacking(self, m: int, request: Request) -> list[Cover]:
+        """The covers that count and that a member has to be asked about; those that it has been are taken in."""
+        covers = _state(request).members[m]
+        while due := self._due(m, request):
+            if lacking := [cover for cover in due if cover.path not in covers.rows]:
+                return lacking
+            for cover in due:
                 if math.isnan(covers.rows[cover.path][0][-1]):
                     where = f"prompt {request.index}, step {request.num_steps + 1}"
                     name = self.evaluator.members[m].name
                     request.error = ValueError(f"{where}: {name} has no eligible logit above -inf")
                 covers.settle(cover, request.text)
+        return []
 
     def _due(self, m: int, request: Request) -> list[Cover]:
         if request.error is not None:
@@ -255,6 +278,16 @@ class ExactRunner:
             covers.standing = path
             if limit is not None and len(request.prompt_ids[m]) + path.length >= limit:
                 request.finish_reason = "length"
+
+
+def _most_lacked(lacking: Sequence[Sequence[list[Cover]]]) -> int:
+    """The member to ask next: every request has a vote, and shares it among the members that it lacks."""
+    votes = [0.0] * len(lacking[0])
+    for own in lacking:
+        lacked = [m for m, covers in enumerate(own) if covers]
+        for m in lacked:
+            votes[m] += 1 / len(lacked)
+    return votes.index(max(votes))
 
 
 def _record(symbol: int, candidates: Sequence[tuple[int, float, list[float]]]) -> ByteRecord:

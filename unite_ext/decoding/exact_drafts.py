@@ -54,7 +54,7 @@ class ExactDrafter:
         self._ask = ask
 
     def draft(self, requests: Sequence[Request]) -> None:
-        """Give a draft to those of the requests that want one and have used theirs up.
+        """Give a draft to those of the requests that begin a step, want one and have used theirs up.
 
         A member that writes for one of them also writes on for the others that it drafts for: the passes are the same.
         """
@@ -65,7 +65,7 @@ class ExactDrafter:
                 continue
             if request.drafter != NGRAM:
                 writers.setdefault(int(request.drafter), []).append(request)
-            if not _state(request).has_draft:
+            if not _state(request).has_draft and not _state(request).is_asking:
                 request.rounds += 1
                 lacking.add(request.drafter)
                 if request.drafter == NGRAM:

@@ -100,7 +100,8 @@ class TreeCache(RaggedCache):
     def _grow(self, places: Sequence[Place], held: Sequence[Place]) -> list[Node]:
         """Let every row's tree grow by its places; returns the last node of each. Its branches without a place go.
 
-        A row without any place keeps all its branches, and feeds its last ids.
+        A row without any place keeps all its branches and feeds nothing, but for one that has nothing in the cache:
+        what fills it up has to see something.
         """
         self._passes += 1
         for r, drop, append in places:
@@ -112,8 +113,7 @@ class TreeCache(RaggedCache):
         for r, tree in enumerate(self.trees):
             if tree.fresh:
                 tree.prune(self._passes)
-            else:
-                self._release_last(r)
+            elif not self.columns[r]:
                 tree.add(*self._path(r, 0, ()), self._passes)
         return ends
 
@@ -141,7 +141,7 @@ class TreeCache(RaggedCache):
         lacks = []
         for tree, columns in zip(self.trees, self.columns):
             lack = 0 if sees_through else feed - len(tree.fresh)
-            if not is_chain(tree.fresh, len(columns)) or lack > len(columns):
+            if lack > len(columns) or (tree.fresh and not is_chain(tree.fresh, len(columns))):
                 return False
             lacks.append(lack)
         for r, lack in enumerate(lacks):
