@@ -1,6 +1,7 @@
 """Compare requests that arrive one by one with one offline batch; time a long prompt among running requests.
 
     python benchmarks/bench_engine.py            appended to results/engine_cpu.csv
+    python benchmarks/bench_engine.py --parts prompt
 
 Arrivals: the bundled models solve the demo's development problems, all at once as one offline batch, and arriving by a
 Poisson process whose mean rate is a multiple of what the batch finished per second. The figure is generated tokens per
@@ -32,6 +33,7 @@ from unite_ext.demo import COMPARABLE, load_member
 from unite_ext.demo.problems import problem_set
 from unite_ext.demo.run import DEV_SEED, MAX_NEW_TOKENS
 
+PARTS = ("arrivals", "prompt")
 ROWS = 32
 LOADS = (0.8, 1.0, 2.0)  # arrivals per second, in requests that the offline batch finished per second
 PROMPT = 2000
@@ -128,28 +130,29 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer requests, one round")
-    parser.add_argument("--out", type=Path, help="CSV file to append to")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; both by default")
+    parser.add_argument("--out", type=Path, default=RESULTS / "engine_cpu.csv", help="CSV file to append to")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # the bundled models gain nothing from a second thread
-    facts = machine()
     fields = ("requests", "steps", "tokens_per_s", "ratio", "p10_us", "p50_us", "p90_us", "worst_us")
     empty: dict[str, float | str] = dict.fromkeys(fields, "")
-    rows = []
-    for row in measure_arrivals(64 if arguments.quick else 360, 1 if arguments.quick else 5):
-        rows.append(facts | {"case": ""} | empty | row)
-        print(
-            f"{row['case']:40} {row['tokens_per_s']:10} tokens/s  {row['ratio']} of the batch, {row['steps']} steps",
-            flush=True,
-        )
-    torch.set_num_threads(2)
-    ensemble = load(2, "cpu")
-    for chunk in (None, 512, 128, PROMPT):
-        times = steps_beside(ensemble, chunk)
-        name = "32 requests" if chunk is None else f"32 requests, a prompt of {PROMPT} in chunks of {chunk}"
-        numbers = percentiles(times) | {"worst_us": round(max(times) * 1e6, 1)}
-        rows.append(facts | {"case": name} | empty | numbers)
-        print(f"{name:52} p50 {numbers['p50_us'] / 1e3:8.2f} ms  worst {numbers['worst_us'] / 1e3:8.2f} ms", flush=True)
-    append_csv(arguments.out or RESULTS / "engine_cpu.csv", rows)
+    if "arrivals" in arguments.parts:
+        torch.set_num_threads(1)  # the bundled models gain nothing from a second thread
+        facts = machine()
+        found = measure_arrivals(64 if arguments.quick else 360, 1 if arguments.quick else 5)
+        append_csv(arguments.out, [facts | {"case": ""} | empty | row for row in found])
+        for row in found:
+            print(
+                f"{row['case']:40} {row['tokens_per_s']:10} tokens/s  {row['ratio']} of the batch, {row['steps']} steps"
+            )
+    if "prompt" in arguments.parts:
+        torch.set_num_threads(2)
+        facts, ensemble = machine(), load(2, "cpu")
+        for chunk in (None, 512, 128, PROMPT):
+            times = steps_beside(ensemble, chunk)
+            name = "32 requests" if chunk is None else f"32 requests, a prompt of {PROMPT} in chunks of {chunk}"
+            numbers = percentiles(times) | {"worst_us": round(max(times) * 1e6, 1)}
+            append_csv(arguments.out, [facts | {"case": name} | empty | numbers])
+            print(f"{name:52} p50 {numbers['p50_us'] / 1e3:8.2f} ms  worst {numbers['worst_us'] / 1e3:8.2f} ms")
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ def test_unlikely_ways_are_asked_about_when_they_count():
     assert [c.path.ids() for c in covers.due(2, 1e-5)] == [[A, A], [A, B]]
 
 
-def test_what_waits_keeps_its_share_of_a_text_until_it_takes_a_turn():
-    """B waits with about a hundredth of the weight while two likely bytes come, and then one that nobody expects."""
+def test_what_waits_keeps_its_share_of_a_text_but_where_it_takes_a_turn():
+    """B waits with a hundredth of the weight while two likely bytes come, one that nobody expects, and another."""
     covers = MemberCovers(Order(), WalkLimits())
     settled(covers, covers.waiting[0], 0.9, 0.05, 0.01, b"")
     standing = [(0, 2, 1, 0.9)]
@@ -97,10 +97,12 @@ def test_what_waits_keeps_its_share_of_a_text_until_it_takes_a_turn():
         covers.advance(standing, [], length, [prob])
     assert covers.likely_share(rest) == pytest.approx(rest.weight * 0.5 * 0.04)
     assert covers.due(3, 1e-3) == []
-    covers.advance(standing, [], 3, [0.02])  # nobody would have said this
-    assert covers.likely_share(rest) == rest.weight
+    covers.advance([(0, 2, 1, 0.9 * 0.02)], [], 3, [0.02])  # nobody would have said this, but B may have
+    assert covers.likely_share(rest) == pytest.approx(rest.weight * 0.5 * 0.04)
     assert covers.due(4, 1e-3) == [rest]
     assert covers.heaviest.ids() == []
+    covers.advance([(0, 2, 1, 0.9 * 0.02 * 0.6)], [], 4, [0.6])
+    assert covers.likely_share(rest) == pytest.approx(rest.weight * 0.5 * 0.04 * 0.6)
 
 
 def test_what_waits_is_forgotten_far_behind():

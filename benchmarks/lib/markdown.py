@@ -10,9 +10,10 @@ from lib.records import Rows
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
-def newest(name: str) -> Rows:
-    """The last rows of a CSV file in results/ that were measured together."""
-    return records.pick_measurement(records.read_rows(RESULTS / f"{name}.csv"))
+def newest(name: str, having: str = "") -> Rows:
+    """The last rows of a CSV file in results/ that were measured together; of those that have this column, if given."""
+    rows = records.read_rows(RESULTS / f"{name}.csv")
+    return records.pick_measurement([row for row in rows if not having or row[having]])
 
 
 def markdown(header: list[str], rows: list[list[str]], rows_are: str) -> str:

@@ -91,6 +91,7 @@ def tokens_per_step() -> str:
     table = [
         [
             r["members"].replace("+", " + "),
+            r["batch_size"],
             f"{float(r['tokens_per_step']):.1f}",
             *(f"{float(r[f'{rule}_ms']):.0f} ms ({float(r[f'{rule}_to_sum']):.2f})" for rule in ("plain", "exact")),
             ", ".join(f"{float(word):.0f} ms" for word in r["alone_ms"].split()[1::2]),
@@ -100,9 +101,9 @@ def tokens_per_step() -> str:
     some = rows[0]
     note = (
         "Per token of the first member, and how many times the sum of its members' own. "
-        f"{some['prompts']} texts, one at a time, k = {some['k']}, {some['dtype']}. {measured_on(rows)}"
+        f"So many texts at a time, k = {some['k']}, {some['dtype']}. {measured_on(rows)}"
     )
-    header = ["members", "tokens per step", "`plain`", "`exact`", "each alone"]
+    header = ["members", "texts", "tokens per step", "`plain`", "`exact`", "each alone"]
     return markdown(header, table, note)
 
 

@@ -151,14 +151,14 @@ def decode_against() -> str:
 
 def engine_arrivals() -> str:
     """Requests that arrive one by one against one offline batch."""
-    rows = [r for r in newest("engine_cpu") if r["ratio"]]
+    rows = newest("engine_cpu", "ratio")
     table = [[r["case"], f"{float(r['tokens_per_s']):,.0f}", f"{float(r['ratio']):.2f}", r["steps"]] for r in rows]
     return markdown([f"{rows[0]['requests']} requests", "tokens/s", "of the batch", "steps"], table, measured_on(rows))
 
 
 def engine_prompt() -> str:
     """How long running requests wait for a step while a long prompt is read."""
-    rows = [r for r in newest("engine_cpu") if r["p50_us"]]
+    rows = newest("engine_cpu", "p50_us")
     table = [[r["case"], *(duration(float(r[name])) for name in ("p50_us", "p90_us", "worst_us"))] for r in rows]
     return markdown(["a step", "median", "p90", "worst"], table, records.measured_on(rows) + ".")
 

@@ -71,13 +71,14 @@ class StepRunner:
     def step(self, requests: Sequence[Request]) -> None:
         """Take one step of every request; those that end or fail say so.
 
-        A request with targets scores as many as fit into a pass; one that speculates may take several tokens.
+        A request with targets scores as many as fit into a pass; one that speculates may take several tokens. With
+        exact boundaries a request may take its step in a later call, while others have taken theirs.
 
         Raises
         ------
         MemberOutOfMemory
-            Requests of one kind (scoring, each drafter, plain) have all taken their step or none of them has. What the
-            contexts have read is lost.
+            Requests of one kind (exact, scoring, each drafter, plain) have taken the steps of this call or none of them
+            has. What the contexts have read is lost.
         """
         waiting = list(requests)
         while waiting:

@@ -8,8 +8,8 @@ Models over Characters", arXiv 2412.03719; Hayase et al., "Sampling from Your La
 2506.14123).
 
 A cover costs a position in a forward pass, and most have no weight. Those whose share is small wait, in case the text
-takes a turn that makes them count. What a waiting cover says of the text behind it is not known. As long as no unlikely
-byte has come there, it is taken to be what the member as a whole has said.
+takes a turn that makes them count. What a waiting cover says of the text behind it is not known. Of a likely byte it is
+taken to be what the member as a whole has said. Nothing is guessed of an unlikely one, which another reading may explain.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class WalkLimits:
     """A cover with less than this share of the weight of another one with the same end is taken as that one: both have
     read the same text, and what follows is asked about once."""
     unlikely_byte: float = 0.03
-    """A byte to which the member gave less is a turn: before others, covers that wait keep their share of the text.
-    Above 1 every byte is one, and nothing is guessed."""
+    """A byte to which the member gave less is a turn: a cover that waits may have given it anything. Above 1 every byte
+    is one, and nothing is guessed."""
     max_lag: int = 64
     """How many bytes behind the end of the text a cover may lie that waits; longer than nearly every token."""
     held_share: float = 1e-4
@@ -134,11 +134,14 @@ class MemberCovers:
         return max(covers, key=self.likely_share).path if covers else None
 
     def likely_share(self, cover: Cover) -> float:
-        """A cover's share of the text. Of one that waits it is a bound, a guess if the text has taken no turn since."""
-        since = self.byte_probs[cover.end :]
-        if cover.sums is not None or not since or min(since) < self.limits.unlikely_byte:
+        """A cover's share of the text. Of one that waits it is a guess, at most its bound.
+
+        It is taken to say of every byte since what the member as a whole said, and of an unlikely one anything.
+        """
+        if cover.sums is not None:
             return cover.share
-        return cover.share * math.prod(since)
+        since = self.byte_probs[cover.end :]
+        return cover.share * math.prod([p for p in since if p >= self.limits.unlikely_byte])
 
     def likely_paths(self) -> list[Path]:
         """The paths of the covers from which longer ones that count are likely to come."""
