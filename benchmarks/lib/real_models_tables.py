@@ -87,11 +87,11 @@ def real_models_eval() -> str:
 
 def tokens_per_step() -> str:
     """The size of the union with real models, and what a token takes beside its members' own."""
-    rows = newest("tokens_per_step")
+    measured = records.read_rows(RESULTS / "tokens_per_step.csv")
+    rows = records.pick_measurement([r for r in measured if r["batch_size"] == "1"])
     table = [
         [
             r["members"].replace("+", " + "),
-            r["batch_size"],
             f"{float(r['tokens_per_step']):.1f}",
             *(f"{float(r[f'{rule}_ms']):.0f} ms ({float(r[f'{rule}_to_sum']):.2f})" for rule in ("plain", "exact")),
             ", ".join(f"{float(word):.0f} ms" for word in r["alone_ms"].split()[1::2]),
@@ -101,10 +101,30 @@ def tokens_per_step() -> str:
     some = rows[0]
     note = (
         "Per token of the first member, and how many times the sum of its members' own. "
-        f"So many texts at a time, k = {some['k']}, {some['dtype']}. {measured_on(rows)}"
+        f"{some['prompts']} texts, one at a time, k = {some['k']}, {some['dtype']}. {measured_on(rows)}"
     )
-    header = ["members", "texts", "tokens per step", "`plain`", "`exact`", "each alone"]
+    header = ["members", "tokens per step", "`plain`", "`exact`", "each alone"]
     return markdown(header, table, note)
+
+
+def exact_batches() -> str:
+    """A token of a batch by plain steps and with exact boundaries, commit by commit."""
+    measured = [r for r in records.read_rows(RESULTS / "tokens_per_step.csv") if r["batch_size"] != "1"]
+    rows = [r for r in measured if (r["date"], r["machine"]) == (measured[-1]["date"], measured[-1]["machine"])]
+    table = [
+        [
+            f"{r['members'].replace('+', ' + ')}, {r['batch_size']} texts, commit {r['commit']}",
+            *(f"{float(r[f'{rule}_ms']):.0f} ms" for rule in ("plain", "exact")),
+            f"{float(r['exact_ms']) / float(r['plain_ms']):.2f}",
+        ]
+        for r in rows
+    ]
+    some = rows[-1]
+    note = (
+        f"Per token of the first member, prompts included; {some['prompts']} texts, {some['dtype']}. "
+        f"{some['machine']}, torch {some['torch']}, {some['date']}."
+    )
+    return markdown(["", "`plain`", "`exact`", "ratio"], table, note)
 
 
 def skill_gap() -> str:

@@ -23,6 +23,7 @@ from lib.real_models_tables import (
     bits_per_byte,
     code_prompts,
     code_prompts_second,
+    exact_batches,
     real_models_eval,
     skill_gap,
     tokens_per_step,
@@ -314,6 +315,7 @@ TABLES: dict[str, Callable[[], str]] = {
         code_prompts_second,
         real_models_eval,
         tokens_per_step,
+        exact_batches,
         skill_gap,
     )
 }

@@ -9,7 +9,7 @@ Models over Characters", arXiv 2412.03719; Hayase et al., "Sampling from Your La
 
 A cover costs a position in a forward pass, and most have no weight. Those whose share is small wait, in case the text
 takes a turn that makes them count. What a waiting cover says of the text behind it is not known. Of a likely byte it is
-taken to be what the member as a whole has said. Nothing is guessed of an unlikely one, which another reading may explain.
+taken to be what the member as a whole has said. Nothing is guessed of an unlikely one: another reading may explain it.
 """
 
 from __future__ import annotations
