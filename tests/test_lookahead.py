@@ -113,7 +113,7 @@ def test_nobody_waits_for_what_another_one_asks(three):
     texts, count, apart = generated(PROMPTS)
     assert texts == [text for [text], _, _ in alone]
     assert apart > 10
-    assert count < 0.75 * sum(own for _, own, _ in alone)
+    assert count < 0.55 * sum(own for _, own, _ in alone)  # three fifths if any other member is asked next
 
 
 IDS = st.lists(st.integers(0, 2), max_size=6)
