@@ -127,8 +127,7 @@ class Lookahead:
         logits = self.evaluator.place_scores(m, requests, places).logits
         if logits is None:
             raise ValueError(f"{self.evaluator.members[m].name} must have its logits at hand for boundaries='exact'")
-        sums, eos = byte_order(self.alignment.vocabularies[m]).probability_sums(logits)
-        found = zip([row.copy() for row in sums], eos.tolist())  # each is let go of by itself
+        found = iter(byte_order(self.alignment.vocabularies[m]).probability_sums(logits))
         for request, own in zip(requests, paths):
             _covers(request, m).rows |= {path: next(found) for path in own}
 

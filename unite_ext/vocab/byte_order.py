@@ -37,8 +37,11 @@ class ByteOrder:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def probability_sums(self, logits: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def probability_sums(self, logits: Tensor) -> list[tuple[NDArray[np.float64], float]]:
         """Sum up the probabilities of the tokens in their order.
+
+        Row by row: gathering along one dimension takes a quarter of the time of the second of two, and what was said of
+        one place can be let go of without the others.
 
         Parameters
         ----------
@@ -47,18 +50,20 @@ class ByteOrder:
 
         Returns
         -------
-        sums : float64 [N, count + 1]
-            The probability of all tokens before each, over all eligible ids; NaN where no logit is above -inf.
-        eos : float64 [N]
-            The probability of ending.
+        list of (sums, eos)
+            Of every row float64 [count + 1], the probability of all tokens before each, over all eligible ids; and the
+            probability of ending. NaN where no logit is above -inf.
         """
         wanted = self._wanted = self._wanted.to(logits.device)
-        values = logits.index_select(1, wanted).float().nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
-        probs = values.softmax(dim=1, dtype=torch.float32)
-        eos = probs[:, len(self) :].double().sum(dim=1)
-        sums = torch.zeros(len(probs), len(self) + 1, dtype=torch.float64, device=probs.device)
-        torch.cumsum(probs[:, : len(self)], dim=1, dtype=torch.float64, out=sums[:, 1:])
-        return sums.cpu().numpy(), eos.cpu().numpy()
+        found = []
+        for row in logits:
+            values = row.float().index_select(0, wanted).nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
+            probs = values.softmax(dim=0).double()
+            sums = torch.empty(len(self) + 1, dtype=torch.float64, device=probs.device)
+            sums[0] = 0.0
+            torch.cumsum(probs[: len(self)], dim=0, out=sums[1:])
+            found.append((sums.cpu().numpy(), float(probs[len(self) :].sum())))
+        return found
 
 
 def byte_order(vocabulary: Vocabulary) -> ByteOrder:
