@@ -95,7 +95,7 @@ class ExactRunner:
         while any(request.error is None for request in requests):
             ready = [request for request in requests if request.error is None and not any(lacking[request])]
             if moved := [request for request in ready if self._walk(request)]:
-                self._settle_in(moved)
+                self._end_step(moved)
                 return
             lacking |= {request: self._lacking_by_member(request) for request in ready}
             m = _most_lacked(list(lacking.values()))
@@ -104,7 +104,7 @@ class ExactRunner:
             for request in asked:
                 lacking[request][m] = self._lacking(m, request)
 
-    def _settle_in(self, requests: Sequence[Request]) -> None:
+    def _end_step(self, requests: Sequence[Request]) -> None:
         """End the step of requests that have walked."""
         for request in requests:
             _state(request).is_asking, _state(request).min_share = False, self.limits.min_share

@@ -59,11 +59,13 @@ class ByteOrder:
         for row in logits:
             values = row.float().index_select(0, wanted).nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
             probs = values.softmax(dim=0).double()
-            sums = torch.empty(len(self) + 1, dtype=torch.float64, device=probs.device)
-            sums[0] = 0.0
-            torch.cumsum(probs[: len(self)], dim=0, out=sums[1:])
-            found.append((sums.cpu().numpy(), float(probs[len(self) :].sum())))
-        return found
+            own = torch.empty(len(self) + 2, dtype=torch.float64, device=probs.device)  # the last one is for ending
+            own[0] = 0.0
+            torch.cumsum(probs[: len(self)], dim=0, out=own[1:-1])
+            own[-1] = probs[len(self) :].sum()
+            found.append(own)
+        # A copy waits for the device: all of them come after all sums.
+        return [(own[:-1], float(own[-1])) for own in (own.cpu().numpy() for own in found)]
 
 
 def byte_order(vocabulary: Vocabulary) -> ByteOrder:
