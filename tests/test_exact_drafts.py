@@ -68,6 +68,16 @@ def test_members_that_hardly_agree(three, speculate, options):
     assert drafted > 0
 
 
+def test_a_request_in_a_batch_drafts_once_a_step(three):
+    """However often its members are asked before it can take the step: rounds and bytes are those of it alone."""
+    options = {"max_new_tokens": 12, "speculate": "ngram", "return_dict": True}
+    prompts = [*PROMPTS, AGAIN]
+    alone = [three.generate([prompt], **options) for prompt in prompts]
+    together = three.generate(prompts, **options)
+    for name in ("rounds", "drafted", "accepted"):
+        assert getattr(together, name) == [getattr(own, name)[0] for own in alone], name
+
+
 @pytest.mark.parametrize("options", [{"stop": "e"}, {"min_new_tokens": 9}, {"repetition_penalty": 1.3}, DRAWN])
 def test_options(demo, options):
     assert_same(demo, QUESTIONS, 4, max_new_tokens=30, **options)
